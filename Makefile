@@ -1,0 +1,32 @@
+# `make repro` runs the whole pipeline, `make test` the tests. Both make .venv first, from pinned versions.
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: repro test lint bench-synthesize clean
+
+repro: $(VENV)/ready
+	dvc repro
+	@python -m pipeline.report.summary data/report/summary.json
+	@echo "the page: data/report/index.html"
+
+test: $(VENV)/ready lint
+	python -m pytest
+
+lint: $(VENV)/ready
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench-synthesize: $(VENV)/ready    # our decoding against transformers.generate, side by side
+	python -m tests.bench.synthesize
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs .cache

@@ -1,0 +1,190 @@
+"""Zero-shot accuracy through lm-eval, on the hub's data sets or on a folder of JSON lines files.
+
+For a folder, each task's file includes the harness's own and changes only where the data is: the prompts, the metrics
+and the scoring stay theirs.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedModel
+
+PREFIX = "permafrost_"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the harness's tasks: its own file, its headline metric, and the fields that a row of its data has."""
+
+    file: str
+    metric: str
+    fields: Mapping[str, type | tuple[type, ...]]
+    split: str
+
+
+_QUESTION = {"question": str, "choices": dict, "answerKey": str}
+TASKS = {
+    "piqa": Task("piqa/piqa.yaml", "acc", {"goal": str, "sol1": str, "sol2": str, "label": int}, "validation"),
+    "hellaswag": Task(
+        "hellaswag/hellaswag.yaml",
+        "acc_norm",
+        {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (str, int)},
+        "validation",
+    ),
+    "winogrande": Task(
+        "winogrande/default.yaml",
+        "acc",
+        {"sentence": str, "option1": str, "option2": str, "answer": str},
+        "validation",
+    ),
+    "openbookqa": Task(
+        "openbookqa/openbookqa.yaml",
+        "acc_norm",
+        {"question_stem": str, "choices": dict, "answerKey": str},
+        "test",
+    ),
+    "arc_easy": Task("arc/arc_easy.yaml", "acc", _QUESTION, "test"),
+    "arc_challenge": Task("arc/arc_challenge.yaml", "acc_norm", _QUESTION, "test"),
+}
+
+
+def check_folder(folder: str | Path, tasks: list[str]) -> None:
+    """Raises:
+    ValueError: a task's file is missing, empty, or has a malformed line; all of them, with file and line.
+    """
+    problems = []
+    for name in tasks:
+        file = Path(folder) / f"{name}.jsonl"
+        if not file.is_file():
+            problems.append(f"{file} does not exist")
+            continue
+        lines = file.read_text(encoding="utf-8").splitlines()
+        if not lines:
+            problems.append(f"{file} is empty")
+        for number, line in enumerate(lines, 1):
+            problem = _malformed(line, name)
+            if problem:
+                problems.append(f"{file}, line {number}: {problem}")
+    if problems:
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"evaluate.benchmarks {str(folder)!r}:\n  " + "\n  ".join(problems[:20]) + more)
+
+
+def _malformed(line: str, task: str) -> str:
+    """What is wrong with a line of a task's file; empty if nothing is."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error}"
+    if not isinstance(row, dict):
+        return f"expected an object, got {type(row).__name__}"
+    for field, kind in TASKS[task].fields.items():
+        if field not in row:
+            return f"lacks the field {field!r}"
+        if not isinstance(row[field], kind):
+            return f"field {field!r} is {type(row[field]).__name__}, not {kind}"
+    if task == "piqa" and row["label"] not in (0, 1):
+        return f"label {row['label']!r} is neither 0 nor 1"
+    if task == "hellaswag" and str(row["label"]) not in [str(i) for i in range(len(row["endings"]))]:
+        return f"label {row['label']!r} is no index of its {len(row['endings'])} endings"
+    if task == "winogrande" and (row["answer"] not in ("1", "2") or row["sentence"].count("_") != 1):
+        return "expected one '_' in the sentence and the answer '1' or '2'"
+    if "choices" in row:
+        choices = row["choices"]
+        if not {"text", "label"} <= choices.keys() or len(choices["text"]) != len(choices["label"]):
+            return "choices need as many 'text' as 'label'"
+        if row["answerKey"] not in choices["label"]:
+            return f"answerKey {row['answerKey']!r} is none of the labels {choices['label']}"
+    return ""
+
+
+def accuracy(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    tasks: list[str],
+    folder: str | Path | None,
+    limit: int,
+    batch: int,
+    scratch: Path,
+) -> dict[str, float]:
+    """Zero-shot accuracy of each task, with standard errors, as lm-eval's simple_evaluate gives them.
+
+    Args:
+        model: on the CPU, in the dtype to score in.
+        tasks: names of TASKS.
+        folder: of JSON lines files; None for the data sets on the hub.
+        limit: items a task; 0 for all. batch: requests a forward.
+        scratch: where the data sets library may keep its tables.
+
+    Returns:
+        accuracy.{task} and accuracy.{task}.stderr of each task's headline metric (TASKS), and accuracy, the mean over
+        tasks, with its standard error.
+
+    Raises:
+        ValueError: the folder is not sound, or the hub's data cannot be had.
+    """
+    if folder is not None:
+        check_folder(folder, tasks)
+    os.environ["HF_DATASETS_CACHE"] = str(scratch.resolve())
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    with tempfile.TemporaryDirectory() as written:
+        if folder is None:
+            manager, names = TaskManager(), {name: name for name in tasks}
+        else:
+            _write_task_files(Path(written), Path(folder).resolve(), tasks, Path(lm_eval.__file__).parent / "tasks")
+            manager = TaskManager(include_path=written, include_defaults=False)
+            names = {name: PREFIX + name for name in tasks}
+        try:
+            results = lm_eval.simple_evaluate(
+                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+                tasks=list(names.values()),
+                task_manager=manager,
+                num_fewshot=0,
+                limit=limit or None,
+                bootstrap_iters=100,  # 0 would drop the standard errors, which are analytic for accuracy
+                log_samples=False,
+                random_seed=0,
+            )["results"]
+        except (OSError, ConnectionError) as error:
+            raise ValueError(
+                f"the data sets of {tasks} cannot be had: {str(error).splitlines()[0]}; "
+                "check the network, or set evaluate.source to folder"
+            ) from None
+    return _headline({name: results[full] for name, full in names.items()})
+
+
+def _headline(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    scores = {}
+    for name, values in results.items():
+        metric = TASKS[name].metric
+        scores[f"accuracy.{name}"] = float(values[f"{metric},none"])
+        scores[f"accuracy.{name}.stderr"] = float(values[f"{metric}_stderr,none"])
+    count = len(results)
+    scores["accuracy"] = sum(scores[f"accuracy.{name}"] for name in results) / count
+    scores["accuracy.stderr"] = sum(scores[f"accuracy.{name}.stderr"] ** 2 for name in results) ** 0.5 / count
+    return scores
+
+
+def _write_task_files(where: Path, folder: Path, tasks: list[str], harness: Path) -> None:
+    for name in tasks:
+        task = TASKS[name]
+        content = {
+            "include": str(harness / task.file),
+            "task": PREFIX + name,
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {task.split: str(folder / f"{name}.jsonl")}},
+            "training_split": None,
+            "validation_split": task.split if task.split == "validation" else None,
+            "test_split": task.split if task.split == "test" else None,
+        }
+        (where / f"{name}.yaml").write_text(yaml.safe_dump(content))

@@ -1,0 +1,260 @@
+"""params.yaml as frozen dataclasses, one a section, checked whole before any work.
+
+The comments in params.yaml say what each knob means. Here is what may stand there: a field's type, the names that a
+`Literal` admits, and the ranges in `_ranges`. Stages unpack a section into plain values; the library never sees it.
+"""
+
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pipeline.names import unknown
+
+Dtype = Literal["bfloat16", "float32"]
+FreezeName = Literal["none", "o", "v", "ov", "qk", "qkv", "qkvo", "mlp"]
+Task = Literal["piqa", "hellaswag", "winogrande", "openbookqa", "arc_easy", "arc_challenge"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    weight_bits: Literal[4, 8]
+    activation_bits: Literal[0, 8, 16]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    source: Literal["pypi", "hub", "path"]
+    package: str
+    version: str
+    sha256: str
+    repo: str
+    revision: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Synthesize:
+    strategy: Literal["hybrid", "sampled", "greedy"]
+    sequences: int
+    held_out: int
+    length: int
+    greedy_prefix: list[int]
+    temperature: float
+    stop_at_eos: bool
+    batch: int
+    dtype: Dtype
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    method: Literal["gptq", "rtn"]
+    sequences: int
+    batch: int
+    dtype: Dtype
+    damping: float
+    block: int
+    act_order: bool
+
+
+@dataclass(frozen=True)
+class Analyze:
+    sequences: int
+    batch: int
+    ce: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Distill:
+    freeze: FreezeName | list[str]
+    scale: Literal["static", "minmax"]
+    train_norms: bool
+    steps: int
+    batch: int
+    lr: float
+    warmup: float
+    min_lr: float
+    weight_decay: float
+    clip: float
+    ce: float
+    kl: float
+    temperature: float
+    chunk: int
+    dtype: Dtype
+    checkpoint_every: int
+
+
+@dataclass(frozen=True)
+class Export:
+    format: Literal["compressed-tensors"]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    source: Literal["folder", "hub"]
+    benchmarks: str
+    tasks: list[Task]
+    limit: int
+    text: str
+    windows: int
+    window: int
+    batch: int
+    dtype: Dtype
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+
+
+@dataclass(frozen=True)
+class Params:
+    seed: int
+    scheme: Scheme
+    teacher: Teacher
+    synthesize: Synthesize
+    calibrate: Calibrate
+    analyze: Analyze
+    distill: Distill
+    export: Export
+    evaluate: Evaluate
+    report: Report
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check a params file.
+
+    Raises:
+        ValueError: the file is no YAML, or knobs are unknown, missing, ill-typed or out of range: all of them, a line
+            each.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    problems: list[str] = []
+    params = _section(Params, tree, "", problems)
+    if not problems:
+        problems += _ranges(params)
+    if problems:
+        raise ValueError(f"{path} has {len(problems)} bad knob(s):\n  " + "\n  ".join(problems))
+    return params
+
+
+def _section(kind: Any, tree: Any, prefix: str, problems: list[str]) -> Any:
+    """A dataclass from a mapping; what is wrong is added to `problems`, and None stands for it."""
+    if not isinstance(tree, dict):
+        problems.append(f"{prefix.rstrip('.') or 'the file'}: expected a section of knobs, got {tree!r}")
+        return None
+    hints = typing.get_type_hints(kind)
+    problems += [unknown("knob", f"{prefix}{key}", (prefix + n for n in hints)) for key in tree if key not in hints]
+    values = {}
+    for field in fields(kind):
+        name = prefix + field.name
+        if field.name not in tree:
+            problems.append(f"{name}: missing")
+        elif is_dataclass(hints[field.name]):
+            values[field.name] = _section(hints[field.name], tree[field.name], name + ".", problems)
+        else:
+            values[field.name] = _value(hints[field.name], tree[field.name], name, problems)
+    return kind(**values) if len(values) == len(hints) else None
+
+
+def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
+    """A knob's value, an int widened to float where a float is due; what is wrong is added to `problems`."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        list_hint, other = sorted(typing.get_args(hint), key=lambda arm: typing.get_origin(arm) is not list)
+        return _value(list_hint if isinstance(value, list) else other, value, name, problems)
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices or isinstance(value, bool):
+            problems.append(f"{name}: " + unknown("value", value, map(str, choices)))
+    elif typing.get_origin(hint) is list:
+        if not isinstance(value, list) or not value:
+            problems.append(f"{name}: expected a list with at least one entry, got {value!r}")
+        else:
+            (entry,) = typing.get_args(hint)
+            return [_value(entry, item, f"{name}[{i}]", problems) for i, item in enumerate(value)]
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif type(value) is not hint:
+        problems.append(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _ranges(p: Params) -> list[str]:
+    """What is of the right type and still makes no sense."""
+    at_least = {
+        "synthesize.sequences": (p.synthesize.sequences, 2),
+        "synthesize.held_out": (p.synthesize.held_out, 1),
+        "synthesize.length": (p.synthesize.length, 2),
+        "synthesize.batch": (p.synthesize.batch, 1),
+        "calibrate.sequences": (p.calibrate.sequences, 1),
+        "calibrate.batch": (p.calibrate.batch, 1),
+        "calibrate.block": (p.calibrate.block, 1),
+        "analyze.sequences": (p.analyze.sequences, 1),
+        "analyze.batch": (p.analyze.batch, 1),
+        "distill.steps": (p.distill.steps, 1),
+        "distill.batch": (p.distill.batch, 1),
+        "distill.chunk": (p.distill.chunk, 1),
+        "distill.checkpoint_every": (p.distill.checkpoint_every, 1),
+        "evaluate.limit": (p.evaluate.limit, 0),
+        "evaluate.windows": (p.evaluate.windows, 2),
+        "evaluate.window": (p.evaluate.window, 2),
+        "evaluate.batch": (p.evaluate.batch, 1),
+        "analyze.ce": (p.analyze.ce, 0),
+        "analyze.kl": (p.analyze.kl, 0),
+        "distill.ce": (p.distill.ce, 0),
+        "distill.kl": (p.distill.kl, 0),
+        "distill.weight_decay": (p.distill.weight_decay, 0),
+    }
+    problems = [
+        f"{name}: must be at least {low}, got {value}" for name, (value, low) in at_least.items() if value < low
+    ]
+    above_zero = {
+        "synthesize.temperature": p.synthesize.temperature,
+        "calibrate.damping": p.calibrate.damping,
+        "distill.lr": p.distill.lr,
+        "distill.clip": p.distill.clip,
+        "distill.temperature": p.distill.temperature,
+    }
+    problems += [f"{name}: must be above 0, got {value}" for name, value in above_zero.items() if not value > 0]
+    shares = {"distill.warmup": p.distill.warmup, "distill.min_lr": p.distill.min_lr}
+    problems += [f"{name}: must lie in 0 to 1, got {value}" for name, value in shares.items() if not 0 <= value <= 1]
+
+    train = p.synthesize.sequences - p.synthesize.held_out
+    prefix = p.synthesize.greedy_prefix
+    if len(prefix) != 2 or not 0 <= prefix[0] <= prefix[-1] < p.synthesize.length:
+        problems.append(f"synthesize.greedy_prefix: expected [fewest, most] below the length, got {prefix}")
+    for name, wanted in (
+        ("calibrate", p.calibrate.sequences),
+        ("analyze", p.analyze.sequences),
+        ("distill", p.distill.batch),
+    ):
+        if wanted > train:
+            knob = f"{name}.{'batch' if name == 'distill' else 'sequences'}"
+            problems.append(
+                f"{knob}: asks for {wanted} sequences, but the corpus has {train} for training "
+                f"(synthesize.sequences {p.synthesize.sequences} less synthesize.held_out {p.synthesize.held_out})"
+            )
+    for name, ce, kl in (("analyze", p.analyze.ce, p.analyze.kl), ("distill", p.distill.ce, p.distill.kl)):
+        if not ce + kl > 0:
+            problems.append(f"{name}.ce, {name}.kl: both are 0, which leaves no loss")
+    if p.teacher.source == "path" and not Path(p.teacher.path).exists():
+        problems.append(f"teacher.path: {p.teacher.path!r} does not exist (teacher.source is path)")
+    if p.evaluate.source == "folder":
+        folder = Path(p.evaluate.benchmarks)
+        wanted_files = [folder / f"{t}.jsonl" for t in p.evaluate.tasks]
+        if p.evaluate.text != "pydoc":
+            wanted_files.append(folder / f"{p.evaluate.text}.jsonl")
+        if not folder.is_dir():
+            problems.append(f"evaluate.benchmarks: {p.evaluate.benchmarks!r} is not a folder")
+        else:
+            problems += [
+                f"evaluate: benchmark file {file} does not exist" for file in wanted_files if not file.is_file()
+            ]
+    return problems

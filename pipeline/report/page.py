@@ -1,0 +1,62 @@
+"""The page: one self-contained HTML file, the same bytes for the same artifacts.
+
+Times and memory differ from run to run, so they are no part of it: the page shows them from usage.js, a file beside it
+that no artifact holds, where there is one.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipeline.artifacts import MANIFEST, sha256
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def render(**content: Any) -> str:
+    """Fill the template; see page.html for what it asks for.
+
+    Raises:
+        jinja2.UndefinedError: something that the template asks for is not given.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**content)
+
+
+def verdict(summary: dict[str, float]) -> str:
+    """One sentence that says what came out."""
+    ours, rtn, float_model = (summary[f"perplexity.{variant}"] for variant in ("student", "rtn", "teacher"))
+    won = summary.get("recovered.student")
+    back = (
+        ""
+        if won is None
+        else f", which wins back {100 * won:.0f} % of what rounding to nearest loses in log-perplexity"
+    )
+    return (
+        f"The INT4 student has perplexity {ours:.2f}, where the float model has {float_model:.2f} and round to nearest "
+        f"{rtn:.2f}{back}. Its KL to the teacher is {summary['kl.student']:.3f} nats a token, that of round to nearest "
+        f"{summary['kl.rtn']:.3f}."
+    )
+
+
+def lineage(folders: dict[str, Path]) -> list[dict[str, str]]:
+    """Kind, stage's folder, manifest hash and file hashes of each artifact, in the order given."""
+    found = []
+    for name, folder in folders.items():
+        if folder.suffix == ".json":
+            found.append({"name": name, "sha256": sha256(folder), "facts": ""})
+            continue
+        manifest = json.loads((folder / MANIFEST).read_text())
+        facts = {key: value for key, value in manifest["facts"].items() if not isinstance(value, list)}
+        found.append({"name": name, "sha256": sha256(folder / MANIFEST), "facts": _short(facts)})
+    return found
+
+
+def _short(facts: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}" for key, value in facts.items()
+    )

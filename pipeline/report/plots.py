@@ -1,0 +1,131 @@
+"""The report's pictures, as SVG text that is the same for the same numbers."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+import pandas as pd
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {
+    "q": "#4c78a8",
+    "k": "#72b7b2",
+    "v": "#e45756",
+    "o": "#b01e3b",
+    "gate": "#8c8c8c",
+    "up": "#b8b8b8",
+    "down": "#54a24b",
+    "other": "#000000",
+}
+VARIANT_COLOURS = {"teacher": "#333333", "rtn": "#d9a441", "ptq": "#4c78a8", "student": "#b01e3b"}
+STYLE: Any = {
+    "svg.hashsalt": "permafrost",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
+
+
+def by_layer(tables: dict[str, pd.DataFrame], label: str, log: bool = True) -> str:
+    """One statistic by layer, a line a role, a panel a variant, on a common scale.
+
+    Args:
+        tables: variant to a wide table with a column `layer` and one a role.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+        for axis, (variant, wide) in zip(axes, tables.items(), strict=True):
+            for role in wide.columns.drop("layer"):
+                strong = role in ("v", "o")
+                axis.plot(
+                    wide["layer"],
+                    wide[role],
+                    color=COLOURS[role],
+                    label=role,
+                    lw=2 if strong else 1.2,
+                    marker=".",
+                    ms=4,
+                )
+            axis.set(title=variant, xlabel="layer")
+            if log and (wide.drop(columns="layer") > 0).all(axis=None):
+                axis.set_yscale("log")
+        axes[0].set_ylabel(label)
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+    return _svg(draw, (10, 3.6))
+
+
+def training(log: pd.DataFrame) -> str:
+    """KL and cross-entropy by step, and the gradient's norm with the learning rate."""
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        left.plot(log["step"], log["kl"], color="#b01e3b", label="KL to the teacher")
+        left.plot(log["step"], log["kl"].rolling(10, min_periods=1).mean(), color="#b01e3b", lw=2.4, alpha=0.4)
+        left.set(
+            xlabel="step",
+            ylabel="nats a token",
+            title="KL to the teacher (thick: mean of 10 steps)",
+            ylim=(0, None),
+        )
+        right.plot(log["step"], log["gradient_norm"], color="#4c78a8")
+        right.set(
+            xlabel="step",
+            ylabel="gradient norm before clipping",
+            title="Gradient norm and learning rate",
+            ylim=(0, None),
+        )
+        rate = right.twinx()
+        rate.plot(log["step"], log["lr"], color="#8c8c8c", ls="--")
+        rate.set_ylabel("learning rate (dashed)")
+        rate.grid(False)
+        rate.spines["right"].set_visible(True)
+
+    return _svg(draw, (10, 3.4))
+
+
+def tasks(summary: dict[str, float], names: list[str], variants: tuple[str, ...]) -> str:
+    """Accuracy of each task, a bar a variant, with standard errors."""
+
+    def draw(figure: Figure) -> None:
+        axis: Axes = figure.subplots()
+        width = 0.8 / len(variants)
+        for i, variant in enumerate(variants):
+            heights = [100 * summary[f"task.{name}.{variant}"] for name in names]
+            errors = [100 * summary[f"task.{name}.{variant}.stderr"] for name in names]
+            at = [x + (i - (len(variants) - 1) / 2) * width for x in range(len(names))]
+            axis.bar(
+                at,
+                heights,
+                width * 0.92,
+                yerr=errors,
+                color=VARIANT_COLOURS[variant],
+                label=variant,
+                error_kw={"lw": 0.8},
+            )
+        axis.set_xticks(range(len(names)), names)
+        axis.set_ylabel("accuracy, %")
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+    return _svg(draw, (10, 3.2))
+
+
+def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=size, layout="constrained")
+        draw(figure)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        plt.close(figure)
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

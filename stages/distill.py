@@ -1,0 +1,82 @@
+"""distill: train the quantized student to say what the teacher says, with some projections frozen."""
+
+import dataclasses
+import time
+
+import pandas as pd
+
+from pipeline import artifacts, models, params, progress
+from pipeline.corpus import Corpus
+from pipeline.distill import loop, losses
+from pipeline.distill.freeze import frozen_linears
+from pipeline.distill.student import prepare
+from pipeline.quant.model import QuantizedModel
+from stages import run
+
+
+def work() -> None:
+    args = run.paths("distill", "teacher", "corpus", "calibration", "out")
+    loaded = params.load()
+    knobs = loaded.distill
+    artifacts.reading(args.teacher, artifacts.TEACHER)
+    teacher, base = models.load_model(args.teacher), models.load_model(args.teacher)
+    frozen = frozen_linears(knobs.freeze, models.linears(base))
+    data = Corpus.load(args.corpus).train()
+    start, _ = QuantizedModel.load(args.calibration)
+    models.cast_linears(teacher, knobs.dtype)
+    student = prepare(base, start, frozen, knobs.scale, knobs.train_norms, models.torch_dtype(knobs.dtype))
+
+    inputs = {
+        "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.corpus, args.calibration)],
+        "knobs": {**dataclasses.asdict(knobs), "checkpoint_every": 0},
+        "seed": loaded.seed,
+    }
+    scratch = progress.scratch("distill", inputs)
+    schedule = loop.Schedule(
+        steps=knobs.steps,
+        batch=knobs.batch,
+        lr=knobs.lr,
+        warmup=knobs.warmup,
+        min_lr=knobs.min_lr,
+        weight_decay=knobs.weight_decay,
+        clip=knobs.clip,
+        checkpoint_every=knobs.checkpoint_every,
+        dtype=knobs.dtype,
+        seed=loaded.seed,
+    )
+    weights = losses.LossWeights(knobs.ce, knobs.kl, knobs.temperature, knobs.chunk)
+    log = loop.train(student, teacher, data, schedule, weights, scratch, lambda done: _Bar(knobs.steps, done).show)
+    trained = student.finished()
+    facts = {
+        "freeze": knobs.freeze,
+        "frozen": sorted(frozen),
+        "scale": knobs.scale,
+        "steps": knobs.steps,
+        "seed": loaded.seed,
+    }
+    trained.save(args.out, facts, {"log": pd.DataFrame(log, columns=list(loop.LOG_COLUMNS))})
+    progress.clear("distill")
+
+
+class _Bar:
+    """The progress bar with loss and tokens a second."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        if done:
+            print(f"distill: going on after step {done} of {steps}", flush=True)
+        self.bar = progress.bar("distill", steps, " step", initial=done)
+        self.begun = time.monotonic()
+        self.steps, self.done = steps, done
+
+    def show(self, row: dict[str, float]) -> None:
+        """Advance by a step, given its row of the log."""
+        tokens = row["tokens"] / row["step"] * (row["step"] - self.done)
+        rate = tokens / (time.monotonic() - self.begun)
+        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {rate:,.0f} tok/s", refresh=False)
+        self.bar.update()
+        if row["step"] == self.steps:
+            self.bar.close()
+
+
+if __name__ == "__main__":
+    run.main("distill", work)

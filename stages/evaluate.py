@@ -1,0 +1,65 @@
+"""evaluate: score the teacher or an exported folder, reloaded as anyone would load it."""
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from pipeline import artifacts, models, params, progress
+from pipeline.bench import agreement, harness, text
+from pipeline.corpus import Corpus, valid_mask
+from pipeline.export.formats import ACTIVATION_SCALES
+from pipeline.quant.activations import quantize_inputs, read_scales
+from stages import run
+
+
+def work() -> str:
+    args = run.paths("evaluate", "teacher", "corpus", "model", "out")
+    knobs = params.load().evaluate
+    variant = Path(args.out).stem
+    folder = knobs.benchmarks if knobs.source == "folder" else None
+    if folder is not None:
+        harness.check_folder(folder, list(knobs.tasks))
+    prose = text.read_text(knobs.text, knobs.benchmarks)
+    teacher_facts = artifacts.reading(args.teacher, artifacts.TEACHER)
+    is_teacher = args.model == args.teacher
+    facts = teacher_facts if is_teacher else artifacts.reading(args.model, artifacts.INT4)
+
+    tokenizer = models.load_tokenizer(args.teacher)
+    tokens, lengths = Corpus.load(args.corpus).test()
+    model, teacher = load(args.model, knobs.dtype), models.load_model(args.teacher, knobs.dtype)
+    batches = -(-len(tokens) // agreement.BATCH)
+    with progress.bar(f"evaluate {variant}: text", knobs.windows + batches, " batch") as bar:
+        windows = text.windows(prose, tokenizer, knobs.windows, knobs.window)
+        scores = text.perplexity(model, windows, bar.update)
+        valid = valid_mask(lengths, tokens.shape[1])
+        scores |= agreement.agreement(model, teacher, tokens, valid, bar.update)
+    scores |= harness.accuracy(
+        model, tokenizer, list(knobs.tasks), folder, knobs.limit, knobs.batch, Path("runs/datasets") / variant
+    )
+    scores |= sizes(Path(args.model), model, facts)
+    artifacts.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()})
+    return variant
+
+
+def load(folder: str, dtype: str) -> PreTrainedModel:
+    """A model as transformers loads it, its activations quantized if the export says so."""
+    model = models.load_model(folder, dtype)
+    file = Path(folder) / ACTIVATION_SCALES
+    if file.exists():
+        quantize_inputs(model, *read_scales(json.loads(file.read_text())))
+    return model
+
+
+def sizes(folder: Path, model: PreTrainedModel, facts: dict) -> dict[str, float]:
+    """Bytes of the weights on disk, and bits a weight: of the file, and of the quantized linears alone."""
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return {
+        "weight_bytes": stored,
+        "bits_per_weight": facts.get("bits_per_weight", 8 * stored / sum(p.numel() for p in model.parameters())),
+        "bits_per_quantized_weight": facts.get("bits_per_quantized_weight", 32.0),
+    }
+
+
+if __name__ == "__main__":
+    run.main("evaluate", work)

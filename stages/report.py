@@ -1,0 +1,168 @@
+"""report: one page that a person reads, and one file of numbers that dvc compares."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from pipeline import artifacts, params, signals
+from pipeline.bench import text
+from pipeline.report import page, plots
+from pipeline.report import summary as summaries
+from stages import run
+
+STATISTICS = (  # caption, axis, tensor, statistic
+    ("Gradient norm of each weight (squared Frobenius).", "||dL/dW||²", "weight", "gradient_norm_sq"),
+    ("Gradient norm of each output (squared Frobenius).", "||dL/d(output)||²", "output", "gradient_norm_sq"),
+    ("Forward signal: mean square of each output.", "mean square", "output", "mean_square"),
+    ("Forward signal: mean absolute output.", "mean |output|", "output", "mean_abs"),
+)
+LIBRARIES = (*artifacts.LIBRARIES, "datasets", "dvc", "pandas", "pyarrow", "numpy")
+
+
+def work() -> None:
+    names = (
+        "teacher",
+        "corpus",
+        "calibration",
+        "rtn",
+        "signals",
+        "student",
+        "int4",
+        "scores",
+        "page",
+        "summary",
+    )
+    args = run.paths("report", *names)
+    knobs = params.load()
+    scores = {v: json.loads((Path(args.scores) / f"{v}.json").read_text()) for v in summaries.VARIANTS}
+    summary = summaries.summarize(scores)
+    facts = {
+        "signals": artifacts.reading(args.signals, artifacts.SIGNALS),
+        "student": artifacts.reading(args.student, artifacts.QUANTIZED),
+        "calibration": artifacts.reading(args.calibration, artifacts.QUANTIZED),
+    }
+    table = pd.read_parquet(Path(args.signals) / "signals.parquet")
+    log = pd.read_csv(Path(args.student) / "log.csv")
+    tasks = summaries.task_names(scores)
+    folders = {name: Path(getattr(args, name)) for name in names[:6]}
+    folders |= {f"int4/{v}": Path(args.int4) / v for v in ("rtn", "ptq", "student")}
+    folders |= {f"scores/{v}": Path(args.scores) / f"{v}.json" for v in summaries.VARIANTS}
+    content = page.render(
+        title=knobs.report.title,
+        subtitle=_subtitle(knobs, folders["teacher"]),
+        verdict=page.verdict(summary),
+        scores=summaries.rows(summary, facts["calibration"]["method"]),
+        protocol=_protocol(knobs),
+        task_plot=plots.tasks(summary, tasks, summaries.VARIANTS),
+        benchmark_note=_benchmark_note(knobs),
+        training_text=_training_text(log, facts["student"]),
+        training_plot=plots.training(log),
+        signal_text=_signal_text(folders["signals"], facts["student"]["freeze"]),
+        signal_plots=_signal_plots(table, facts["signals"]["variants"]),
+        errors=_errors(folders["calibration"]),
+        lineage=page.lineage(folders),
+        params=yaml.safe_dump(yaml.safe_load(Path("params.yaml").read_text()), sort_keys=False),
+        libraries={name: version(name) for name in LIBRARIES},
+    )
+    Path(args.page).parent.mkdir(parents=True, exist_ok=True)
+    artifacts.write_text(Path(args.page), content)
+    artifacts.write_json(Path(args.summary), summary)
+    _write_usage(Path(args.page).with_name("usage.js"))
+
+
+def _subtitle(knobs: params.Params, teacher: Path) -> str:
+    source = {"pypi": knobs.teacher.package, "hub": knobs.teacher.repo, "path": Path(knobs.teacher.path).name}
+    kind = json.loads((teacher / "config.json").read_text())["architectures"][0]
+    scheme = knobs.scheme
+    activations = f"static INT{scheme.activation_bits} activations" if scheme.activation_bits else "float activations"
+    return f"{source[knobs.teacher.source]} ({kind}), INT{scheme.weight_bits} per-channel weights, {activations}"
+
+
+def _protocol(knobs: params.Params) -> str:
+    e = knobs.evaluate
+    prose = text.read_text(e.text, e.benchmarks)
+    name = "CPython's pydoc_data.topics" if e.text == text.PYDOC else e.text
+    return (
+        f"Perplexity: {e.windows} windows of {e.window} tokens from the start of {name} (sha256 "
+        f"{text.text_sha256(prose)[:16]}), each alone, no BOS, {e.dtype}; its error is over windows. Gap won back: "
+        f"share of RTN's loss in log-perplexity. KL (nats a token) and top-1 agreement are against the teacher on "
+        f"{knobs.synthesize.held_out} held-out sequences of its own. Accuracy: zero-shot mean over the tasks below."
+    )
+
+
+def _benchmark_note(knobs: params.Params) -> str:
+    e = knobs.evaluate
+    where = "the data sets of lm-eval's own tasks" if e.source == "hub" else f"the JSON lines files in {e.benchmarks}"
+    limit = f", at most {e.limit} items a task" if e.limit else ""
+    return f"lm-eval {version('lm-eval')}, zero-shot, {where}{limit}. Bars are one standard error each way."
+
+
+def _training_text(log: pd.DataFrame, facts: dict) -> str:
+    return (
+        f"{len(log)} steps over {int(log['tokens'].iloc[-1]):,} predicted tokens, freeze policy {facts['freeze']} "
+        f"({len(facts['frozen'])} linears keep their calibrated codes), {facts['scale']} scales. KL fell from "
+        f"{log['kl'].head(5).mean():.3f} (mean of the first 5 steps) to {log['kl'].tail(5).mean():.3f} (of the last 5)."
+    )
+
+
+def _signal_text(folder: Path, used: object) -> str:
+    found = json.loads((folder / "suggestion.json").read_text())["ptq"]
+    if "evidence" not in found:
+        return f"Suggested freeze policy: {found['policy']}, as {found['reason']}."
+    evidence = "; ".join(
+        f"{role}: {numbers['median_ratio_to_qk']:.2f} times in the median layer, above 1 in "
+        f"{100 * numbers['share_of_layers_above_qk']:.0f} % of layers"
+        for role, numbers in found["evidence"].items()
+    )
+    return (
+        f"Gradient norm of the quantized model's projections over the geometric mean of q's and k's - {evidence}. "
+        f"A role is suggested for freezing from {signals.SUGGESTION_RATIO:g} times on, in at least "
+        f"{100 * signals.SUGGESTION_SHARE:.0f} % of the layers. Suggested policy: {found['policy']}; used here: {used}."
+    )
+
+
+def _signal_plots(table: pd.DataFrame, variants: list[str]) -> list[tuple[str, str]]:
+    found = [
+        (caption, plots.by_layer({v: signals.by_layer(table, v, tensor, statistic) for v in variants}, label))
+        for caption, label, tensor, statistic in STATISTICS
+    ]
+    compared = {v: signals.by_layer(table, v, "output", "sqnr_db") for v in variants if v != "float"}
+    found.append(("SQNR of each output against the float model's, dB.", plots.by_layer(compared, "dB", log=False)))
+    return found
+
+
+def _errors(folder: Path) -> list[list[str]]:
+    errors = pd.read_csv(folder / "errors.csv")
+    columns = {
+        "output_sqnr": "output",
+        "rtn_output_sqnr": "output, RTN",
+        "weight_sqnr": "weight",
+        "rtn_weight_sqnr": "weight, RTN",
+    }
+    means = errors.groupby("role", sort=False)[list(columns)].mean()
+    return [
+        ["role", *columns.values()],
+        *([str(role), *(f"{x:.1f}" for x in row)] for role, row in zip(means.index, means.to_numpy(), strict=True)),
+    ]
+
+
+def _write_usage(file: Path) -> None:
+    """What each stage's last run took, for the page to show."""
+    stages = [{"stage": f.stem, **json.loads(f.read_text())} for f in sorted(run.USAGE.glob("*.json"), key=_order)]
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    artifacts.write_text(file, "USAGE = " + json.dumps({"stages": stages, "machine": machine}) + ";\n")
+
+
+def _order(file: Path) -> tuple[int, str]:
+    order = [*params.load().__dataclass_fields__]
+    name = file.stem.split("@")[0]
+    return (order.index(name) if name in order else len(order)), file.stem
+
+
+if __name__ == "__main__":
+    run.main("report", work)

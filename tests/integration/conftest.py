@@ -1,0 +1,79 @@
+"""The true pipeline on a tiny random model: a copy of this tree, with knobs to match, run by `dvc repro`."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+KNOBS = {
+    "teacher": {"source": "path"},
+    "synthesize": {"sequences": 60, "held_out": 6, "length": 48, "batch": 6, "dtype": "float32"},
+    "calibrate": {"sequences": 16, "batch": 4},
+    "analyze": {"sequences": 4, "batch": 2},
+    "distill": {"steps": 40, "batch": 8, "lr": 2e-3, "checkpoint_every": 4},
+    "evaluate": {"limit": 3, "windows": 3, "window": 64, "tasks": ["piqa", "arc_easy"]},
+}
+
+
+def environment() -> dict[str, str]:
+    """Ours, with this interpreter's folder first in PATH, the tree importable, and no network wanted."""
+    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CI": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **own, "GIT_CONFIG_GLOBAL": os.devnull, "PYTHONPATH": ""}
+
+
+def run(command: list[str], cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command in a checkout; with `check`, fail the test with its output if it fails."""
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        pytest.fail(f"{command} exited {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
+def checkout(where: Path, teacher: Path) -> Path:
+    """A git checkout with this tree's files, dvc.lock left out, and tiny knobs."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file() and name not in ("dvc.lock", "data/report/summary.json"):
+            (where / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, where / name)
+    change_params(where, {**KNOBS, "teacher": {**KNOBS["teacher"], "path": str(teacher)}})
+    for command in (["init", "-q"], ["config", "user.email", "test@example.org"], ["config", "user.name", "Test"]):
+        run(["git", *command], where)
+    commit(where)
+    return where
+
+
+def change_params(where: Path, sections: dict) -> None:
+    """Set knobs of some sections in a checkout's params.yaml."""
+    params = yaml.safe_load((where / "params.yaml").read_text())
+    for section, knobs in sections.items():
+        params[section].update(knobs)
+    (where / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def commit(where: Path) -> None:
+    """Commit everything that git does not ignore."""
+    run(["git", "add", "-A"], where)
+    run(["git", "commit", "-q", "-m", "state"], where)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
+    """A checkout after one uninterrupted `dvc repro`, its results committed."""
+    where = checkout(tmp_path_factory.mktemp("pipeline"), tiny_teacher)
+    run(["dvc", "repro"], where)
+    commit(where)
+    return where

@@ -1,0 +1,208 @@
+"""The Prefect flow, run for real as a subprocess on a tiny DVC project, with Prefect's own server."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLOW = [sys.executable, "-m", "pipeline.flow"]
+DVC = [sys.executable, "-m", "dvc"]
+SUMMARY = {
+    "perplexity.teacher": 20.125,
+    "perplexity.teacher.stderr": 0.2,
+    "perplexity.student": 22.5,
+    "perplexity.student.stderr": 0.25,
+    "kl.student": 0.01,
+    "task.piqa.teacher": 0.75,
+    "recovered.student": 0.9,
+}
+
+# Against the DAG's order, so that the order in which they run is nobody's accident.
+STAGES = f"""
+stages:
+  report:
+    cmd:
+      - echo report >> runs/order
+      - mkdir -p data/report
+      - echo page > data/report/index.html
+      - echo '{json.dumps(SUMMARY)}' > data/report/summary.json
+    deps: [a_low, a_high]
+    outs: [data/report/index.html]
+    metrics: [data/report/summary.json: {{cache: false}}]
+  export:
+    foreach: {{low: 1, high: 2}}
+    do:
+      cmd:
+        - echo export@${{key}} >> runs/order
+        - cp model a_${{key}}
+      deps: [model]
+      outs: ["a_${{key}}"]
+  teacher:
+    cmd:
+      - echo teacher >> runs/order
+      - test -e runs/network || {{ touch runs/network; echo no route to host; exit 7; }}
+      - printf '10%%\\r20%%\\n'; sleep 300 & echo $! > runs/left
+      - echo m > model
+    outs: [model]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder under git and DVC whose dvc.yaml is STAGES."""
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run([*DVC, "init", "--quiet"], cwd=tmp_path, env=environment(), check=True)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "dvc.yaml").write_text(STAGES)
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    """As a user's, without settings of Prefect that happen to be around, and with no wait before a retry."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    added = {"PYTHONPATH": str(ROOT), "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
+    return {**kept, **added, "PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS": "0"}
+
+
+def run(project: Path, *targets: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*FLOW, *targets], cwd=project, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def ran(project: Path) -> list[str]:
+    """The stages whose commands ran, in their order, one entry an attempt."""
+    return (project / "runs/order").read_text().split()
+
+
+def select(project: Path, query: str) -> list[tuple]:
+    """Rows of Prefect's database, in the folder where the flow puts it."""
+    connection = sqlite3.connect(project / "runs/prefect/prefect.db")
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_stages_run_in_order_the_teacher_is_retried_and_the_scores_are_published(project: Path) -> None:
+    done = run(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    order = ran(project)
+    assert order[:2] == ["teacher", "teacher"]
+    assert sorted(order[2:4]) == ["export@high", "export@low"]
+    assert order[4:] == ["report"]
+
+    tasks = select(project, "select name, state_type, run_count from task_run order by start_time")
+    assert tasks == [(name, "COMPLETED", 2 if name == "teacher" else 1) for name in order[1:]]
+
+    said = (done.stdout + done.stderr).splitlines()
+    assert [line.rpartition(" - ")[2] for line in said if line.endswith("0%")] == ["10%", "20%"]
+    assert not alive(int((project / "runs/left").read_text())), "what a stage leaves running is ended with it"
+
+    found = {
+        key: json.loads(json.loads(data)) if kind == "table" else json.loads(data)
+        for key, kind, data in artifacts(project)
+    }
+    assert set(found) == {"scores", "report"}
+    assert found["scores"] == [
+        {"metric": "perplexity", "teacher": "20.125 ± 0.2", "student": "22.5 ± 0.25"},
+        {"metric": "kl", "teacher": "-", "student": "0.01"},
+        {"metric": "task.piqa", "teacher": "0.75", "student": "-"},
+        {"metric": "recovered", "teacher": "-", "student": "0.9"},
+    ]
+    assert "22.5 ± 0.25" in found["report"]
+    assert "task.piqa" not in found["report"]
+    assert (project / "data/report/index.html").as_uri() in found["report"]
+
+    assert run(project).returncode == 0
+    assert ran(project) == order, "what is up to date stays as it is"
+
+
+def artifacts(project: Path) -> list[tuple]:
+    return select(project, "select key, type, data from artifact where key is not null")
+
+
+def test_a_failing_stage_is_named_ends_the_run_and_is_not_retried(project: Path) -> None:
+    (project / "runs/network").touch()
+    flow = project / "dvc.yaml"
+    flow.write_text(flow.read_text().replace("cp model a_${key}", "echo the disk of ${key} is full >&2; exit 3"))
+    done = run(project)
+    order = ran(project)
+    assert done.returncode == 1
+    assert order[0] == "teacher"
+    assert order[1].startswith("export@")
+    assert len(order) == 2, "neither a retry nor a later stage"
+    last = done.stderr[done.stderr.rindex("flow: ") :]
+    assert f"stage {order[1]} failed with exit code" in last
+    assert f"the disk of {order[1].removeprefix('export@')} is full" in last
+    assert "exited with 3" in last
+    assert "Traceback" not in done.stdout + done.stderr
+    tasks = select(project, "select name, state_type from task_run order by start_time")
+    assert tasks == [("teacher", "COMPLETED"), (order[1], "FAILED")]
+    assert select(project, "select state_type from flow_run") == [("FAILED",)]
+    assert artifacts(project) == []
+
+
+def test_targets_bring_along_what_they_need_and_no_more(project: Path) -> None:
+    (project / "runs/network").touch()
+    done = run(project, "export@low")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ran(project) == ["teacher", "export@low"]
+    assert artifacts(project) == []
+
+
+def test_an_unknown_target_is_answered_in_dvcs_words(project: Path) -> None:
+    done = run(project, "exprot")
+    assert done.returncode == 1
+    assert "'exprot' does not exist" in done.stderr[done.stderr.rindex("flow: ") :]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (project / "runs/order").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "to_group", "trap"),
+    [(signal.SIGINT, True, ""), (signal.SIGTERM, False, "trap '' TERM INT HUP;")],
+    ids=["ctrl-c", "term-of-a-stubborn-stage"],
+)
+def test_a_killed_flow_leaves_no_process_and_no_lock(project: Path, number: int, to_group: bool, trap: str) -> None:
+    sleeping = f"{trap} echo a''sleep; sleep 300; sleep 300"
+    (project / "dvc.yaml").write_text(STAGES.replace("cp model", f"test -e runs/go || {{ {sleeping}; }}; cp model"))
+    (project / "runs/network").touch()
+    log = project / "runs/log"
+    with log.open("w") as output:
+        flow = subprocess.Popen(
+            FLOW, cwd=project, env=environment(), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while "asleep" not in log.read_text():  # it is there while the stage runs, or this never ends
+            assert flow.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        started = psutil.Process(flow.pid).children(recursive=True)
+        assert any("sleep" in process.cmdline() for process in started)
+        (os.killpg if to_group else os.kill)(flow.pid, number)
+        assert flow.wait(timeout=40) == 128 + number
+    finally:
+        flow.kill()
+    assert [process.pid for process in started if alive(process.pid)] == []
+    assert "Traceback" not in log.read_text()
+    assert select(project, "select state_type from flow_run") == [("CRASHED",)]
+    assert "report" not in ran(project)
+
+    (project / "runs/go").touch()
+    again = subprocess.run([*DVC, "repro"], cwd=project, env=environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert ran(project)[-1] == "report"

@@ -1,0 +1,122 @@
+"""The true dvc.yaml from end to end: artifacts, no-op, partial re-run, interruption, same bytes."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.integration.conftest import checkout, environment, run
+
+VARIANTS = ("teacher", "rtn", "ptq", "student")
+
+
+def ran(output: str) -> list[str]:
+    """The stages that a `dvc` command says it ran."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+def test_every_artifact_is_made_and_every_number_is_finite(pipeline: Path) -> None:
+    folders = ("teacher", "corpus", "calibration", "rtn", "signals", "student", "int4/rtn", "int4/ptq", "int4/student")
+    for name in folders:
+        assert (pipeline / "data" / name / "manifest.json").is_file(), name
+    summary = json.loads((pipeline / "data/report/summary.json").read_text())
+    expected = {f"{metric}.{variant}" for metric in ("perplexity", "accuracy") for variant in VARIANTS}
+    expected |= {f"kl.{variant}" for variant in VARIANTS[1:]}
+    expected |= {f"{name}.stderr" for name in expected}
+    expected |= {"recovered.ptq", "recovered.student", "bits_per_weight.student"}
+    assert expected <= summary.keys()
+    assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in summary.values())
+
+
+def test_distillation_brings_the_student_nearer_to_the_teacher(pipeline: Path) -> None:
+    summary = json.loads((pipeline / "data/report/summary.json").read_text())
+    assert summary["kl.student"] < summary["kl.rtn"]
+
+
+def test_exported_student_loads_in_plain_transformers_and_keeps_frozen_codes(pipeline: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(pipeline / "data/int4/student")
+    before, after = (load_file(pipeline / f"data/{name}/codes.safetensors") for name in ("calibration", "student"))
+    for name, codes in after.items():
+        frozen = name.endswith(("o_proj", "v_proj"))
+        assert bool((codes == before[name]).all()) == frozen, name
+
+
+def test_report_names_no_outside_resource_and_no_path_of_the_machine(pipeline: Path) -> None:
+    page = (pipeline / "data/report/index.html").read_text()
+    sources = re.findall(r"""(?:src|href)=["']?([^"'> ]+)""", page)
+    assert {s for s in sources if not s.startswith("#")} == {"usage.js"}
+    usage = (pipeline / "data/report/usage.js").read_text()
+    assert '"stage": "distill"' in usage
+    for file in pipeline.glob("data/**/*.json"):
+        assert str(pipeline) not in file.read_text(), file
+
+
+def test_repro_with_nothing_changed_runs_nothing(pipeline: Path) -> None:
+    done = run(["dvc", "repro"], pipeline)
+    assert ran(done.stdout) == []
+    assert "up to date" in done.stdout
+
+
+def test_a_changed_freeze_policy_reruns_the_student_alone(pipeline: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pipeline, copy, symlinks=True)
+    done = run(["dvc", "exp", "run", "-S", "distill.freeze=none"], copy)
+    assert ran(done.stdout) == ["distill", "export@student", "evaluate@student", "report"]
+    shown = json.loads(run(["dvc", "metrics", "diff", "--json"], copy).stdout)
+    changed = shown["data/report/summary.json"]
+    assert "kl.student" in changed
+    assert not any(key.split(".")[1] in ("teacher", "rtn", "ptq") for key in changed if key.startswith("perplexity"))
+    assert math.isfinite(changed["kl.student"]["diff"])
+    experiments = run(["dvc", "exp", "show", "--csv"], copy).stdout
+    assert "kl.student" in experiments
+    assert "distill.freeze" in experiments
+    plots = json.loads(run(["dvc", "plots", "diff", "--json"], copy).stdout)
+    assert any(plots["data"].values())
+
+
+def test_killed_and_run_again_ends_in_the_same_bytes(pipeline: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """A second checkout, whose run is killed in synthesize and again in distill, has the first one's dvc.lock."""
+    second = checkout(tmp_path / "second", tiny_teacher)
+    kill_when(second, "runs/scratch/synthesize/*/*.safetensors")
+    assert not (second / "data/corpus").exists()
+    kill_when(second, "runs/scratch/distill/*/*.safetensors")
+    assert not (second / "data/student").exists()
+    done = run(["dvc", "repro"], second)
+    assert "going on after step" in done.stdout
+    assert ran(done.stdout)[0] == "distill"
+    ours, theirs = (yaml.safe_load((folder / "dvc.lock").read_text()) for folder in (second, pipeline))
+    assert outs(ours) == outs(theirs)
+
+
+def outs(lock: dict) -> dict[str, str]:
+    """The hash of each output in a dvc.lock."""
+    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+
+
+def kill_when(where: Path, pattern: str) -> None:
+    """Start `dvc repro` and SIGKILL it with all its children as soon as a file matches."""
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=where,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not list(where.glob(pattern)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"dvc repro ended with {process.returncode} before {pattern} appeared")
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

