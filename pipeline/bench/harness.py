@@ -64,8 +64,8 @@ def check_folder(folder: str | Path, tasks: list[str]) -> None:
         if not file.is_file():
             problems.append(f"{file} does not exist")
             continue
-        lines = file.read_text(encoding="utf-8").splitlines()
-        if not lines:
+        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # JSON allows Unicode's other line ends
+        if lines == [""]:
             problems.append(f"{file} is empty")
         for number, line in enumerate(lines, 1):
             problem = _malformed(line, name)
@@ -97,7 +97,8 @@ def _malformed(line: str, task: str) -> str:
         return "expected one '_' in the sentence and the answer '1' or '2'"
     if "choices" in row:
         choices = row["choices"]
-        if not {"text", "label"} <= choices.keys() or len(choices["text"]) != len(choices["label"]):
+        sides = choices.get("text"), choices.get("label")
+        if not all(isinstance(side, list) for side in sides) or len(choices["text"]) != len(choices["label"]):
             return "choices need as many 'text' as 'label'"
         if row["answerKey"] not in choices["label"]:
             return f"answerKey {row['answerKey']!r} is none of the labels {choices['label']}"

@@ -34,10 +34,13 @@ def read_text(name: str, folder: str | Path) -> str:
             f"evaluate.text: {file} does not exist; give the name of a JSON lines file there, or {PYDOC!r}"
         )
     pages = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
-            pages.append(row["page"] if "page" in row else row["text"])
+            page = row["page"] if "page" in row else row["text"]
+            if not isinstance(page, str):
+                raise TypeError(f"its text is {page!r}")
+            pages.append(page)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{file}, line {number}: expected an object with a 'page' or a 'text': {error!r}"

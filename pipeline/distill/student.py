@@ -61,8 +61,8 @@ class Student:
             master.grad = gradient.float()
             name = key.removesuffix(".weight")
             if name in self.start.codes and self.scale_mode == "static":
-                scale = self.start.scales[name]
-                master.grad.mul_((master >= (low - 0.5) * scale) & (master <= (high + 0.5) * scale))
+                codes = torch.div(master, self.start.scales[name]).round_()
+                master.grad.mul_((codes >= low) & (codes <= high))
             self.modules[key].grad = None
 
     @torch.no_grad()

@@ -30,12 +30,8 @@ def render(**content: Any) -> str:
 def verdict(summary: dict[str, float]) -> str:
     """One sentence that says what came out."""
     ours, rtn, float_model = (summary[f"perplexity.{variant}"] for variant in ("student", "rtn", "teacher"))
-    won = summary.get("recovered.student")
-    back = (
-        ""
-        if won is None
-        else f", which wins back {100 * won:.0f} % of what rounding to nearest loses in log-perplexity"
-    )
+    won, better = 100 * summary["recovered.student"], float_model < rtn and ours < rtn
+    back = f", which wins back {won:.0f} % of what rounding to nearest loses in log-perplexity" if better else ""
     return (
         f"The INT4 student has perplexity {ours:.2f}, where the float model has {float_model:.2f} and round to nearest "
         f"{rtn:.2f}{back}. Its KL to the teacher is {summary['kl.student']:.3f} nats a token, that of round to nearest "

@@ -1,4 +1,4 @@
-"""What the unit tests share: a tiny random model in its folder, some tokens, one calibrated model. All of it is read-only."""
+"""What the unit tests share, all of it read-only: a tiny random model, some tokens, one calibrated model."""
 
 import os
 
@@ -6,6 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of a library that 
 
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -46,6 +48,53 @@ def valid(lengths: Tensor) -> Tensor:
 
 @pytest.fixture(scope="session")
 def calibrated(tokens: Tensor, valid: Tensor) -> QuantizedModel:
-    """The tiny model after GPTQ: 4-bit weights, 16-bit activations, with the latent weights that training starts from."""
+    """The tiny model after GPTQ, 4-bit weights, 16-bit activations. Training changes latent weights: copy them."""
     model = tiny.llama()
     return calibrate(model, tokens, valid, "gptq", (4, 16), {}, 4, "float32", lambda: None)[0]
+
+
+@pytest.fixture(scope="session")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a GGUF that gguf's own writer made."""
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The order of q's and k's rows in a GGUF: llama.cpp rotates neighbours, Hugging Face halves."""
+    return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_gguf(file: Path) -> Path:
+    """The tiny model in float32, with a byte-level tokenizer of 259 tokens and one merge."""
+    model = tiny.llama()
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(259)
+    known = tiny.tokenizer().get_vocab()
+    vocabulary = ["<|endoftext|>", *sorted(known, key=known.__getitem__)[1:-1], "th"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3] * 3 + [1] * 256)
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for name, parameter in model.named_parameters():
+        values = parameter.numpy()
+        heads = 4 if "q_proj" in name else 2 if "k_proj" in name else 0
+        values = interleaved(values, heads) if heads else values
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

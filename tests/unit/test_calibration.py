@@ -17,7 +17,9 @@ from tests import tiny
 Result = tuple[QuantizedModel, pd.DataFrame]
 
 
-def run(tokens: Tensor, valid: Tensor, method: str = "gptq", bits: tuple[int, int] = (4, 16), **options: object) -> Result:
+def run(
+    tokens: Tensor, valid: Tensor, method: str = "gptq", bits: tuple[int, int] = (4, 16), **options: object
+) -> Result:
     settings = {"batch": 4, "dtype": "float32", "advance": lambda: None} | options
     return calibrate(tiny.llama(), tokens, valid, method, bits, {}, **settings)
 
@@ -122,9 +124,7 @@ def test_the_batch_changes_only_the_order_of_sums(calibrated: QuantizedModel, to
 
 def test_the_model_is_left_with_the_quantized_numbers_and_no_hooks(tokens, valid):
     model, calls = tiny.llama(), []
-    quantized, _ = calibrate(
-        model, tokens, valid, "gptq", (4, 16), {}, 4, "float32", lambda: calls.append(None)
-    )
+    quantized, _ = calibrate(model, tokens, valid, "gptq", (4, 16), {}, 4, "float32", lambda: calls.append(None))
     assert len(calls) == 2
     assert all(torch.equal(model.get_submodule(n).weight, quantized.weight(n)) for n in quantized.codes)
     assert all(not m._forward_pre_hooks and not m._forward_hooks for m in model.modules())

@@ -1,3 +1,4 @@
+import copy
 import typing
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from pipeline.quant.methods import PTQ_METHODS
 from pipeline.synth import SAMPLERS
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
+LENGTH = SHIPPED["synthesize"]["length"]
+TRAIN = SHIPPED["synthesize"]["sequences"] - SHIPPED["synthesize"]["held_out"]
+MORE = TRAIN + 1
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +27,7 @@ def in_the_root(monkeypatch: pytest.MonkeyPatch):
 
 def load_with(tmp_path: Path, **changes: object) -> params.Params:
     """Load the shipped knobs with some changed: `section__knob=value`; a value of `...` takes the knob away."""
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree = copy.deepcopy(SHIPPED)
     for name, value in changes.items():
         *sections, knob = name.split("__")
         place = tree
@@ -45,13 +50,10 @@ def problems(tmp_path: Path, **changes: object) -> list[str]:
 
 def test_the_shipped_knobs_load_with_their_values():
     loaded = params.load()
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert loaded.distill.lr == tree["distill"]["lr"] == 1e-4
-    assert loaded.evaluate.tasks == tree["evaluate"]["tasks"]
-    assert tree.keys() == params.Params.__dataclass_fields__.keys()
-    for section, knobs in tree.items():
-        if section != "seed":
-            assert vars(getattr(loaded, section)) == knobs
+    assert SHIPPED.keys() == params.Params.__dataclass_fields__.keys()
+    assert loaded.seed == SHIPPED["seed"]
+    for section in SHIPPED.keys() - {"seed"}:
+        assert vars(getattr(loaded, section)) == SHIPPED[section]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,7 @@ def test_a_wrong_name_is_answered_with_the_one_that_was_meant(tmp_path: Path, kn
         ("seed", None),
         ("scheme", 4),
         ("scheme__weight_bits", 5),
+        ("scheme__weight_bits", 4.0),
         ("scheme__activation_bits", False),
         ("distill__train_norms", 1),
         ("distill__train_norms", "yes"),
@@ -138,20 +141,22 @@ def test_patterns_may_stand_where_a_freeze_policy_is_due(tmp_path: Path):
         ({"synthesize__held_out": 0}, "synthesize.held_out: must be at least 1, got 0"),
         ({"synthesize__temperature": 0}, "synthesize.temperature: must be above 0"),
         ({"distill__lr": -1.0}, "distill.lr: must be above 0"),
-        ({"distill__lr": float("nan")}, "distill.lr: must be above 0"),
         ({"distill__warmup": 1.5}, "distill.warmup: must lie in 0 to 1"),
         ({"distill__min_lr": -0.1}, "distill.min_lr: must lie in 0 to 1"),
         ({"distill__kl": 0, "distill__ce": 0}, "distill.ce, distill.kl: both are 0"),
         ({"analyze__kl": 0, "analyze__ce": 0}, "analyze.ce, analyze.kl: both are 0"),
         ({"synthesize__greedy_prefix": [5, 3]}, "synthesize.greedy_prefix"),
         ({"synthesize__greedy_prefix": [3]}, "synthesize.greedy_prefix"),
-        ({"synthesize__greedy_prefix": [3, 256]}, "synthesize.greedy_prefix"),
-        ({"calibrate__sequences": 1025}, "calibrate.sequences: asks for 1025 sequences, but the corpus has 1024"),
-        ({"analyze__sequences": 1025}, "analyze.sequences: asks for 1025"),
-        ({"distill__batch": 1025}, "distill.batch: asks for 1025"),
+        ({"synthesize__greedy_prefix": [3, LENGTH]}, "synthesize.greedy_prefix"),
+        ({"calibrate__sequences": MORE}, f"calibrate.sequences: asks for {MORE} sequences, but the corpus has {TRAIN}"),
+        ({"analyze__sequences": MORE}, f"analyze.sequences: asks for {MORE}"),
+        ({"distill__batch": MORE}, f"distill.batch: asks for {MORE}"),
         ({"evaluate__windows": 1}, "evaluate.windows: must be at least 2"),
         ({"evaluate__limit": -1}, "evaluate.limit: must be at least 0"),
-        ({"teacher__source": "path", "teacher__path": "/nowhere/model"}, "teacher.path: '/nowhere/model' does not exist"),
+        (
+            {"teacher__source": "path", "teacher__path": "/nowhere/model"},
+            "teacher.path: '/nowhere/model' does not exist",
+        ),
         ({"evaluate__benchmarks": "/nowhere"}, "evaluate.benchmarks: '/nowhere' is not a folder"),
         ({"evaluate__text": "wikitext"}, "benchmark file data/benchmarks/wikitext.jsonl does not exist"),
     ],
@@ -159,6 +164,12 @@ def test_patterns_may_stand_where_a_freeze_policy_is_due(tmp_path: Path):
 def test_a_value_that_makes_no_sense_is_named(tmp_path: Path, changes: dict, named: str):
     (found,) = problems(tmp_path, **changes)
     assert named in found
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("knob", ["distill.lr", "distill.weight_decay", "distill.ce", "calibrate.damping"])
+def test_a_number_that_is_not_finite_is_named(tmp_path: Path, knob: str, value: float):
+    assert any(knob in found for found in problems(tmp_path, **{knob.replace(".", "__"): value}))
 
 
 def test_values_out_of_range_are_all_named_at_once(tmp_path: Path):

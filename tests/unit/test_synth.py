@@ -21,7 +21,7 @@ def uniforms(seed: int, *shape: int) -> Tensor:
 
 
 def inverted(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The token at which the float64 cumulative distribution passes `uniform`, and whether float32 noise could move it."""
+    """Where the float64 cumulative distribution passes `uniform`, and whether float32 noise could move that."""
     ends = torch.softmax(logits.double() / temperature, dim=1).cumsum(dim=1)
     tokens = torch.searchsorted(ends, uniform.double()[:, None], right=True).squeeze(1)
     return tokens, (ends - uniform.double()[:, None]).abs().amin(dim=1) < 2e-6

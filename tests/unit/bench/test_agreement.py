@@ -18,7 +18,9 @@ def student(calibrated: QuantizedModel):
     return model
 
 
-def test_divergence_and_agreement_are_those_of_a_loop_over_sequences(student, tokens: Tensor, lengths: Tensor, valid: Tensor):
+def test_divergence_and_agreement_are_those_of_a_loop_over_sequences(
+    student, tokens: Tensor, lengths: Tensor, valid: Tensor
+):
     """Each sequence alone and unpadded, in float64 on its own logits."""
     divergences, agreed = [], []
     for row, length in zip(tokens, lengths.tolist(), strict=True):
@@ -42,7 +44,9 @@ def test_a_model_agrees_with_itself(tokens: Tensor, valid: Tensor):
 
 
 def test_divergence_is_from_the_teacher_and_not_the_other_way(student, tokens: Tensor, valid: Tensor):
-    there, back = (agreement(a, b, tokens, valid, lambda: None) for a, b in ((student, tiny.llama()), (tiny.llama(), student)))
+    there, back = (
+        agreement(a, b, tokens, valid, lambda: None) for a, b in ((student, tiny.llama()), (tiny.llama(), student))
+    )
     assert there["top1"] == back["top1"]
     assert there["kl"] != pytest.approx(back["kl"], rel=1e-3)
 

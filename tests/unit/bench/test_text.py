@@ -67,11 +67,17 @@ def test_pydoc_is_every_topic_of_the_interpreter_in_order():
 
 
 def test_a_text_of_the_folder_is_its_pages_joined_by_blank_lines(tmp_path: Path):
-    lines = [json.dumps({"page": "one\ntwo"}), json.dumps({"text": "thrée"}, ensure_ascii=False), '{"text": "x", "page": "y"}']
+    lines = [
+        json.dumps({"page": "one\ntwo"}),
+        json.dumps({"text": "thrée"}, ensure_ascii=False),
+        '{"text": "x", "page": "y"}',
+    ]
     assert text.read_text("prose", write(tmp_path, *lines)) == "one\ntwo\n\nthrée\n\ny"
 
 
-@pytest.mark.parametrize("line", ["{", "", "[1]", '"page"', "3", "null", '{"body": "x"}', '{"page": 5}', '{"text": null}'])
+@pytest.mark.parametrize(
+    "line", ["{", "", "[1]", '"page"', "3", "null", '{"body": "x"}', '{"page": 5}', '{"text": null}']
+)
 def test_a_malformed_line_is_named_with_file_and_number(tmp_path: Path, line: str):
     write(tmp_path, '{"page": "fine"}', line, '{"page": "fine"}')
     with pytest.raises(ValueError, match=r"prose\.jsonl, line 2: expected an object with a 'page' or a 'text'"):
@@ -79,7 +85,7 @@ def test_a_malformed_line_is_named_with_file_and_number(tmp_path: Path, line: st
 
 
 def test_only_a_newline_ends_a_line_of_json(tmp_path: Path):
-    """JSON allows Unicode's other line ends unescaped inside strings, and json.dumps(ensure_ascii=False) writes them so."""
+    """JSON allows Unicode's other line ends unescaped inside strings."""
     page = "one\u2028two\x85three"
     write(tmp_path, json.dumps({"page": page}, ensure_ascii=False))
     assert text.read_text("prose", tmp_path) == page

@@ -28,7 +28,9 @@ def save_steps(folder: Path, *steps: int) -> Masters:
     for number in range(1, max(steps) + 1):
         step(masters, optimizer, number)
         if number in steps:
-            checkpoints.save(folder, number, masters, optimizer, [{"step": s, "loss": 0.1 * s} for s in range(1, number + 1)])
+            checkpoints.save(
+                folder, number, masters, optimizer, [{"step": s, "loss": 0.1 * s} for s in range(1, number + 1)]
+            )
     return masters
 
 

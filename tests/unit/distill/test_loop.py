@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ def schedule(**changes: Any) -> loop.Schedule:
     return loop.Schedule(**{**KNOBS, **changes})
 
 
-def make_student(start: QuantizedModel, mode: str = "static") -> Student:
+def make_student(start: QuantizedModel, mode: str = "static", dtype: str = "float32") -> Student:
     model = tiny.llama()
-    return prepare(model, start, frozen_linears("ov", models.linears(model)), mode, True, torch.float32)
+    own = dataclasses.replace(start, latent={name: latent.clone() for name, latent in start.latent.items()})
+    frozen = frozen_linears("ov", models.linears(model))
+    return prepare(model, own, frozen, mode, True, models.torch_dtype(dtype))
 
 
 def quietly(done: int) -> Any:
@@ -93,12 +96,10 @@ def test_the_order_is_a_function_of_seed_and_step():
 @pytest.mark.parametrize("mode", ["static", "minmax"])
 def test_the_student_learns(calibrated, data, tmp_path, mode: str, dtype: str):
     """On the same sequences at every step, the divergence falls to less than half."""
-    model, teacher = tiny.llama(), tiny.llama()
+    teacher = tiny.llama()
     models.cast_linears(teacher, dtype)
-    frozen = frozen_linears("ov", models.linears(model))
-    student = prepare(model, calibrated, frozen, mode, True, models.torch_dtype(dtype))
     plan = schedule(batch=6, steps=20, warmup=0.1, dtype=dtype, checkpoint_every=99)
-    log = loop.train(student, teacher, data, plan, KL, tmp_path, quietly)
+    log = loop.train(make_student(calibrated, mode, dtype), teacher, data, plan, KL, tmp_path, quietly)
     assert log[-1]["kl"] < 0.5 * log[0]["kl"]
 
 
@@ -145,7 +146,9 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_warning(calibrated, uninte
     assert_same_end(student, log, uninterrupted)
 
 
-def assert_same_end(student: Student, log: list[dict[str, Any]], uninterrupted: tuple[Student, list[dict[str, Any]]]) -> None:
+def assert_same_end(
+    student: Student, log: list[dict[str, Any]], uninterrupted: tuple[Student, list[dict[str, Any]]]
+) -> None:
     reference, reference_log = uninterrupted
     assert log == reference_log
     assert all(torch.equal(master, reference.masters[name]) for name, master in student.masters.items())
@@ -155,7 +158,9 @@ def assert_same_end(student: Student, log: list[dict[str, Any]], uninterrupted: 
 
 def test_a_rate_that_drives_the_loss_out_of_range_stops_at_once_and_names_the_step(calibrated, data, tmp_path: Path):
     """What overflows is the final norm: the layers before it read activations that static grids hold in range."""
-    message = r"the loss is nan at step 2: every layer's output is finite, the head's or the loss is not; lower distill\.lr"
+    message = (
+        r"the loss is nan at step 2: every layer's output is finite, the head's or the loss is not; lower distill\.lr"
+    )
     with pytest.raises(ValueError, match=message):
         loop.train(make_student(calibrated), tiny.llama(), data, schedule(lr=1e38), KL, tmp_path, quietly)
 
@@ -185,7 +190,9 @@ def test_a_loss_that_stays_at_zero_stops_training(calibrated, data, tmp_path: Pa
 def test_the_gradient_is_clipped_at_its_global_norm(calibrated, data, tmp_path: Path):
     """AdamW's first moment after one step is a tenth of the clipped gradient (betas 0.9, 0.95)."""
     student = make_student(calibrated)
-    log = loop.train(student, tiny.llama(), data, schedule(clip=1e-3, checkpoint_every=1, steps=2), KL, tmp_path, quietly)
+    log = loop.train(
+        student, tiny.llama(), data, schedule(clip=1e-3, checkpoint_every=1, steps=2), KL, tmp_path, quietly
+    )
     assert log[0]["gradient_norm"] > 0.01
     moments = {k: v for k, v in load_file(tmp_path / "step-00000001.safetensors").items() if k.startswith("exp_avg/")}
     norm = torch.stack([moment.double().square().sum() for moment in moments.values()]).sum().sqrt()

@@ -16,7 +16,9 @@ MASKS = {
 }
 
 
-def problem(dtype: torch.dtype = torch.float64, spread: float = 1.0) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
+def problem(
+    dtype: torch.dtype = torch.float64, spread: float = 1.0
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
     """Student's and teacher's hidden states, their heads, tokens."""
     generator = torch.Generator().manual_seed(0)
     shapes = (BATCH, LENGTH, HIDDEN), (BATCH, LENGTH, HIDDEN), (VOCABULARY, HIDDEN), (VOCABULARY, HIDDEN)

@@ -50,7 +50,9 @@ def test_transformers_loads_the_very_same_weights(exported, quantized: Quantized
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_with_its_activation_scales_the_reloaded_model_says_the_same(exported, quantized: QuantizedModel, tokens: Tensor):
+def test_with_its_activation_scales_the_reloaded_model_says_the_same(
+    exported, quantized: QuantizedModel, tokens: Tensor
+):
     folder, _ = exported
     model, reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tiny.llama()
     quantized.put_into(reference)

@@ -37,7 +37,7 @@ def weights(draw: st.DrawFn) -> Tensor:
 
 @st.composite
 def on_power_of_two_grids(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Values [out, in] and scales [out, 1] that are powers of two; about half of the values lie exactly between two codes."""
+    """Values [out, in] and power of two scales [out, 1]; half of the values lie exactly between two codes."""
     weight = draw(weights())
     exponents = st.lists(st.integers(-12, 3), min_size=len(weight), max_size=len(weight))
     scale = torch.tensor([2.0**e for e in draw(exponents)])[:, None]
@@ -85,7 +85,9 @@ def test_codes_survive_dequantization(bits: int, offset: int, seed: int):
     scale = torch.tensor(np.uint16(0x0400 + offset).view(np.float16).item())
     low, high = grid_range(bits)
     every = torch.arange(low, high + 1).float()
-    codes = every if bits <= 8 else every[torch.randint(len(every), (512,), generator=torch.Generator().manual_seed(seed))]
+    codes = (
+        every if bits <= 8 else every[torch.randint(len(every), (512,), generator=torch.Generator().manual_seed(seed))]
+    )
     assert torch.equal(quantize(dequantize(codes, scale), scale, bits), codes)
 
 

@@ -45,7 +45,7 @@ def brain_surgery(weight: Tensor, hessian: Tensor, bits: int, damping: float, ac
 @pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_gptq_takes_the_steps_of_optimal_brain_quantization(bits: int, act_order: bool):
-    """Rows do not depend on each other; one that comes within float32 noise of a tie may go either way and is left out."""
+    """Row by row: one that comes within float32 noise of a tie may go either way, and is left out."""
     compared = 0
     for seed in range(8):
         weight, _, hessian = problem(seed)

@@ -1,0 +1,128 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+
+from pipeline import artifacts
+from pipeline.report import page
+
+SUMMARY = {
+    "perplexity.student": 26.0, "perplexity.rtn": 45.0, "perplexity.teacher": 20.0,
+    "kl.student": 0.2, "kl.rtn": 0.6, "recovered.student": 0.676,
+}  # fmt: skip
+HASH = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+CONTENT: dict[str, Any] = {
+    "title": "INT4 <without> data",
+    "subtitle": "tiny & random",
+    "verdict": "It works.",
+    "scores": [["", "perplexity"], ["teacher", "20.00"], ["student", "26.00"]],
+    "protocol": "windows",
+    "task_plot": '<svg id="tasks"></svg>',
+    "benchmark_note": "note",
+    "training_text": "text",
+    "training_plot": '<svg id="training"></svg>',
+    "signal_text": "text",
+    "signal_plots": [("caption one", '<svg id="signals"></svg>')],
+    "errors": [["role", "output"], ["q", "20.1"]],
+    "lineage": [{"name": "corpus", "sha256": HASH, "facts": "length: 3"}],
+    "params": "seed: 0",
+    "libraries": {"torch": "2.0"},
+}
+
+
+class Resources(HTMLParser):
+    """Every address that the page would fetch, and every element it opens and closes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.unbalanced: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+        self.fetched += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "xlink:href")
+        ]
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+
+def test_the_page_fetches_nothing_but_usage_js_beside_it():
+    text = page.render(**CONTENT)
+    assert Resources(text).fetched == ["usage.js"]
+    assert not re.search(r"https?://|//cdn|@import|url\(|fetch\(|XMLHttpRequest", text)
+
+
+def test_the_page_is_well_formed():
+    parsed = Resources(page.render(**CONTENT))
+    assert parsed.unbalanced == []
+    assert parsed.open == []
+
+
+def test_the_same_content_gives_the_same_bytes():
+    assert page.render(**CONTENT) == page.render(**dict(reversed(CONTENT.items())))
+
+
+def test_text_is_escaped_and_pictures_are_not():
+    text = page.render(**CONTENT)
+    assert "INT4 &lt;without&gt; data" in text
+    assert "<without>" not in text
+    assert "tiny &amp; random" in text
+    assert all(f'<svg id="{name}"></svg>' in text for name in ("tasks", "training", "signals"))
+
+
+def test_everything_given_is_shown():
+    text = page.render(**CONTENT)
+    for part in ("It works.", "20.00", "26.00", "20.1", "caption one", HASH, "length: 3", "seed: 0", "torch==2.0"):
+        assert part in text
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_content_that_is_not_given_is_an_error(name: str):
+    with pytest.raises(jinja2.UndefinedError, match=name):
+        page.render(**{key: value for key, value in CONTENT.items() if key != name})
+
+
+def test_the_last_row_of_the_scores_is_marked_as_ours():
+    marked = re.findall(r'<tr class="ours"><td>(\w+)</td>', page.render(**CONTENT))
+    assert marked[0] == "student"
+    assert "teacher" not in marked
+
+
+def test_the_verdict_says_what_was_won_back():
+    sentence = page.verdict(SUMMARY)
+    assert "wins back 68 % of what rounding to nearest loses" in sentence
+    assert all(number in sentence for number in ("26.00", "20.00", "45.00", "0.200", "0.600"))
+
+
+@pytest.mark.parametrize(
+    ("rtn", "student", "recovered"), [(45.0, 60.0, -0.355), (19.0, 26.0, 6.115), (20.0, 26.0, 0.0)]
+)
+def test_where_nothing_was_won_back_the_verdict_says_nothing_of_it(rtn: float, student: float, recovered: float):
+    """A student worse than rounding to nearest, and rounding that is no worse than the teacher."""
+    changed = {"perplexity.rtn": rtn, "perplexity.student": student, "recovered.student": recovered}
+    assert "wins back" not in page.verdict({**SUMMARY, **changed})
+
+
+def test_the_lineage_gives_each_artifact_by_the_hash_of_its_manifest(tmp_path: Path):
+    with artifacts.writing(tmp_path / "corpus", artifacts.CORPUS) as draft:
+        (draft.path / "tokens").write_text("abc")
+        draft.facts = {"length": 3, "loss": 0.123456789, "frozen": ["a", "b"]}
+    (tmp_path / "ptq.json").write_text("abc")
+    found = page.lineage({"data/corpus": tmp_path / "corpus", "scores/ptq": tmp_path / "ptq.json"})
+    assert found == [
+        {
+            "name": "data/corpus",
+            "sha256": artifacts.fingerprint(tmp_path / "corpus"),
+            "facts": "length: 3, loss: 0.1235",
+        },
+        {"name": "scores/ptq", "sha256": HASH, "facts": ""},
+    ]

@@ -1,0 +1,170 @@
+"""The design's rules that a reader cannot see at a glance: who imports whom, and what a DVC stage depends on."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import params
+
+ROOT = Path(__file__).parents[2]
+LAYERS = [
+    {"names", "params", "artifacts", "progress"},
+    {"quant"},
+    {"models", "corpus", "sources"},
+    {"synth", "signals", "calibration", "distill", "export", "bench", "report"},
+    {"stages"},
+]
+BARRED_NAMES = {"utils", "helpers", "common", "base", "registry", "factory"}
+SHARED_SECTIONS = {"seed", "scheme"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the library and the stages, packages by their __init__, as dotted name to file."""
+    found = {}
+    for file in sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/**/*.py")]):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> set[str]:
+    """Modules of the project that a module names in its import statements, wherever they stand in it."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {other for other in found if other in MODULES and other != name}
+
+
+def needed(name: str) -> set[str]:
+    """All that importing a module runs: itself, what it imports, and the packages that these lie in."""
+    found, waiting = set(), [name]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            parts = module.split(".")
+            waiting += [".".join(parts[:i]) for i in range(1, len(parts))]
+            waiting += imported(module)
+    return found
+
+
+def layer(name: str) -> int:
+    part = "stages" if name.startswith("stages") else name.split(".")[1]
+    (found,) = [i for i, members in enumerate(LAYERS) if part in members]
+    return found
+
+
+def library() -> list[str]:
+    return [name for name in MODULES if name.startswith("pipeline.") and name != "pipeline.flow"]
+
+
+def stages() -> Iterator[tuple[str, dict]]:
+    """Name and description of each stage in dvc.yaml, those of a foreach or a matrix by what they have in common."""
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        yield name, stage.get("do", stage)
+
+
+STAGES = dict(stages())
+
+
+def test_the_reader_of_imports_sees_what_python_imports():
+    """Against the interpreter: importing a stage runs exactly the modules that the syntax trees name."""
+    report = "import sys, stages.export; print(*(m for m in sys.modules if m.split('.')[0] in ('pipeline', 'stages')))"
+    done = subprocess.run([sys.executable, "-c", report], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == needed("stages.export")
+
+
+@pytest.mark.parametrize("name", library())
+def test_a_module_imports_only_its_own_layer_or_lower_ones(name: str):
+    assert {other: layer(other) for other in imported(name) if other != "pipeline" and layer(other) > layer(name)} == {}
+
+
+@pytest.mark.parametrize("name", [name for name in library() if name.startswith("pipeline.quant")])
+def test_quantization_knows_tensors_and_not_models(name: str):
+    assert "pipeline.models" not in needed(name)
+
+
+def test_the_flow_over_the_stages_needs_nothing_of_the_project():
+    assert "pipeline.flow" not in MODULES or imported("pipeline.flow") <= {"pipeline"}
+    assert not [name for name in MODULES if name != "pipeline.flow" and "pipeline.flow" in imported(name)]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("pipeline")])
+def test_the_library_never_imports_a_stage(name: str):
+    assert not [other for other in imported(name) if other.startswith("stages")]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("stages.")])
+def test_stages_import_no_stage_but_their_frame(name: str):
+    assert {other for other in imported(name) if other.startswith("stages")} <= {"stages", "stages.run"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_its_script_and_its_section_share_one_name(stage: str):
+    (script,) = re.findall(r"python -m ([\w.]+)", STAGES[stage]["cmd"])
+    assert script == f"stages.{stage}"
+    assert MODULES[script] == ROOT / "stages" / f"{stage}.py"
+    assert stage in STAGES[stage]["params"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_every_module_that_it_imports(stage: str):
+    """Directly or not; an empty __init__ has nothing that could change a result."""
+    wanted = {MODULES[name] for name in needed(f"stages.{stage}")}
+    wanted = {file.relative_to(ROOT).as_posix() for file in wanted if file.stat().st_size}
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert wanted - listed == set(), "modules that the stage lacks among its deps"
+    assert listed - wanted == set(), "deps that the stage does not import"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_every_path_that_it_reads(stage: str):
+    """A path in the command is either a dep or an out."""
+    description = STAGES[stage]
+    outs = [*description.get("outs", []), *description.get("metrics", [])]
+    known = {*description["deps"], *(next(iter(out)) if isinstance(out, dict) else out for out in outs)}
+    for path in re.findall(r"--\w+ (\S+)", description["cmd"]):
+        assert path in known or any(other.startswith(f"{path}/") for other in known), path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_every_section_of_knobs_that_it_reads(stage: str):
+    tree = ast.parse(MODULES[f"stages.{stage}"].read_text())
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in params.Params.__dataclass_fields__
+        and not (isinstance(node.value, ast.Name) and node.value.id == "args")
+    }
+    assert read
+    assert read <= {*STAGES[stage]["params"]}
+
+
+def test_every_section_of_knobs_has_its_stage_and_all_load(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)  # some knobs are paths relative to it
+    params.load("params.yaml")
+    sections = yaml.safe_load((ROOT / "params.yaml").read_text()).keys()
+    assert sections - SHARED_SECTIONS == STAGES.keys()
+    assert list(sections) == [*params.Params.__dataclass_fields__]
+    scripts = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__", "run"}
+    assert scripts == STAGES.keys()
+
+
+def test_every_file_has_a_name_that_says_what_is_in_it():
+    files = [file for folder in ("pipeline", "stages", "tests") for file in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 50
+    assert [str(file) for file in files if file.stem in BARRED_NAMES or file.parent.name in BARRED_NAMES] == []
