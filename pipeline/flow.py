@@ -20,7 +20,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import IO, NoReturn
+from typing import NoReturn
 
 # Prefect reads its settings when it is imported; whatever the caller has set wins.
 os.environ.setdefault("PREFECT_HOME", str(Path("runs/prefect").absolute()))
@@ -38,6 +38,7 @@ from prefect.client.orchestration import get_client  # noqa: E402
 
 RETRIES = {"teacher": 2}  # the one stage that needs the network
 HEADLINES = ("perplexity", "recovered", "accuracy", "bits_per_weight")
+DVC = [sys.executable, "-m", "dvc"]
 TAIL = 4  # lines of output that a failure's message repeats
 POLL = 0.1  # seconds
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
@@ -64,10 +65,7 @@ def permafrost(
     for stage in stages:
         repro.with_options(name=stage, task_run_name=stage, retries=RETRIES.get(stage, 0))(stage)
     if "report" in stages:
-        try:
-            publish(json.loads(Path(summary).read_text()), Path(page))
-        except (OSError, ValueError) as error:
-            raise StageError(f"stage report left no scores: {summary}: {error}") from None
+        publish(json.loads(Path(summary).read_text()), Path(page))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -80,7 +78,7 @@ def repro(stage: str) -> None:
     logger = get_run_logger()
     tail: deque[str] = deque(maxlen=TAIL)
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
+        [*DVC, "repro", "--single-item", stage],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -107,7 +105,7 @@ def order(targets: list[str] | None) -> list[str]:
     """
     needs: dict[str, set[str]] = {}
     for target in targets or [""]:
-        command = [sys.executable, "-m", "dvc", "dag", "--dot", *([target] if target else [])]
+        command = [*DVC, "dag", "--dot", *([target] if target else [])]
         done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
         if done.returncode:
             raise StageError(f"dvc dag: {done.stderr.strip()}")
@@ -125,10 +123,18 @@ def environment() -> dict[str, str]:
 
 
 def output(process: subprocess.Popen[str]) -> Iterator[str]:
-    """The lines that a process writes, until it ends. A thread reads, so that an exception can arrive at any time."""
+    """The lines that a process writes, until it ends; each state of a progress bar is one, and empty ones are left out.
+
+    A thread reads, so that an exception can arrive here at any time.
+    """
     lines: Queue[str] = Queue()
-    assert process.stdout is not None
-    reader = Thread(target=read, args=(process.stdout, lines), daemon=True)
+
+    def read() -> None:
+        for line in process.stdout or ():
+            if line.strip():
+                lines.put(line.rstrip())
+
+    reader = Thread(target=read, daemon=True)
     reader.start()
     while process.poll() is None or not lines.empty():
         with suppress(Empty):
@@ -136,14 +142,6 @@ def output(process: subprocess.Popen[str]) -> Iterator[str]:
     reader.join(timeout=1.0)  # for what was still in the pipe; whatever else holds the pipe open is not waited for
     while not lines.empty():
         yield lines.get()
-
-
-def read(pipe: IO[str], lines: Queue[str]) -> None:
-    """Move the lines of a pipe to a queue; each state of a progress bar is a line."""
-    with pipe:
-        for line in pipe:
-            if line.strip():
-                lines.put(line.rstrip())
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -164,15 +162,11 @@ def stop(process: subprocess.Popen[str]) -> None:
 def publish(summary: dict[str, float], page: Path) -> None:
     """Create the artifacts `scores`, a table of every number, and `report`, the headlines and where the page is."""
     table = scores(summary)
-    create_table_artifact(
-        key="scores", table=table, description="Every score, with its standard error where it has one"
-    )
-    headlines = [row for row in table if row["metric"] in HEADLINES]
-    rows = [list(table[0]), ["---"] * len(table[0]), *(list(row.values()) for row in headlines)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    create_markdown_artifact(
-        key="report", markdown="\n".join([*lines, "", f"The page: [{page}]({page.resolve().as_uri()})"])
-    )
+    create_table_artifact(key="scores", table=table, description="Every score, with its standard error if it has one")
+    rows = [list(row.values()) for row in table if row["metric"] in HEADLINES]
+    lines = [f"| {' | '.join(row)} |" for row in [list(table[0]), ["---"] * len(table[0]), *rows]]
+    text = "\n".join([*lines, "", f"The page: [{page}]({page.resolve().as_uri()})"])
+    create_markdown_artifact(key="report", markdown=text)
 
 
 def scores(summary: dict[str, float]) -> list[dict[str, str]]:
@@ -190,12 +184,8 @@ def scores(summary: dict[str, float]) -> list[dict[str, str]]:
 
 def main() -> None:
     """Run the flow for the targets that the command line names, or for all; a failure ends in one message."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.flow", description="the same run as `dvc repro`, under Prefect"
-    )
-    parser.add_argument(
-        "targets", nargs="*", help="stages or outputs to bring up to date with all they need; default: all"
-    )
+    parser = argparse.ArgumentParser(prog="python -m pipeline.flow", description="`dvc repro`, under Prefect")
+    parser.add_argument("targets", nargs="*", help="stages or outputs, brought up to date with all they need (all)")
     targets = parser.parse_args().targets or None
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(without_traceback)

@@ -7,6 +7,5 @@ import sys
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "30")  # of the bars that TQDM_DISABLE does not reach

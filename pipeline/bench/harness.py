@@ -5,6 +5,7 @@ and the scoring stay theirs.
 """
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -137,6 +138,7 @@ def accuracy(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as written:
         if folder is None:
             manager, names = TaskManager(), {name: name for name in tasks}
@@ -149,7 +151,6 @@ def accuracy(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
                 tasks=list(names.values()),
                 task_manager=manager,
-                num_fewshot=0,
                 limit=limit or None,
                 bootstrap_iters=100,  # 0 would drop the standard errors, which are analytic for accuracy
                 log_samples=False,
