@@ -18,6 +18,7 @@ from pipeline.corpus import valid_mask
 from pipeline.quant.model import QuantizedModel
 from tests import tiny
 
+torch.set_num_threads(1)  # tiny tensors gain nothing from threads, and wait for them where the machine is busy
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
