@@ -59,6 +59,12 @@ def test_a_token_without_probability_is_never_drawn():
     assert set(many.tolist()) == {10, 300, 301, 690}
 
 
+def test_the_end_of_the_interval_stays_inside_the_block_that_was_chosen():
+    """Float32 sums of a block may exceed its float64 ones; there is nothing to draw behind it."""
+    logits = torch.cat([random(0, 5000, 256), torch.full((5000, 300), -torch.inf)], dim=1)
+    assert sample(logits, torch.full((5000,), 1 - 2.0**-24)).max() < 256
+
+
 def test_logits_of_any_size_are_sampled():
     logits = torch.tensor([[1e30, -1e30, 1e30], [-1e30, -1e30, -3e38]])
     assert sample(logits, torch.tensor([0.75, 0.25])).tolist() == [2, 0]

@@ -66,6 +66,11 @@ def test_pydoc_is_every_topic_of_the_interpreter_in_order():
     assert text.text_sha256(found) == hashlib.sha256(found.encode("utf-8")).hexdigest()
 
 
+def test_the_order_of_the_topics_does_not_matter(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pydoc_data.topics.topics", {"b": "second", "a": "first"})
+    assert text.read_text("pydoc", "/nowhere") == "first\n\nsecond"
+
+
 def test_a_text_of_the_folder_is_its_pages_joined_by_blank_lines(tmp_path: Path):
     lines = [
         json.dumps({"page": "one\ntwo"}),
