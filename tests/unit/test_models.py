@@ -111,6 +111,13 @@ def test_a_model_that_changes_its_logits_after_the_head_is_refused():
         models.head_weight(GraniteForCausalLM(config).eval())
 
 
+def test_a_broken_model_is_not_taken_for_one_with_another_head():
+    """What is not finite is for the training loop to name, with step and layer."""
+    model = tiny.llama()
+    model.model.norm.weight.data[0] = float("nan")
+    assert models.head_weight(model) is model.lm_head.weight
+
+
 def test_casting_takes_the_linears_of_the_decoder_only():
     model = tiny.llama()
     models.cast_linears(model, "bfloat16")
