@@ -51,6 +51,7 @@ stages:
     cmd:
       - echo teacher >> runs/order
       - test -e runs/network || { touch runs/network; echo no route to host; exit 7; }
+      - python -c "import sys; print(sys.prefix)" > runs/python
       - printf '10%%\\r20%%\\n'; sleep 300 & echo $! > runs/left
       - echo m > model
     outs: [model]
@@ -78,9 +79,9 @@ def project(fresh: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 
 
 def environment() -> dict[str, str]:
-    """As a user's, without settings of Prefect that happen to be around, and with no wait before a retry."""
+    """As a user's, but with no virtual environment on PATH, no settings for Prefect, and no wait before a retry."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    added = {"PYTHONPATH": str(ROOT), "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
+    added = {"PYTHONPATH": str(ROOT), "PATH": os.defpath, "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
     return {**kept, **added, "PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS": "0"}
 
 
@@ -137,6 +138,7 @@ def test_stages_run_in_order_the_teacher_is_retried_and_the_scores_are_published
     tasks = select(project, "select name, state_type, run_count from task_run order by start_time")
     assert tasks == [(name, "COMPLETED", 2 if name == "teacher" else 1) for name in order[1:]]
 
+    assert (project / "runs/python").read_text().strip() == sys.prefix
     said = (done.stdout + done.stderr).splitlines()
     assert [line.rpartition(" - ")[2] for line in said if line.endswith("0%")] == ["10%", "20%"]
     assert not alive(int((project / "runs/left").read_text())), "what a stage leaves running is ended with it"
@@ -192,7 +194,7 @@ def test_targets_bring_along_what_they_need_and_no_more(project: Path) -> None:
     ids=["ctrl-c", "term-of-a-stubborn-stage"],
 )
 def test_a_killed_flow_leaves_no_process_and_no_lock(project: Path, number: int, to_group: bool, trap: str) -> None:
-    sleeping = f"{trap} sleep 300 & echo a''sleep; wait"  # quoted: DVC prints the command itself, too
+    sleeping = f"""{trap} python -c "import time; print('as' + 'leep'); time.sleep(300)" """  # DVC prints this, too
     (project / "dvc.yaml").write_text(STAGES.replace("cp model", f"test -e runs/go || {{ {sleeping}; }}; cp model"))
     (project / "runs/network").touch()
     log = project / "runs/log"
@@ -208,7 +210,7 @@ def test_a_killed_flow_leaves_no_process_and_no_lock(project: Path, number: int,
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         started = psutil.Process(flow.pid).children(recursive=True)
-        assert len(started) >= 4, "Prefect's server, DVC, the shell and the sleep"
+        assert len(started) >= 4, "Prefect's server, DVC, the shell and what sleeps"
         (os.killpg if to_group else os.kill)(flow.pid, number)
         assert flow.wait(timeout=120) == 128 + number
     finally:
