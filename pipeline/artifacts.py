@@ -31,9 +31,9 @@ class Kind:
 
 TEACHER = Kind("teacher", 1, "teacher")
 CORPUS = Kind("corpus", 1, "synthesize")
-QUANTIZED = Kind("quantized", 1, "calibrate or distill")
-SIGNALS = Kind("signals", 1, "analyze")
-INT4 = Kind("int4", 1, "export")
+QUANTIZED = Kind("quantized", 2, "calibrate or distill")
+SIGNALS = Kind("signals", 2, "analyze")
+INT4 = Kind("int4", 2, "export")
 
 
 @dataclass
@@ -81,10 +81,10 @@ def reading(folder: str | Path, kind: Kind) -> dict[str, Any]:
     remedy = f"run `dvc repro` to make it anew (stage: {kind.stage})"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        found = manifest["kind"], manifest["version"], manifest["files"], manifest["facts"]
-    except FileNotFoundError:
+        found = manifest["kind"], manifest["version"], dict(manifest["files"]), dict(manifest["facts"])
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is no {kind.name} artifact: it has no {MANIFEST}; {remedy}") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # no JSON, or JSON of another shape
         raise ValueError(f"{folder / MANIFEST} is not a manifest ({error!r}); {remedy}") from None
     name, number, files, facts = found
     if (name, number) != (kind.name, kind.version):
@@ -116,6 +116,11 @@ def sha256(file: Path) -> str:
 def write_json(file: Path, content: Any) -> None:
     """JSON with a fixed order and shape, finite numbers only, written whole or not at all."""
     write_text(file, json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def write_text(file: Path, text: str) -> None:

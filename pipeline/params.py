@@ -13,17 +13,14 @@ from typing import Any, Literal
 
 import yaml
 
+from pipeline import scheme
 from pipeline.names import unknown
+from pipeline.scheme import Scheme
 
 Dtype = Literal["bfloat16", "float32"]
+Method = Literal["rtn", "mse", "gptq", "awq", "smoothquant", "awq+gptq", "smoothquant+gptq"]
 FreezeName = Literal["none", "o", "v", "ov", "qk", "qkv", "qkvo", "mlp"]
 Task = Literal["piqa", "hellaswag", "winogrande", "openbookqa", "arc_easy", "arc_challenge"]
-
-
-@dataclass(frozen=True)
-class Scheme:
-    weight_bits: Literal[4, 8]
-    activation_bits: Literal[0, 8, 16]
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,15 @@ class Synthesize:
 
 @dataclass(frozen=True)
 class Calibrate:
-    method: Literal["gptq", "rtn"]
+    method: Method
     sequences: int
     batch: int
     dtype: Dtype
     damping: float
     block: int
     act_order: bool
+    scales: Literal["output", "mse", "minmax"]
+    migration: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Distill:
 
 @dataclass(frozen=True)
 class Export:
-    format: Literal["compressed-tensors"]
+    format: Literal["compressed-tensors", "dequantized"]
 
 
 @dataclass(frozen=True)
@@ -158,11 +157,64 @@ def _section(kind: Any, tree: Any, prefix: str, problems: list[str]) -> Any:
         name = prefix + field.name
         if field.name not in tree:
             problems.append(f"{name}: missing")
+        elif hints[field.name] is Scheme:
+            values[field.name] = _scheme(tree[field.name], name, problems)
         elif is_dataclass(hints[field.name]):
             values[field.name] = _section(hints[field.name], tree[field.name], name + ".", problems)
         else:
             values[field.name] = _value(hints[field.name], tree[field.name], name, problems)
     return kind(**values) if len(values) == len(hints) else None
+
+
+def _scheme(tree: Any, name: str, problems: list[str]) -> Scheme | None:
+    """A scheme written short or long; an override's fields that are left out are the scheme's own."""
+    if isinstance(tree, str):
+        try:
+            return scheme.from_short(tree)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            return None
+    if not isinstance(tree, dict):
+        problems.append(f"{name}: expected W4A8KV4 and the like, or a section of knobs, got {tree!r}")
+        return None
+    entries = tree.get("overrides", [])
+    if not isinstance(entries, list):
+        problems.append(f"{name}.overrides: expected a list, got {entries!r}")
+        entries = []
+    rest = {key: value for key, value in tree.items() if key != "overrides"}
+    overrides = [_override(tree, entry, f"{name}.overrides[{i}].", problems) for i, entry in enumerate(entries)]
+    base = _section(_SchemeLong, rest, name + ".", problems)
+    if base is None or None in overrides:
+        return None
+    return Scheme(base.weights, base.activations, base.kv_cache, tuple(overrides))
+
+
+@dataclass(frozen=True)
+class _SchemeLong:
+    """The long form, less its overrides."""
+
+    weights: scheme.Weights
+    activations: scheme.Activations
+    kv_cache: scheme.KVCache
+
+
+def _override(base: dict[str, Any], entry: Any, prefix: str, problems: list[str]) -> scheme.Override | None:
+    kinds = {"weights": scheme.Weights, "activations": scheme.Activations}
+    if not isinstance(entry, dict) or not isinstance(entry.get("match"), str) or not set(entry) & set(kinds):
+        problems.append(f"{prefix.rstrip('.')}: expected a match with weights or activations, got {entry!r}")
+        return None
+    problems += [
+        unknown("knob", prefix + key, [prefix + n for n in ("match", *kinds)])
+        for key in entry.keys() - {"match", *kinds}
+    ]
+    found = {}
+    for part, kind in kinds.items():
+        if part not in entry:
+            continue
+        given, own = entry[part], base.get(part)
+        merged = {**own, **given} if isinstance(given, dict) and isinstance(own, dict) else given
+        found[part] = _section(kind, merged, f"{prefix}{part}.", problems)
+    return scheme.Override(entry["match"], **found)
 
 
 def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
@@ -214,20 +266,29 @@ def _ranges(p: Params) -> list[str]:
         "distill.ce": (p.distill.ce, 0),
         "distill.kl": (p.distill.kl, 0),
         "distill.weight_decay": (p.distill.weight_decay, 0),
+        "scheme.weights.group": (p.scheme.weights.group, 0),
+        "scheme.kv_cache.group": (p.scheme.kv_cache.group, 0),
     }
     problems = [
         f"{name}: must be at least {low}, got {value}" for name, (value, low) in at_least.items() if value < low
     ]
     above_zero = {
         "synthesize.temperature": p.synthesize.temperature,
-        "calibrate.damping": p.calibrate.damping,
         "distill.lr": p.distill.lr,
         "distill.clip": p.distill.clip,
         "distill.temperature": p.distill.temperature,
     }
     problems += [f"{name}: must be above 0, got {value}" for name, value in above_zero.items() if not value > 0]
-    shares = {"distill.warmup": p.distill.warmup, "distill.min_lr": p.distill.min_lr}
+    shares = {
+        "distill.warmup": p.distill.warmup,
+        "distill.min_lr": p.distill.min_lr,
+        "calibrate.migration": p.calibrate.migration,
+    }
     problems += [f"{name}: must lie in 0 to 1, got {value}" for name, value in shares.items() if not 0 <= value <= 1]
+
+    if not 0 < p.calibrate.damping <= 1:
+        problems.append(f"calibrate.damping: must lie above 0 and not above 1, got {p.calibrate.damping}")
+    problems += _scheme_ranges(p.scheme, p.export.format)
 
     train = p.synthesize.sequences - p.synthesize.held_out
     prefix = p.synthesize.greedy_prefix
@@ -260,4 +321,31 @@ def _ranges(p: Params) -> list[str]:
             problems += [
                 f"evaluate: benchmark file {file} does not exist" for file in wanted_files if not file.is_file()
             ]
+    return problems
+
+
+def _scheme_ranges(chosen: Scheme, export_format: str) -> list[str]:
+    problems = []
+    sections = [("scheme", chosen.activations)]
+    weights = {
+        "scheme": chosen.weights,
+        **{f"scheme.overrides[{i}]": o.weights for i, o in enumerate(chosen.overrides)},
+    }
+    problems += [
+        f"{name}.weights.symmetric: export.format {export_format!r} holds no asymmetric weights; take 'dequantized', "
+        "or symmetric ones"
+        for name, given in weights.items()
+        if given is not None and given.bits and not given.symmetric and export_format == "compressed-tensors"
+    ]
+    for i, override in enumerate(chosen.overrides):
+        name = f"scheme.overrides[{i}]"
+        if override.weights is not None and override.weights.group < 0:
+            problems.append(f"{name}.weights.group: must be at least 0, got {override.weights.group}")
+        if override.activations is not None:
+            sections.append((name, override.activations))
+    problems += [
+        f"{name}.activations.percentile: must lie above 50 and not above 100, got {activations.percentile}"
+        for name, activations in sections
+        if not 50 < activations.percentile <= 100
+    ]
     return problems

@@ -9,10 +9,13 @@ import json
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from pipeline.artifacts import LIBRARIES
 
 SCRATCH = Path("runs/scratch")
 
@@ -33,8 +36,13 @@ def bar(what: str, total: int, unit: str, initial: int = 0) -> tqdm:
 
 
 def scratch(stage: str, inputs: dict[str, Any]) -> Path:
-    """The stage's scratch folder for these inputs (made if need be); what other inputs left there is removed."""
-    name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
+    """The stage's scratch folder for these inputs, our code and the libraries' versions (made if need be).
+
+    What others left there is removed.
+    """
+    versions = {name: version(name) for name in LIBRARIES}
+    everything = json.dumps([inputs, _code(), versions], sort_keys=True)
+    name = hashlib.sha256(everything.encode()).hexdigest()[:24]
     folder = SCRATCH / stage / name
     if folder.parent.is_dir():
         for other in folder.parent.iterdir():
@@ -42,6 +50,13 @@ def scratch(stage: str, inputs: dict[str, Any]) -> Path:
                 shutil.rmtree(other, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _code() -> str:
+    """sha256 of every module of the library and the stages."""
+    root = Path(__file__).parents[1]
+    files = sorted([*root.glob("pipeline/**/*.py"), *root.glob("stages/*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def clear(stage: str) -> None:

@@ -1,7 +1,12 @@
 """calibrate: quantize the teacher after training, by the chosen method and by round to nearest as the baseline."""
 
+import dataclasses
+from typing import Any
+
+import pandas as pd
+
 from pipeline import artifacts, models, params, progress
-from pipeline.calibration import calibrate
+from pipeline.calibration.driver import Calibrated, Options, calibrate
 from pipeline.corpus import Corpus, valid_mask
 from stages import run
 
@@ -13,27 +18,31 @@ def work() -> None:
     artifacts.reading(args.teacher, artifacts.TEACHER)
     tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
     valid = valid_mask(lengths, tokens.shape[1])
-    options = {"damping": knobs.damping, "block": knobs.block, "act_order": knobs.act_order}
+    gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales")}
+    chosen = Options(knobs.method, gptq, knobs.migration, knobs.batch, knobs.dtype)
+    inputs = {
+        "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.corpus)],
+        "knobs": dataclasses.asdict(knobs),
+        "scheme": dataclasses.asdict(scheme),
+    }
 
-    for method, out, baseline in (("rtn", args.rtn, True), (knobs.method, args.out, False)):
+    def run_one(options: Options) -> Calibrated:
         model = models.load_model(args.teacher)
-        layers = len(models.decoder_layers(model)[1])
-        with progress.bar(f"calibrate {method}", layers, " layer") as bar:
-            quantized, errors = calibrate(
-                model,
-                tokens,
-                valid,
-                method,
-                (scheme.weight_bits, scheme.activation_bits),
-                options if method == "gptq" else {},
-                knobs.batch,
-                knobs.dtype,
-                bar.update,
-                measure=not baseline,
-            )
-        if baseline:
-            quantized.latent = {}  # training starts from the other one
-        quantized.save(out, {"method": method, "sequences": knobs.sequences}, {} if baseline else {"errors": errors})
+        scratch = progress.scratch(f"calibrate-{options.method}", inputs) if options.measure else None
+        with progress.bar(f"calibrate {options.method}", len(models.decoder_layers(model)[1]), " layer") as bar:
+            return calibrate(model, tokens, valid, scheme, options, scratch, bar.update)
+
+    baseline = run_one(dataclasses.replace(chosen, method="rtn", measure=False))
+    baseline.model.latent = {}  # training starts from the other one
+    baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences}, {})
+    quantized = run_one(chosen)
+    facts: dict[str, Any] = {"method": knobs.method, "sequences": knobs.sequences}
+    tables = {"errors": quantized.errors}
+    if quantized.skipped:
+        print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
+        tables["skipped"] = pd.DataFrame({"pair": quantized.skipped})
+    quantized.model.save(args.out, facts, tables)
+    progress.clear(f"calibrate-{knobs.method}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pandas as pd
 from pipeline import artifacts, models, params, progress
 from pipeline.corpus import Corpus
 from pipeline.distill import loop, losses
-from pipeline.distill.freeze import frozen_linears
+from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.student import prepare
 from pipeline.quant.model import QuantizedModel
 from stages import run
@@ -20,9 +20,9 @@ def work() -> None:
     knobs = loaded.distill
     artifacts.reading(args.teacher, artifacts.TEACHER)
     teacher, base = models.load_model(args.teacher), models.load_model(args.teacher)
-    frozen = frozen_linears(knobs.freeze, models.linears(base))
     data = Corpus.load(args.corpus).train()
     start, _ = QuantizedModel.load(args.calibration)
+    frozen = frozen_rows(knobs.freeze, [linear for linear in models.linears(base) if linear.name in start.codes])
     models.cast_linears(teacher, knobs.dtype)
     student = prepare(base, start, frozen, knobs.scale, knobs.train_norms, models.torch_dtype(knobs.dtype))
 
@@ -49,7 +49,7 @@ def work() -> None:
     trained = student.finished()
     facts = {
         "freeze": knobs.freeze,
-        "frozen": sorted(frozen),
+        "frozen": {name: "all" if rows is None else len(rows) for name, rows in sorted(frozen.items())},
         "scale": knobs.scale,
         "steps": knobs.steps,
         "seed": loaded.seed,

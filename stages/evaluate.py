@@ -1,6 +1,5 @@
 """evaluate: score the teacher or an exported folder, reloaded as anyone would load it."""
 
-import json
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -8,8 +7,7 @@ from transformers import PreTrainedModel
 from pipeline import artifacts, models, params, progress
 from pipeline.bench import agreement, harness, text
 from pipeline.corpus import Corpus, valid_mask
-from pipeline.export.formats import ACTIVATION_SCALES
-from pipeline.quant.activations import quantize_inputs, read_scales
+from pipeline.export.formats import load_exported
 from stages import run
 
 
@@ -27,7 +25,8 @@ def work() -> str:
 
     tokenizer = models.load_tokenizer(args.teacher)
     tokens, lengths = Corpus.load(args.corpus).test()
-    model, teacher = load(args.model, knobs.dtype), models.load_model(args.teacher, knobs.dtype)
+    teacher = models.load_model(args.teacher, knobs.dtype)
+    model = models.load_model(args.teacher, knobs.dtype) if is_teacher else load_exported(args.model, knobs.dtype)
     batches = -(-len(tokens) // agreement.BATCH)
     with progress.bar(f"evaluate {variant}: text", knobs.windows + batches, " batch") as bar:
         windows = text.windows(prose, tokenizer, knobs.windows, knobs.window)
@@ -40,15 +39,6 @@ def work() -> str:
     scores |= sizes(Path(args.model), model, facts)
     artifacts.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()})
     return variant
-
-
-def load(folder: str, dtype: str) -> PreTrainedModel:
-    """A model as transformers loads it, its activations quantized if the export says so."""
-    model = models.load_model(folder, dtype)
-    file = Path(folder) / ACTIVATION_SCALES
-    if file.exists():
-        quantize_inputs(model, *read_scales(json.loads(file.read_text())))
-    return model
 
 
 def sizes(folder: Path, model: PreTrainedModel, facts: dict) -> dict[str, float]:

@@ -78,9 +78,7 @@ def work() -> None:
 def _subtitle(knobs: params.Params, teacher: Path) -> str:
     source = {"pypi": knobs.teacher.package, "hub": knobs.teacher.repo, "path": Path(knobs.teacher.path).name}
     kind = json.loads((teacher / "config.json").read_text())["architectures"][0]
-    scheme = knobs.scheme
-    activations = f"static INT{scheme.activation_bits} activations" if scheme.activation_bits else "float activations"
-    return f"{source[knobs.teacher.source]} ({kind}), INT{scheme.weight_bits} per-channel weights, {activations}"
+    return f"{source[knobs.teacher.source]} ({kind}), {knobs.scheme}"
 
 
 def _protocol(knobs: params.Params) -> str:

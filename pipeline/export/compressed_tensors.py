@@ -1,8 +1,10 @@
 """compressed-tensors' pack-quantized layout: what transformers, vLLM and llm-compressor load.
 
-Each quantized linear becomes weight_packed (int32 [out, ceil(in * bits / 32)], code + 2^(bits-1), low bits first),
-weight_scale (float16 [out, 1]) and weight_shape (int64 [2]). Embeddings, norms and the head stay in float16. The format
-has no place for static activation scales beside packed weights, so those lie beside it in activation_scales.json.
+Each quantized linear becomes weight_packed (int32, code + 2^(bits-1), low bits first, 32 codes in as many words as bits),
+weight_scale (float16 [out, groups]) and weight_shape (int64 [2]). Embeddings, norms and whatever else is not quantized
+stay in float16. Symmetric grids only: the format has packed zero points, but transformers does not read them back. It
+has no place for activations beside packed weights either, so how inputs and KV cache are quantized lies in a file of
+its own.
 """
 
 from pathlib import Path
@@ -16,6 +18,7 @@ from transformers import AutoConfig
 
 from pipeline.quant.grid import SCALE_DTYPE
 from pipeline.quant.model import QuantizedModel
+from pipeline.scheme import HEAD, Weights
 
 WEIGHTS = "model.safetensors"
 
@@ -24,8 +27,9 @@ def write(quantized: QuantizedModel, teacher: str | Path, ignored: list[str], ou
     """Write config and weights of a quantized model; `ignored` are the linears that stay in float."""
     tensors: dict[str, Tensor] = dict(quantized.floats)
     for name, codes in quantized.codes.items():
-        tensors[f"{name}.weight_packed"] = pack_to_int32(codes, quantized.weight_bits)
-        tensors[f"{name}.weight_scale"] = quantized.scales[name].to(SCALE_DTYPE)
+        scheme, step = quantized.schemes[name], quantized.steps[name]
+        tensors[f"{name}.weight_packed"] = pack_to_int32(codes, scheme.bits)
+        tensors[f"{name}.weight_scale"] = step.scale.to(SCALE_DTYPE)
         tensors[f"{name}.weight_shape"] = torch.tensor(codes.shape)
     save_file(
         {name: t.contiguous() for name, t in sorted(tensors.items())},
@@ -34,38 +38,55 @@ def write(quantized: QuantizedModel, teacher: str | Path, ignored: list[str], ou
     )
     config = AutoConfig.from_pretrained(teacher, local_files_only=True)
     config.dtype = torch.float16
-    config.quantization_config = quantization_config(quantized.weight_bits, ignored)
+    config.quantization_config = quantization_config(quantized.schemes, ignored)
+    if any(name.rsplit(".", 1)[-1] == HEAD for name in quantized.codes):
+        config.tie_word_embeddings = False
     config.save_pretrained(out)
 
 
-def quantization_config(bits: int, ignored: list[str]) -> dict[str, Any]:
-    """What config.json says of the quantization."""
-    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+def quantization_config(schemes: dict[str, Weights], ignored: list[str]) -> dict[str, Any]:
+    """What config.json says of the quantization: a group of linears for each scheme that there is."""
+    groups = {}
+    for i, scheme in enumerate(dict.fromkeys(schemes.values())):
+        mine = [name for name, other in schemes.items() if other == scheme]
+        weights = {
+            "num_bits": scheme.bits,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "group" if scheme.group else "channel",
+            "group_size": scheme.group or None,
+            "dynamic": False,
+        }
+        groups[f"group_{i}"] = {
+            "targets": ["Linear"] if len(mine) == len(schemes) else mine,
+            "weights": weights,
+            "input_activations": None,
+            "output_activations": None,
+            "format": "pack-quantized",
+        }
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "ignore": ignored,
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": weights,
-                "input_activations": None,
-                "output_activations": None,
-                "format": "pack-quantized",
-            }
-        },
+        "config_groups": groups,
     }
 
 
-def read(folder: Path, bits: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Codes (int8 [out, in]) and scales (float32 [out, 1]) of each quantized linear, unpacked from the file."""
+def check(quantized: QuantizedModel, folder: Path) -> None:
+    """Raises:
+    ValueError: codes or scales in the file are not the quantized model's, bit for bit; names the linears.
+    """
     tensors = load_file(folder / WEIGHTS)
-    codes, scales = {}, {}
-    for key, packed in tensors.items():
-        if key.endswith(".weight_packed"):
-            name = key.removesuffix(".weight_packed")
-            shape = torch.Size(tensors[f"{name}.weight_shape"].tolist())
-            codes[name] = unpack_from_int32(packed, bits, shape)
-            scales[name] = tensors[f"{name}.weight_scale"].float()
-    return codes, scales
+    found = {key.removesuffix(".weight_packed") for key in tensors if key.endswith(".weight_packed")}
+    if found != quantized.codes.keys():
+        raise ValueError(f"the export holds other linears: {sorted(found ^ quantized.codes.keys())[:8]}")
+    wrong = []
+    for name, codes in quantized.codes.items():
+        shape = torch.Size(tensors[f"{name}.weight_shape"].tolist())
+        theirs = unpack_from_int32(tensors[f"{name}.weight_packed"], quantized.schemes[name].bits, shape)
+        same_scale = torch.equal(tensors[f"{name}.weight_scale"].float(), quantized.steps[name].scale)
+        if not torch.equal(theirs, codes) or not same_scale:
+            wrong.append(name)
+    if wrong:
+        raise ValueError(f"codes or scales read back from the export differ in {len(wrong)} linears: {wrong[:8]}")

@@ -9,23 +9,29 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline import models
-from pipeline.artifacts import write_json
-from pipeline.export import compressed_tensors
+from pipeline.artifacts import read_json, write_json
+from pipeline.export import compressed_tensors, dequantized
 from pipeline.names import look_up
-from pipeline.quant.model import QuantizedModel
+from pipeline.quant.activations import from_json
+from pipeline.quant.grid import Step
+from pipeline.quant.model import QuantizedModel, quantize_signals
+from pipeline.scheme import KVCache, Weights
 
-ACTIVATION_SCALES = "activation_scales.json"
+SIGNALS = "activations.json"  # how inputs and KV cache are quantized
 LOGITS_TOLERANCE = 1e-3  # of the largest logit: what another order of float32 sums may change
 
 
 class Format(NamedTuple):
-    """How a format is written, and how its codes and scales are read back from the file."""
+    """How a format is written, and how what is packed in the file is compared with the quantized model."""
 
     write: Callable[[QuantizedModel, str | Path, list[str], Path], None]
-    read: Callable[[Path, int], tuple[dict[str, Tensor], dict[str, Tensor]]]
+    check: Callable[[QuantizedModel, Path], None]
 
 
-EXPORT_FORMATS = {"compressed-tensors": Format(compressed_tensors.write, compressed_tensors.read)}
+EXPORT_FORMATS = {
+    "compressed-tensors": Format(compressed_tensors.write, compressed_tensors.check),
+    "dequantized": Format(dequantized.write, dequantized.check),
+}
 
 
 def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out: Path) -> dict[str, Any]:
@@ -49,14 +55,13 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
     chosen.write(quantized, teacher, [name for name in linears if name not in quantized.codes], out)
     reference.generation_config.save_pretrained(out)
     models.load_tokenizer(teacher).save_pretrained(out)
-    scales = {name: float(scale) for name, scale in quantized.activation_scales.items()}
-    write_json(out / ACTIVATION_SCALES, {"bits": quantized.activation_bits, "symmetric": True, "scales": scales})
+    write_json(out / SIGNALS, {part: quantized.scheme_json()[part] for part in ("inputs", "kv_cache")})
 
-    same_numbers(quantized, *chosen.read(out, quantized.weight_bits))
+    chosen.check(quantized, out)
     quantized.put_into(reference)()
     difference = same_logits(reference, models.load_model(out), quantized)
     quantized_weights = sum(codes.numel() for codes in quantized.codes.values())
-    quantized_bits = quantized_weights * quantized.weight_bits + 16 * sum(s.numel() for s in quantized.scales.values())
+    quantized_bits = sum(_bits(codes, quantized.steps[n], quantized.schemes[n]) for n, codes in quantized.codes.items())
     total_weights = quantized_weights + sum(values.numel() for values in quantized.floats.values())
     weight_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     return {
@@ -68,19 +73,17 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
     }
 
 
-def same_numbers(quantized: QuantizedModel, codes: dict[str, Tensor], scales: dict[str, Tensor]) -> None:
-    """Raises:
-    ValueError: codes or scales differ in any bit from the quantized model's; names the linears.
-    """
-    if codes.keys() != quantized.codes.keys():
-        raise ValueError(f"the export holds other linears: {sorted(codes.keys() ^ quantized.codes.keys())[:8]}")
-    wrong = [
-        name
-        for name in codes
-        if not torch.equal(codes[name], quantized.codes[name]) or not torch.equal(scales[name], quantized.scales[name])
-    ]
-    if wrong:
-        raise ValueError(f"codes or scales read back from the export differ in {len(wrong)} linears: {wrong[:8]}")
+def _bits(codes: Tensor, step: Step, scheme: Weights) -> int:
+    """Bits of a quantized weight: its codes, its float16 scales, and its zero points where it has any."""
+    return codes.numel() * scheme.bits + step.scale.numel() * (16 if scheme.symmetric else 16 + scheme.bits)
+
+
+def load_exported(folder: str | Path, dtype: str) -> PreTrainedModel:
+    """An exported model as transformers loads it, its inputs and KV cache quantized as the export says."""
+    model = models.load_model(folder, dtype)
+    stored = read_json(Path(folder) / SIGNALS)
+    quantize_signals(model, from_json(stored["inputs"]), KVCache(**stored["kv_cache"]))
+    return model
 
 
 @torch.no_grad()

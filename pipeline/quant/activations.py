@@ -1,30 +1,64 @@
-"""Static per-tensor activations on a real integer grid, 16 bits included."""
+"""Activations on a real integer grid, 16 bits included: static a tensor, or dynamic a token."""
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.quant.grid import grid_range, scale_from_absmax
+from pipeline.quant.grid import Grid, Step
+from pipeline.scheme import Activations
+
+STEP_DTYPE = torch.float32  # of a runtime's activation scales
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Quantizes a linear's input: the scheme, and the calibrated scale and zero point (scalars) of a static one."""
+
+    scheme: Activations
+    step: Step | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """dequantize(quantize(x)) of [..., width], with the straight-through gradient."""
+        grid = Grid(self.scheme.bits, self.scheme.symmetric)
+        return FakeQuantize.apply(x, self.step, grid)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it does the same to every x."""
+        if not isinstance(other, Quantizer) or self.scheme != other.scheme:
+            return False
+        if self.step is None or other.step is None:
+            return self.step is other.step
+        return all(bool(a == b) for a, b in zip(self.step, other.step, strict=True))
 
 
 class FakeQuantize(torch.autograd.Function):
     """dequantize(quantize(x)) with the straight-through gradient: identity inside the grid's range, zero outside it.
 
-    The result has x's dtype, or that of the autocast around it, which is what the linear would cast it to.
+    Without a step, each token (the last dimension) has its own min-max range, which clips nothing. The result has x's
+    dtype, or that of the autocast around it, which is what the linear would cast it to.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int) -> Tensor:
-        low, high = grid_range(bits)
-        codes = torch.div(x.float(), scale).round_()
-        least, most = codes.aminmax()
+    def forward(ctx: Any, x: Tensor, step: Step | None, grid: Grid) -> Tensor:
         ctx.dtype, ctx.inside = x.dtype, None
-        if least < low or most > high:  # rare at 16 bits: the common case needs no mask and no clamp
-            ctx.inside = (codes >= low) & (codes <= high) if ctx.needs_input_grad[0] else None
-            codes.clamp_(low, high)
+        wide = x.float()
+        low, high = grid.range
+        mine = grid.step_of(wide, STEP_DTYPE) if step is None else step
+        codes = torch.div(wide, mine.scale).round_()
+        if not grid.symmetric:
+            codes.add_(mine.zero)
+        if step is not None:
+            least, most = codes.aminmax()
+            if least < low or most > high:  # rare at 16 bits: the common case needs no mask
+                ctx.inside = (codes >= low) & (codes <= high) if ctx.needs_input_grad[0] else None
+        codes.clamp_(low, high)
+        if not grid.symmetric:
+            codes.sub_(mine.zero)
         reader = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        return codes.mul_(scale).to(reader)
+        return codes.mul_(mine.scale).to(reader)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -32,31 +66,41 @@ class FakeQuantize(torch.autograd.Function):
         return gradient if ctx.inside is None else gradient * ctx.inside, None, None
 
 
-def activation_scale(absmax: Tensor, bits: int) -> Tensor:
-    """Static scale of a tensor from the greatest magnitude seen in calibration; float32, as a runtime stores it."""
-    return scale_from_absmax(absmax, bits, torch.float32)
-
-
-def quantize_inputs(model: nn.Module, scales: dict[str, Tensor], bits: int) -> list[Any]:
+def quantize_inputs(model: nn.Module, quantizers: Mapping[str, Quantizer]) -> list[Any]:
     """Fake-quantize the input of each named linear from now on; returns the hooks' handles.
 
-    q, k and v (gate and up) read the same tensor: where their scales are equal too, it is quantized once.
+    q, k and v (gate and up) read the same tensor: where they quantize it alike, it is quantized once.
     """
     last: dict[str, Any] = {}
 
-    def hook(scale: Tensor) -> Any:
+    def hook(quantizer: Quantizer) -> Any:
         def quantize_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = args[0]
-            if last.get("x") is not x or last["scale"] != scale or last["grad"] != torch.is_grad_enabled():
-                value = FakeQuantize.apply(x, scale, bits)
-                last.update(x=x, scale=scale, grad=torch.is_grad_enabled(), value=value)
+            if last.get("x") is not x or last["by"] != quantizer or last["grad"] != torch.is_grad_enabled():
+                last.update(x=x, by=quantizer, grad=torch.is_grad_enabled(), value=quantizer(x))
             return (last["value"], *args[1:])
 
         return quantize_input
 
-    return [model.get_submodule(name).register_forward_pre_hook(hook(scale)) for name, scale in scales.items()]
+    return [
+        model.get_submodule(name).register_forward_pre_hook(hook(quantizer)) for name, quantizer in quantizers.items()
+    ]
 
 
-def read_scales(stored: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
-    """Activation scales and bits from the JSON that an export keeps beside its weights."""
-    return {name: torch.tensor(scale, dtype=torch.float32) for name, scale in stored["scales"].items()}, stored["bits"]
+def to_json(quantizers: Mapping[str, Quantizer]) -> dict[str, dict[str, Any]]:
+    """Quantizers as an export keeps them beside its weights: the scheme's fields, and scale and zero point if static."""
+    return {
+        name: {**asdict(q.scheme), **({} if q.step is None else {k: float(v) for k, v in q.step._asdict().items()})}
+        for name, q in quantizers.items()
+    }
+
+
+def from_json(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Quantizer]:
+    """What `to_json` wrote."""
+    found = {}
+    for name, fields in stored.items():
+        step = None
+        if "scale" in fields:
+            step = Step(*(torch.tensor(fields[part], dtype=torch.float32) for part in Step._fields))
+        found[name] = Quantizer(Activations(**{k: v for k, v in fields.items() if k not in Step._fields}), step)
+    return found

@@ -1,8 +1,14 @@
 """The one function that quantizes: training, calibration, export and tests all call it.
 
-Signed uniform grids of b bits, [-2^(b-1), 2^(b-1) - 1], rounding half to even. A scale is rounded to the dtype that the
-export stores before it is used, so that the fake-quantized weight and the packed file hold the same numbers.
+Uniform integer grids of b bits. Symmetric: codes [-2^(b-1), 2^(b-1) - 1], zero at 0. Asymmetric: codes [0, 2^b - 1] and
+an integer zero point. Rounding is half to even. A scale is rounded to the dtype that the export stores before it is
+used, so that the fake-quantized weight and the packed file hold the same numbers.
+
+Values that share a scale lie along the last dimension: all of it, or groups of it (`grouped`).
 """
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,41 +16,88 @@ from torch import Tensor
 SCALE_DTYPE = torch.float16
 
 
-def grid_range(bits: int) -> tuple[int, int]:
-    """Least and greatest code of a signed grid."""
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+class Step(NamedTuple):
+    """Scale and zero point: float32 both, the latter whole numbers; they broadcast against what they quantize."""
+
+    scale: Tensor
+    zero: Tensor
 
 
-def scale_from_absmax(absmax: Tensor, bits: int, dtype: torch.dtype = SCALE_DTYPE) -> Tensor:
-    """Scale of the symmetric min-max grid without clipping, absmax / (2^(b-1) - 1): alpha of LLM-QAT, eq. 1.
+@dataclass(frozen=True)
+class Grid:
+    """A uniform grid of `bits` (2 to 16)."""
 
-    Args:
-        absmax: greatest magnitude of each group of values that share a scale; any shape, non-negative.
-        bits: 2 to 16.
-        dtype: what the scale is rounded to before use.
+    bits: int
+    symmetric: bool = True
 
-    Returns:
-        float32 of the same shape, each exactly representable in `dtype`. All-zero groups have scale 1; where it
-        would vanish in `dtype` it is the least normal number of it.
-    """
-    scale = (absmax.float() / grid_range(bits)[1]).to(dtype).float()
-    scale = scale.clamp(min=torch.finfo(dtype).tiny)
-    return torch.where(absmax == 0, torch.ones_like(scale), scale)
+    @property
+    def range(self) -> tuple[int, int]:
+        """Least and greatest code."""
+        half = 2 ** (self.bits - 1)
+        return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
+
+    def step(self, least: Tensor, greatest: Tensor, dtype: torch.dtype = SCALE_DTYPE) -> Step:
+        """Min-max step without clipping of values in [least, greatest].
+
+        Symmetric: absmax / (2^(b-1) - 1), alpha of LLM-QAT (2305.17888), eq. 1. Asymmetric: (greatest - least) /
+        (2^b - 1) over the range widened to hold 0, its zero point round(-least / scale).
+
+        Args:
+            least, greatest: of the values that share a scale; any shape.
+            dtype: what the scale is rounded to before use.
+
+        Returns:
+            Step of the same shape, each scale exactly representable in `dtype`. All-zero groups have scale 1; a scale
+            that falls below the least normal number of `dtype` is that number.
+
+        Raises:
+            ValueError: a scale exceeds the range of `dtype`.
+        """
+        least, greatest = least.float().clamp(max=0), greatest.float().clamp(min=0)
+        low, high = self.range
+        width = torch.maximum(-least, greatest) / high if self.symmetric else (greatest - least) / (high - low)
+        scale = width.to(dtype).float()
+        if bool(scale.isinf().any()):
+            raise ValueError(f"values up to {float(width.amax() * high):.3g} need a scale beyond the range of {dtype}")
+        scale = scale.clamp(min=torch.finfo(dtype).tiny)
+        scale = torch.where((least == 0) & (greatest == 0), torch.ones_like(scale), scale)
+        zero = torch.zeros_like(scale) if self.symmetric else (-least / scale).round().clamp(low, high)
+        return Step(scale, zero)
+
+    def step_of(self, x: Tensor, dtype: torch.dtype = SCALE_DTYPE) -> Step:
+        """Min-max step over the last dimension, which is kept with size 1."""
+        least, greatest = x.aminmax(dim=-1, keepdim=True)
+        return self.step(least, greatest, dtype)
+
+    def quantize(self, x: Tensor, step: Step) -> Tensor:
+        """Codes clamp(round(x / scale) + zero), as float32 of x's shape."""
+        codes = torch.div(x, step.scale).round_()
+        if not self.symmetric:
+            codes.add_(step.zero)
+        return codes.clamp_(*self.range)
+
+    def dequantize(self, codes: Tensor, step: Step) -> Tensor:
+        """(codes - zero) * scale in float32."""
+        codes = codes.float()
+        return (codes if self.symmetric else codes - step.zero) * step.scale
+
+    def inside(self, x: Tensor, step: Step) -> Tensor:
+        """Which values are not clipped: bool of x's shape."""
+        low, high = self.range
+        codes = torch.div(x, step.scale).round_()
+        if not self.symmetric:
+            codes.add_(step.zero)
+        return (codes >= low) & (codes <= high)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The integer type that codes are kept in (8 bits and fewer)."""
+        return torch.int8 if self.symmetric else torch.uint8
 
 
-def channel_scale(weight: Tensor, bits: int) -> Tensor:
-    """Min-max scale of each output channel of a weight [out, in]: float32 [out, 1]."""
-    return scale_from_absmax(weight.abs().amax(dim=1, keepdim=True), bits)
-
-
-def quantize(x: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Codes clamp(round(x / scale)), as float32 of x's shape; `scale` broadcasts against x."""
-    return torch.div(x, scale).round_().clamp_(*grid_range(bits))
-
-
-def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """codes * scale in float32."""
-    return codes.float() * scale
+def grouped(x: Tensor, group: int) -> Tensor:
+    """A view [..., n, group] of x [..., n * group]; group 0: [..., 1, width]."""
+    return x.unflatten(-1, (-1, group or x.shape[-1]))
 
 
 def sqnr(reference: Tensor, approximation: Tensor) -> float:

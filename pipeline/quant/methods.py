@@ -1,8 +1,8 @@
-"""Post-training quantization of one weight: round to nearest, and GPTQ.
+"""Post-training quantization of one weight: how its codes are chosen.
 
-A method takes a weight [out, in] and the Hessian of its layer's squared output error, H = X^T X over the inputs X
-[tokens, in], and gives codes and scales. It also gives the latent weight, the float numbers that round to those codes,
-where quantization-aware training starts from.
+A rounding takes a weight [out, in] and the Hessian of its layer's squared output error, H = X^T X over the inputs X
+[tokens, in], and gives codes, scales and zero points. It also gives the latent weight, the float numbers that round to
+those codes, where quantization-aware training starts from.
 """
 
 from collections.abc import Callable
@@ -11,91 +11,165 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.quant.grid import channel_scale, dequantize, grid_range, quantize
+from pipeline.quant import weights
+from pipeline.quant.grid import Step, grouped
+from pipeline.scheme import Weights
+
+MAX_DAMPING = 1.0
+SHRINK = [1 - i / 50 for i in range(36)]  # shares of the min-max range that mse and clip try: 1 down to 0.3
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A quantized weight: codes int8 [out, in], scale float32 [out, 1], latent float32 [out, in], GPTQ's damping."""
+    """A quantized weight: codes int8 or uint8 [out, in], step [out, n], latent float32 [out, in], GPTQ's damping."""
 
     codes: Tensor
-    scale: Tensor
+    step: Step
     latent: Tensor
+    scheme: Weights
     damping: float = 0.0
 
     @property
     def weight(self) -> Tensor:
         """The weight that the codes stand for: float32 [out, in]."""
-        return dequantize(self.codes, self.scale)
+        return weights.dequantize(self.codes, self.step, self.scheme)
 
 
-def rtn(weight: Tensor, hessian: Tensor | None, bits: int, **_: object) -> Rounded:
-    """Round to nearest on the symmetric min-max grid; the Hessian is not used."""
-    scale = channel_scale(weight, bits)
-    return Rounded(quantize(weight, scale, bits).to(torch.int8), scale, weight)
+def rtn(weight: Tensor, hessian: Tensor | None, scheme: Weights, **_: object) -> Rounded:
+    """Round to nearest on the min-max grid; the Hessian is not used."""
+    return _nearest(weight, weights.weight_step(weight, scheme), scheme)
+
+
+def mse(weight: Tensor, hessian: Tensor | None, scheme: Weights, **_: object) -> Rounded:
+    """Round to nearest on the grid whose range, a share of min-max (SHRINK), leaves the least squared weight error.
+
+    Each output channel or group has a share of its own. The Hessian is not used.
+    """
+    return _nearest(weight, SCALES["mse"](weight, hessian, scheme), scheme)
+
+
+def clip(weight: Tensor, hessian: Tensor, scheme: Weights, **_: object) -> Rounded:
+    """As `mse`, but for the least squared error of the output, group by group: AWQ's clip search (2306.00978).
+
+    AWQ measures that error on some inputs; the blocks of the Hessian on its diagonal give it for all of them.
+    """
+    return _nearest(weight, SCALES["output"](weight, hessian, scheme), scheme)
 
 
 def gptq(
     weight: Tensor,
     hessian: Tensor,
-    bits: int,
+    scheme: Weights,
     damping: float = 0.01,
     block: int = 128,
     act_order: bool = True,
+    scales: str = "output",
 ) -> Rounded:
     """Round column by column, each column's error spread over those still to come (Frantar et al., 2210.17323, alg. 1).
 
     Args:
         weight: float32 [out, in].
         hessian: float32 [in, in], X^T X up to a factor.
-        bits: of the grid; its scales are those of `rtn`.
+        scheme: of the grid; groups keep their scales whatever the order.
         damping: share of the mean diagonal that is added to the diagonal; raised tenfold until the Hessian inverts.
         block: columns whose error is fed back at once; changes speed, and the result only by rounding.
         act_order: take the columns in falling order of the Hessian's diagonal.
+        scales: a name of SCALES, how they are found before any column is rounded.
 
     Returns:
         Codes and scales in the weight's own column order. The latent weight is what each column had become when it was
         rounded, held inside the grid's range.
 
     Raises:
-        ValueError: the Hessian does not invert even with damping 1, as when it is not finite.
+        ValueError: the Hessian does not invert however it is damped, as when it is not finite.
     """
-    scale = channel_scale(weight, bits)
-    order = (
-        torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else torch.arange(weight.shape[1])
-    )
-    upper, used = _inverse_factor(hessian[order][:, order], damping)
+    step, grid = SCALES[scales](weight, hessian, scheme), weights.grid_of(scheme)
+    columns = weight.shape[1]
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else torch.arange(columns)
+    upper, used = inverse_factor(hessian[order][:, order], damping)
     left = weight.T[order].contiguous()  # (in, out): a column of the weight is a row here
-    codes, latent = torch.empty_like(left), torch.empty_like(left)
-    low, high = grid_range(bits)
-    step = scale.squeeze(1)
-    for start in range(0, len(left), block):
-        end = min(start + block, len(left))
+    groups = (order // (scheme.group or columns)).tolist()
+    steps = [Step(scale, zero) for scale, zero in zip(step.scale.T.contiguous(), step.zero.T.contiguous(), strict=True)]
+    codes = torch.empty_like(left)
+    for start in range(0, columns, block):
+        end = min(start + block, columns)
         errors = torch.empty(end - start, left.shape[1])
         for i in range(start, end):
-            codes[i] = quantize(left[i], step, bits)
-            latent[i] = left[i].clamp(low * step, high * step)
-            errors[i - start] = (left[i] - codes[i] * step) / upper[i, i]
+            mine = steps[groups[i]]
+            codes[i] = grid.quantize(left[i], mine)
+            torch.sub(left[i], grid.dequantize(codes[i], mine), out=errors[i - start]).div_(upper[i, i])
             left[i + 1 : end].addr_(upper[i, i + 1 : end], errors[i - start], alpha=-1)
         left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     back = torch.argsort(order)
-    return Rounded(codes[back].T.contiguous().to(torch.int8), scale, latent[back].T.contiguous(), used)
+    latent = weights.clamp(left[back].T.contiguous(), step, scheme)
+    return Rounded(codes[back].T.contiguous().to(grid.dtype), step, latent, scheme, used)
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Upper Cholesky factor of the damped Hessian's inverse, and the damping that it took."""
+def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Upper Cholesky factor of the damped Hessian's inverse [in, in], and the damping that it took.
+
+    Raises:
+        ValueError: it does not invert with any damping up to MAX_DAMPING.
+    """
     mean = hessian.diagonal().mean().clamp(min=1e-12)
-    while damping <= 1.0:
+    tried = damping
+    while True:
         damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
+        damped.diagonal().add_(tried * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             inverse = torch.cholesky_inverse(lower)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed and bool(upper.isfinite().all()):
-                return upper, damping
-        damping *= 10
-    raise ValueError("the Hessian does not invert even with damping 1; are the calibration activations finite?")
+                return upper, tried
+        if tried >= MAX_DAMPING:
+            raise ValueError(f"the Hessian does not invert with damping {tried}; are the calibration inputs finite?")
+        tried = min(tried * 10, MAX_DAMPING)
+
+
+def _nearest(weight: Tensor, step: Step, scheme: Weights) -> Rounded:
+    codes = weights.quantize(weight, step, scheme).to(weights.grid_of(scheme).dtype)
+    return Rounded(codes, step, weight, scheme)
+
+
+def _minmax_step(weight: Tensor, hessian: Tensor | None, scheme: Weights) -> Step:
+    """Nothing is clipped."""
+    return weights.weight_step(weight, scheme)
+
+
+def _mse_step(weight: Tensor, hessian: Tensor | None, scheme: Weights) -> Step:
+    """The share of the min-max range with the least squared error of the weight."""
+    return _best_step(weight, scheme, lambda error: error.square().sum(dim=-1))
+
+
+def _output_step(weight: Tensor, hessian: Tensor, scheme: Weights) -> Step:
+    """The share of the min-max range with the least squared error of the output, each group of inputs for itself."""
+    group = scheme.group or weight.shape[1]
+    blocks = torch.stack([hessian[i : i + group, i : i + group] for i in range(0, len(hessian), group)])  # (n, g, g)
+
+    def output_error(error: Tensor) -> Tensor:
+        by_group = error.transpose(0, 1)  # (n, out, g)
+        return (torch.bmm(by_group, blocks) * by_group).sum(dim=-1).T
+
+    return _best_step(weight, scheme, output_error)
+
+
+SCALES: dict[str, Callable[..., Step]] = {"minmax": _minmax_step, "mse": _mse_step, "output": _output_step}
+
+
+def _best_step(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor]) -> Step:
+    """The step [out, n] of the share (SHRINK) with the least loss; `loss` takes errors [out, n, g] to [out, n]."""
+    grid, values = weights.grid_of(scheme), grouped(weight, scheme.group)
+    least, greatest = values.aminmax(dim=-1, keepdim=True)
+    best = grid.step(least, greatest)
+    lowest = torch.full_like(best.scale, torch.inf)
+    for share in SHRINK:
+        step = grid.step(share * least, share * greatest)
+        found = loss(grid.dequantize(grid.quantize(values, step), step).sub_(values))[..., None]
+        better = found < lowest
+        best = Step(*(torch.where(better, new, old) for new, old in zip(step, best, strict=True)))
+        lowest = torch.where(better, found, lowest)
+    return Step(best.scale.squeeze(-1), best.zero.squeeze(-1))
 
 
 def output_sqnr(weight: Tensor, approximation: Tensor, hessian: Tensor) -> float:
@@ -106,4 +180,4 @@ def output_sqnr(weight: Tensor, approximation: Tensor, hessian: Tensor) -> float
     return 200.0 if noise <= 0 else float(10 * torch.log10(signal / noise).clamp(-20, 20))
 
 
-PTQ_METHODS: dict[str, Callable[..., Rounded]] = {"rtn": rtn, "gptq": gptq}
+ROUNDINGS: dict[str, Callable[..., Rounded]] = {"rtn": rtn, "mse": mse, "clip": clip, "gptq": gptq}

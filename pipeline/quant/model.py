@@ -1,12 +1,12 @@
 """A quantized model as an artifact: what calibrate and distill make, and analyze, distill and export read.
 
-It holds codes and scales of every quantized linear, the static activation scales, the tensors that stay in float
-(rounded to the dtype that the export stores, so that nothing changes on the way out), and the latent weights that
-training starts from.
+It holds codes, scales and zero points of every quantized linear, how inputs and KV cache are quantized, the tensors that
+stay in float (rounded to the dtype that the export stores, so that nothing changes on the way out), and the latent
+weights that training starts from.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline import artifacts
-from pipeline.quant.activations import quantize_inputs
-from pipeline.quant.grid import SCALE_DTYPE, dequantize
+from pipeline.quant import activations, weights
+from pipeline.quant.activations import Quantizer, quantize_inputs
+from pipeline.quant.grid import SCALE_DTYPE, Step
+from pipeline.quant.kv_cache import quantize_cache
+from pipeline.scheme import KVCache, Weights
 
 FLOAT_DTYPE = torch.float16  # of embeddings, norms and whatever else is not quantized
 
@@ -27,16 +30,17 @@ FLOAT_DTYPE = torch.float16  # of embeddings, norms and whatever else is not qua
 class QuantizedModel:
     """A causal LM's quantized linears, by module name, and its other tensors, by parameter name.
 
-    codes: int8 [out, in]. scales: float32 [out, 1], each representable in float16. activation_scales: float32 scalars,
-    empty where activations stay in float. floats: float16. latent: float32 [out, in], empty for a finished student.
+    schemes: of each quantized weight. codes: int8 or uint8 [out, in]. steps: scale and zero point, float32 [out, n],
+    each scale representable in float16. inputs: the quantizer of each linear's input, where it has one. floats: float16.
+    latent: float32 [out, in], empty for a finished student.
     """
 
-    weight_bits: int
-    activation_bits: int
-    codes: dict[str, Tensor]
-    scales: dict[str, Tensor]
-    activation_scales: dict[str, Tensor]
-    floats: dict[str, Tensor]
+    schemes: dict[str, Weights] = field(default_factory=dict)
+    codes: dict[str, Tensor] = field(default_factory=dict)
+    steps: dict[str, Step] = field(default_factory=dict)
+    inputs: dict[str, Quantizer] = field(default_factory=dict)
+    kv_cache: KVCache = KVCache(0)
+    floats: dict[str, Tensor] = field(default_factory=dict)
     latent: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: str | Path, facts: dict[str, Any], tables: dict[str, pd.DataFrame]) -> None:
@@ -45,18 +49,27 @@ class QuantizedModel:
             for part, tensors in self._tensors().items():
                 if tensors:
                     save_file(
-                        {k: v.contiguous() for k, v in sorted(tensors.items())},
-                        draft.path / f"{part}.safetensors",
+                        {k: v.contiguous() for k, v in sorted(tensors.items())}, draft.path / f"{part}.safetensors"
                     )
+            artifacts.write_json(draft.path / "scheme.json", self.scheme_json())
             for name, table in tables.items():
                 table.to_csv(draft.path / f"{name}.csv", index=False)
-            draft.facts = {**facts, "weight_bits": self.weight_bits, "activation_bits": self.activation_bits}
+            draft.facts = facts
+
+    def scheme_json(self) -> dict[str, Any]:
+        """Everything about the grids that is no tensor."""
+        return {
+            "weights": {name: asdict(scheme) for name, scheme in self.schemes.items()},
+            "inputs": activations.to_json(self.inputs),
+            "kv_cache": asdict(self.kv_cache),
+        }
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        asymmetric = [name for name, scheme in self.schemes.items() if not scheme.symmetric]
         return {
             "codes": self.codes,
-            "scales": {name: scale.to(SCALE_DTYPE) for name, scale in self.scales.items()},
-            "activation_scales": self.activation_scales,
+            "scales": {name: step.scale.to(SCALE_DTYPE) for name, step in self.steps.items()},
+            "zero_points": {name: self.steps[name].zero.to(torch.uint8) for name in asymmetric},
             "floats": self.floats,
             "latent": self.latent,
         }
@@ -69,26 +82,40 @@ class QuantizedModel:
             ValueError: it is not a quantized model, or was changed.
         """
         facts = artifacts.reading(folder, artifacts.QUANTIZED)
+        stored = artifacts.read_json(Path(folder) / "scheme.json")
 
         def part(name: str) -> dict[str, Tensor]:
             file = Path(folder) / f"{name}.safetensors"
             return load_file(file) if file.exists() else {}
 
-        scales = {name: scale.float() for name, scale in part("scales").items()}
-        rest = part("activation_scales"), part("floats"), part("latent")
-        return cls(facts["weight_bits"], facts["activation_bits"], part("codes"), scales, *rest), facts
+        scales, zeros = part("scales"), part("zero_points")
+        steps = {
+            n: Step(s.float(), zeros[n].float() if n in zeros else torch.zeros(s.shape)) for n, s in scales.items()
+        }
+        loaded = cls(
+            schemes={name: Weights(**fields) for name, fields in stored["weights"].items()},
+            codes=part("codes"),
+            steps=steps,
+            inputs=activations.from_json(stored["inputs"]),
+            kv_cache=KVCache(**stored["kv_cache"]),
+            floats=part("floats"),
+            latent=part("latent"),
+        )
+        return loaded, facts
 
     def weight(self, name: str) -> Tensor:
         """The weight that a linear's codes stand for: float32 [out, in]."""
-        return dequantize(self.codes[name], self.scales[name])
+        return weights.dequantize(self.codes[name], self.steps[name], self.schemes[name])
 
     @torch.no_grad()
     def put_into(self, model: PreTrainedModel) -> Callable[[], None]:
-        """Give a float model this one's numbers and quantize its linears' inputs; returns what undoes the latter.
+        """Give a float model this one's numbers, quantize its linears' inputs and its KV cache; returns what undoes the
+        latter two.
 
         Raises:
             ValueError: the two do not have the same tensors.
         """
+        untie_head(model, set(self.codes))
         parameters = dict(model.named_parameters())
         ours = {f"{name}.weight" for name in self.codes} | set(self.floats)
         if ours != set(parameters):
@@ -99,13 +126,31 @@ class QuantizedModel:
             parameters[name].copy_(values)
         for name in self.codes:
             parameters[f"{name}.weight"].copy_(self.weight(name))
-        handles = quantize_inputs(model, self.activation_scales, self.activation_bits)
+        return quantize_signals(model, self.inputs, self.kv_cache)
 
-        def undo() -> None:
-            for handle in handles:
-                handle.remove()
 
-        return undo
+def quantize_signals(model: PreTrainedModel, inputs: dict[str, Quantizer], kv_cache: KVCache) -> Callable[[], None]:
+    """Quantize a model's linears' inputs and its KV cache from now on; returns what undoes it."""
+    handles = quantize_inputs(model, inputs)
+    restore = quantize_cache(model, kv_cache) if kv_cache.bits else None
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        if restore is not None:
+            restore()
+
+    return undo
+
+
+def untie_head(model: PreTrainedModel, quantized: set[str]) -> None:
+    """Give the head a weight of its own, where it is quantized and shared one with the embeddings."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if isinstance(head, nn.Linear) and head.weight is embedding.weight:
+        name = next(name for name, module in model.named_modules() if module is head)
+        if name in quantized:
+            head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+            model.config.tie_word_embeddings = False
 
 
 def float_tensors(model: nn.Module, quantized: set[str]) -> dict[str, Tensor]:

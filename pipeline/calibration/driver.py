@@ -1,0 +1,284 @@
+"""Quantize a model layer by layer.
+
+Each layer runs twice over the calibration tokens: with its float weights, on inputs that come from the quantized layers
+before it, for the Hessians; then with its quantized weights, for the activation ranges and the next layer's inputs. What
+a layer came to is kept in a scratch folder, so that a killed calibration goes on after the last whole layer.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline import models
+from pipeline.calibration.layers import Inputs, Runner
+from pipeline.calibration.rescale import rescale
+from pipeline.quant.activations import Quantizer
+from pipeline.quant.grid import Step, sqnr
+from pipeline.quant.kv_cache import quantize_cache
+from pipeline.quant.methods import ROUNDINGS, Rounded, output_sqnr, rtn
+from pipeline.quant.model import QuantizedModel, float_tensors, untie_head
+from pipeline.quant.observers import static_step
+from pipeline.scheme import HEAD, Activations, Scheme, Weights
+
+
+@dataclass(frozen=True)
+class Method:
+    """A PTQ method: which rescaling comes first, if any, and how codes are chosen then."""
+
+    rounding: str
+    rescaling: str | None = None
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether it looks at what the linears read."""
+        return self.rescaling is not None or self.rounding in ("gptq", "clip")
+
+
+PTQ_METHODS = {
+    "rtn": Method("rtn"),
+    "mse": Method("mse"),
+    "gptq": Method("gptq"),
+    "awq": Method("clip", "awq"),
+    "smoothquant": Method("rtn", "smoothquant"),
+    "awq+gptq": Method("gptq", "awq"),
+    "smoothquant+gptq": Method("gptq", "smoothquant"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to calibrate.
+
+    method: a name of PTQ_METHODS. gptq: keyword arguments of GPTQ. migration: SmoothQuant's strength. batch: sequences a
+    forward. dtype: of the forward's autocast. measure: whether to report errors, for which a method that does not look at
+    the inputs needs them, too.
+    """
+
+    method: str
+    gptq: dict[str, Any]
+    migration: float = 0.5
+    batch: int = 8
+    dtype: str = "float32"
+    measure: bool = True
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """errors: a row a linear, see `_errors`. skipped: rescaling pairs that do not fold."""
+
+    model: QuantizedModel
+    errors: pd.DataFrame
+    skipped: list[str]
+
+
+def plan(model: PreTrainedModel, scheme: Scheme) -> dict[models.Linear, tuple[Weights, Activations]]:
+    """What each of the decoder's linears gets, and the head, if an override names it.
+
+    Raises:
+        ValueError: what of the scheme does not fit this model: all of it.
+    """
+    head = models.head(model)
+    linears = [*models.linears(model), *([head] if head else [])]
+    known = [(linear.name, linear.role) for linear in linears]
+    problems = [f"scheme.overrides: nothing is called {match!r}" for match in scheme.unmatched(known)]
+    found = {}
+    for linear in linears:
+        weights, activations = scheme.of(linear.name, linear.role)
+        width = model.get_submodule(linear.name).in_features
+        if weights.bits and weights.group and width % weights.group:
+            problems.append(f"scheme: a group of {weights.group} does not divide the {width} inputs of {linear.name}")
+        if linear.role == HEAD and activations.bits:
+            problems.append(f"scheme.overrides: the input of {linear.name} stays in float; leave out its activations")
+        for override in scheme.overrides:
+            if override.match in linear.rows:
+                problems.append(
+                    f"scheme.overrides: {override.match!r} is only part of {linear.name} ({linear.role}); "
+                    "name the module, whose parts share a grid"
+                )
+        if linear.role != HEAD or weights.bits:
+            found[linear] = weights, activations
+    if scheme.kv_cache.bits:
+        try:
+            quantize_cache(model, scheme.kv_cache)()
+        except ValueError as error:
+            problems.append(f"scheme: {error}")
+    if not any(weights.bits for weights, _ in found.values()):
+        problems.append("scheme: no weight is quantized; give scheme.weights.bits, or an override")
+    if problems:
+        raise ValueError(f"the scheme does not fit {type(model).__name__}:\n  " + "\n  ".join(dict.fromkeys(problems)))
+    return found
+
+
+@torch.no_grad()
+def calibrate(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    valid: Tensor,
+    scheme: Scheme,
+    options: Options,
+    scratch: Path | None,
+    advance: Callable[[], object],
+) -> Calibrated:
+    """Quantize a model's linears, and find the static ranges of their inputs.
+
+    The KV cache is quantized throughout; inputs are not, whatever the scheme says.
+
+    Args:
+        model: float32 causal LM; its linears' weights are replaced by the quantized ones.
+        tokens: int64 [sequences, length]. valid: bool of the same shape; other positions are not looked at.
+        scratch: folder that finished layers are kept in, and taken from; None: nowhere.
+        advance: called after each layer.
+
+    Raises:
+        ValueError: the scheme does not fit the model, or an activation is not finite.
+    """
+    planned = plan(model, scheme)
+    weighted = {linear.name: weights for linear, (weights, _) in planned.items() if weights.bits}
+    untie_head(model, set(weighted))
+    for name, values in float_tensors(model, set(weighted)).items():
+        model.get_parameter(name).copy_(values)
+    result = QuantizedModel(kv_cache=scheme.kv_cache, schemes=weighted)
+    restore = quantize_cache(model, scheme.kv_cache) if scheme.kv_cache.bits else None
+    runner = Runner.start(model, tokens, valid, options.batch, options.dtype)
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    for index, layer in enumerate(models.decoder_layers(model)[1]):
+        group = [linear for linear in planned if linear.layer == index]
+        done = _Layer.load(scratch, index, weighted)
+        if done is None:
+            done = _quantize_layer(runner, layer, group, weighted, options)
+            done.save(scratch, index)
+        done.put_into(model, result)
+        rows, skipped = rows + done.rows, skipped + done.skipped
+        _step_on(runner, layer, {linear: planned[linear][1] for linear in group}, result)
+        advance()
+    head = models.head(model)
+    if head is not None and head.name in weighted:
+        rounded = rtn(model.get_submodule(head.name).weight, None, weighted[head.name])
+        _Layer({head.name: rounded}, {}, [], []).put_into(model, result)
+    if restore is not None:
+        restore()
+    result.floats = float_tensors(model, set(weighted))
+    return Calibrated(result, pd.DataFrame(rows), skipped)
+
+
+def _quantize_layer(
+    runner: Runner, layer: nn.Module, group: list[models.Linear], weighted: dict[str, Weights], options: Options
+) -> "_Layer":
+    method = PTQ_METHODS[options.method]
+    before = dict(layer.named_parameters())
+    names = {id(p): name for name, p in runner.model.named_parameters()}
+    inputs = runner.gather(layer, group) if method.needs_inputs or options.measure else {}
+    skipped = []
+    if method.rescaling:
+        schemes = {linear.name: weighted.get(linear.name, Weights(0)) for linear in group}
+        skipped = rescale(runner, layer, group, inputs, schemes, method.rescaling, options.migration)
+    done = _Layer({}, {}, [], skipped)
+    for linear in group:
+        if linear.name not in weighted:
+            continue
+        weight = runner.model.get_submodule(linear.name).weight
+        extra = options.gptq if method.rounding == "gptq" else {}
+        seen = inputs.get(linear.name)
+        hessian = seen.hessian if seen is not None else None
+        rounded = ROUNDINGS[method.rounding](weight.detach().clone(), hessian, weighted[linear.name], **extra)
+        if options.measure and seen is not None:
+            done.rows.append(_errors(linear, weight, rounded, seen))
+        done.rounded[linear.name] = rounded
+    if method.rescaling:
+        quantized = {f"{name}.weight" for name in weighted}
+        done.floats = {names[id(p)]: p.clone() for p in before.values() if names[id(p)] not in quantized}
+    return done
+
+
+def _errors(linear: models.Linear, weight: Tensor, rounded: Rounded, seen: Inputs) -> dict[str, Any]:
+    """SQNR (dB) of a weight and of its output, beside those of round to nearest on the same inputs; GPTQ's damping."""
+    nearest = rtn(weight, None, rounded.scheme).weight
+    return {
+        "layer": linear.layer,
+        "role": linear.role,
+        "name": linear.name,
+        "bits": rounded.scheme.bits,
+        "weight_sqnr": round(sqnr(weight, rounded.weight), 4),
+        "output_sqnr": round(output_sqnr(weight, rounded.weight, seen.hessian), 4),
+        "rtn_weight_sqnr": round(sqnr(weight, nearest), 4),
+        "rtn_output_sqnr": round(output_sqnr(weight, nearest, seen.hessian), 4),
+        "damping": rounded.damping,
+    }
+
+
+def _step_on(runner: Runner, layer: nn.Module, group: dict[models.Linear, Activations], result: QuantizedModel) -> None:
+    """Run the quantized layer, and add the quantizers of its linears' inputs to the result."""
+    static = {linear: a for linear, a in group.items() if a.bits and not a.dynamic}
+    seen = runner.advance(layer, list(group), {linear.name for linear, a in static.items() if a.observer != "minmax"})
+    for linear, activations in group.items():
+        if activations.bits:
+            step = static_step(seen[linear.name], activations) if linear in static else None
+            result.inputs[linear.name] = Quantizer(activations, step)
+
+
+@dataclass
+class _Layer:
+    """What a layer came to. floats: its other parameters, where a rescaling has changed them."""
+
+    rounded: dict[str, Rounded]
+    floats: dict[str, Tensor]
+    rows: list[dict[str, Any]]
+    skipped: list[str]
+
+    def put_into(self, model: PreTrainedModel, result: QuantizedModel) -> None:
+        """Set the model's weights, and add codes, steps and latent weights to the result."""
+        for name, values in self.floats.items():
+            model.get_parameter(name).copy_(values)
+        for name, rounded in self.rounded.items():
+            model.get_submodule(name).weight.copy_(rounded.weight)
+            result.codes[name], result.steps[name], result.latent[name] = rounded.codes, rounded.step, rounded.latent
+
+    def save(self, scratch: Path | None, index: int) -> None:
+        """Keep it, whole or not at all."""
+        if scratch is None:
+            return
+        tensors = {f"float/{name}": values for name, values in self.floats.items()}
+        for name, r in self.rounded.items():
+            parts = {"codes": r.codes, "scale": r.step.scale, "zero": r.step.zero, "latent": r.latent}
+            tensors |= {f"{part}/{name}": values.contiguous() for part, values in parts.items()}
+        damping = {name: r.damping for name, r in self.rounded.items()}
+        notes = json.dumps({"rows": self.rows, "skipped": self.skipped, "damping": damping})
+        file = scratch / f"layer-{index}.safetensors"
+        part = file.with_suffix(".part")
+        save_file(tensors, part, metadata={"notes": notes})
+        part.replace(file)
+
+    @classmethod
+    def load(cls, scratch: Path | None, index: int, weighted: dict[str, Weights]) -> "_Layer | None":
+        """What was kept of a layer; None where nothing whole was."""
+        file = scratch / f"layer-{index}.safetensors" if scratch else None
+        if file is None or not file.exists():
+            return None
+        try:
+            with safe_open(file, "pt") as stored:
+                notes = json.loads(stored.metadata()["notes"])
+                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  it is no dict
+        except SafetensorError:
+            return None
+        rounded = {
+            name: Rounded(
+                tensors[f"codes/{name}"],
+                Step(tensors[f"scale/{name}"], tensors[f"zero/{name}"]),
+                tensors[f"latent/{name}"],
+                weighted[name],
+                damping,
+            )
+            for name, damping in notes["damping"].items()
+        }
+        floats = {key.removeprefix("float/"): t for key, t in tensors.items() if key.startswith("float/")}
+        return cls(rounded, floats, notes["rows"], notes["skipped"])

@@ -1,0 +1,180 @@
+"""Run a decoder one layer at a time over the calibration tokens, so that memory holds the activations of one layer."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline import models
+from pipeline.quant.observers import Observed
+
+GRAM_BLOCKS = 4
+
+
+class _Stop(Exception):
+    """Ends a forward once the first layer's inputs are known."""
+
+
+@dataclass
+class Inputs:
+    """What a linear reads over the valid calibration tokens X [tokens, in].
+
+    hessian: X^T X, float32 [in, in]. absmax, mean_abs: of each input channel, float32 [in].
+    """
+
+    hessian: Tensor
+    absmax: Tensor
+    mean_abs: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, width: int) -> "Inputs":
+        """Of no tokens yet."""
+        return cls(torch.zeros(width, width), torch.zeros(width), torch.zeros(width))
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows [tokens, in], float32. Only the upper blocks of the Hessian are summed; `finish` mirrors them."""
+        width = rows.shape[1]
+        size = -(-width // GRAM_BLOCKS)
+        for start in range(0, width, size):
+            self.hessian[start : start + size, start:].addmm_(rows[:, start : start + size].T, rows[:, start:])
+        magnitudes = rows.abs()
+        self.absmax = torch.maximum(self.absmax, magnitudes.amax(dim=0))
+        self.mean_abs += magnitudes.sum(dim=0)
+        self.tokens += len(rows)
+
+    def finish(self) -> None:
+        """Once all rows are in."""
+        upper = self.hessian.triu()
+        self.hessian = upper + upper.triu(1).T
+        self.mean_abs /= max(1, self.tokens)
+
+
+@dataclass
+class Runner:
+    """The inputs of the layer that is next: hidden states [batch, length, hidden] and the other arguments, a batch each.
+
+    masks: which positions count, bool [batch, length]. dtype: of the forward's autocast.
+    """
+
+    model: PreTrainedModel
+    states: list[Tensor]
+    kwargs: list[dict[str, Any]]
+    masks: tuple[Tensor, ...]
+    dtype: str
+
+    @classmethod
+    def start(cls, model: PreTrainedModel, tokens: Tensor, valid: Tensor, batch: int, dtype: str) -> "Runner":
+        """Before the first decoder layer."""
+        states: list[Tensor] = []
+        kwargs: list[dict[str, Any]] = []
+
+        def catch(_: nn.Module, args: tuple[Tensor, ...], given: dict[str, Any]) -> None:
+            first = given.pop("hidden_states") if "hidden_states" in given else args[0]
+            states.append(first)
+            kwargs.append(given)
+            raise _Stop
+
+        handle = models.decoder_layers(model)[1][0].register_forward_pre_hook(catch, with_kwargs=True)
+        for part in _batches(tokens, batch):
+            try:
+                with models.autocast(dtype):
+                    model(input_ids=part, use_cache=False)
+            except _Stop:
+                pass
+        handle.remove()
+        return cls(model, states, kwargs, _batches(valid, batch), dtype)
+
+    def call(self, layer: nn.Module, index: int) -> Tensor:
+        """Run a layer on one batch; returns its hidden states."""
+        with models.autocast(self.dtype):
+            out = layer(self.states[index], **self.kwargs[index])
+        return out[0] if isinstance(out, tuple) else out
+
+    def gather(self, layer: nn.Module, group: list[models.Linear]) -> dict[str, Inputs]:
+        """What each linear of the layer reads; linears that read the same tensor share one.
+
+        Raises:
+            ValueError: an input is not finite.
+        """
+        found: dict[str, Inputs] = {}
+        last: dict[str, Any] = {"x": None, "name": ""}
+
+        def see(linear: models.Linear, x: Tensor) -> None:
+            if last["x"] is x:
+                found[linear.name] = found[last["name"]]
+                return
+            last.update(x=x, name=linear.name)
+            found.setdefault(linear.name, Inputs.empty(x.shape[-1])).add(self._rows(x, last["batch"]))
+
+        with _watching(self.model, group, see):
+            for index in range(len(self.states)):
+                last["batch"] = index
+                self.call(layer, index)
+                last["x"] = None
+        for inputs in {id(inputs): inputs for inputs in found.values()}.values():
+            inputs.finish()
+        _refuse_nonfinite({name: inputs.absmax.amax() for name, inputs in found.items()})
+        return found
+
+    def advance(self, layer: nn.Module, group: list[models.Linear], histograms: set[str]) -> dict[str, Observed]:
+        """Run the layer and step to the next one; returns what was seen of each linear's input.
+
+        Args:
+            histograms: the linears whose values are counted too, which takes another run of the layer.
+
+        Raises:
+            ValueError: an input is not finite.
+        """
+        seen = {linear.name: Observed() for linear in group}
+        current = {"batch": 0}
+        with _watching(
+            self.model, group, lambda linear, x: seen[linear.name].see_range(self._rows(x, current["batch"]))
+        ):
+            outputs = []
+            for index in range(len(self.states)):
+                current["batch"] = index
+                outputs.append(self.call(layer, index))
+        _refuse_nonfinite({n: o.greatest - o.least for n, o in seen.items() if o.greatest >= o.least})
+        counted = [linear for linear in group if linear.name in histograms]
+        if counted:
+            with _watching(
+                self.model, counted, lambda linear, x: seen[linear.name].see_values(self._rows(x, current["batch"]))
+            ):
+                for index in range(len(self.states)):
+                    current["batch"] = index
+                    self.call(layer, index)
+        self.states = outputs
+        return seen
+
+    def _rows(self, x: Tensor, index: int) -> Tensor:
+        """The valid rows of a linear's input: float32 [tokens, in]."""
+        mask = self.masks[index]
+        return (x if x.ndim == 2 else x[mask]).float() if not bool(mask.all()) else x.flatten(0, -2).float()
+
+
+def _batches(rows: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """The first row alone, which checks of a layer run on, then `batch` at a time."""
+    return (rows[:1], *rows[1:].split(batch)) if len(rows) > 1 else (rows,)
+
+
+def _refuse_nonfinite(tops: dict[str, Tensor]) -> None:
+    bad = [name for name, top in tops.items() if not bool(top.isfinite())]
+    if bad:
+        raise ValueError(f"the input of {bad[0]} is not finite on the calibration tokens; is the teacher sound?")
+
+
+@contextmanager
+def _watching(
+    model: PreTrainedModel, group: list[models.Linear], see: Callable[[models.Linear, Tensor], None]
+) -> Iterator[None]:
+    handles = models.on_layer_inputs(model, group, see)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,50 @@
+"""Weights [out, in] on their scheme's grid: one scale an output channel, or one a group of its input channels.
+
+Scales and zero points are float32 [out, n], n the number of groups; n divides the input width.
+"""
+
+from torch import Tensor
+
+from pipeline.quant.grid import Grid, Step, grouped
+from pipeline.scheme import Weights
+
+
+def grid_of(scheme: Weights) -> Grid:
+    """The scheme's grid."""
+    return Grid(scheme.bits, scheme.symmetric)
+
+
+def weight_step(weight: Tensor, scheme: Weights) -> Step:
+    """Min-max scale and zero point of each output channel or group: [out, n]."""
+    scale, zero = grid_of(scheme).step_of(grouped(weight, scheme.group))
+    return Step(scale.squeeze(-1), zero.squeeze(-1))
+
+
+def quantize(weight: Tensor, step: Step, scheme: Weights) -> Tensor:
+    """Codes of a weight, as float32 [out, in]."""
+    return grid_of(scheme).quantize(_groups(weight, step), _wide(step)).flatten(1)
+
+
+def dequantize(codes: Tensor, step: Step, scheme: Weights) -> Tensor:
+    """The weight that codes stand for: float32 [out, in]."""
+    return grid_of(scheme).dequantize(_groups(codes, step), _wide(step)).flatten(1)
+
+
+def inside(weight: Tensor, step: Step, scheme: Weights) -> Tensor:
+    """Which values the grid does not clip: bool [out, in]."""
+    return grid_of(scheme).inside(_groups(weight, step), _wide(step)).flatten(1)
+
+
+def clamp(weight: Tensor, step: Step, scheme: Weights) -> Tensor:
+    """A weight held within the range of its grid: float32 [out, in]."""
+    low, high = grid_of(scheme).range
+    least, greatest = ((bound - step.zero) * step.scale for bound in (low, high))
+    return _groups(weight, step).clamp(least[..., None], greatest[..., None]).flatten(1)
+
+
+def _groups(x: Tensor, step: Step) -> Tensor:
+    return grouped(x, x.shape[-1] // step.scale.shape[-1])
+
+
+def _wide(step: Step) -> Step:
+    return Step(step.scale[..., None], step.zero[..., None])
