@@ -4,7 +4,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: repro test lint bench-synthesize clean
+.PHONY: repro test lint bench-synthesize bench-schemes clean
 
 repro: $(VENV)/ready
 	dvc repro
@@ -21,6 +21,9 @@ lint: $(VENV)/ready
 
 bench-synthesize: $(VENV)/ready    # our decoding against transformers.generate, side by side
 	python -m tests.bench.synthesize
+
+bench-schemes: $(VENV)/ready       # perplexity, KL and accuracy of many W-A-KV schemes: docs/schemes.md
+	python -m tests.bench.schemes --out docs/schemes.md
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

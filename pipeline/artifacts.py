@@ -32,7 +32,7 @@ class Kind:
 TEACHER = Kind("teacher", 1, "teacher")
 CORPUS = Kind("corpus", 1, "synthesize")
 QUANTIZED = Kind("quantized", 2, "calibrate or distill")
-SIGNALS = Kind("signals", 2, "analyze")
+SIGNALS = Kind("signals", 3, "analyze or inspect")
 INT4 = Kind("int4", 2, "export")
 
 
@@ -80,13 +80,16 @@ def reading(folder: str | Path, kind: Kind) -> dict[str, Any]:
     folder = Path(folder)
     remedy = f"run `dvc repro` to make it anew (stage: {kind.stage})"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        found = manifest["kind"], manifest["version"], dict(manifest["files"]), dict(manifest["facts"])
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is no {kind.name} artifact: it has no {MANIFEST}; {remedy}") from None
-    except (ValueError, KeyError, TypeError) as error:  # no JSON, or JSON of another shape
-        raise ValueError(f"{folder / MANIFEST} is not a manifest ({error!r}); {remedy}") from None
-    name, number, files, facts = found
+    except ValueError as error:
+        raise ValueError(f"{folder / MANIFEST} is not a manifest (no JSON: {error}); {remedy}") from None
+    content = manifest if isinstance(manifest, dict) else {}
+    bad = [part for part in ("files", "facts") if not isinstance(content.get(part), dict)]
+    if bad:
+        raise ValueError(f"{folder / MANIFEST} is not a manifest (it has no {' and no '.join(bad)}); {remedy}")
+    name, number, files, facts = content.get("kind"), content.get("version"), content["files"], content["facts"]
     if (name, number) != (kind.name, kind.version):
         raise ValueError(
             f"{folder} holds {name!r} version {number}, but {kind.name!r} version {kind.version} is needed; {remedy}"

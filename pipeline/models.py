@@ -1,23 +1,24 @@
 """Load a causal language model, and tell the role of each of its linears.
 
-The roles are the seven of a gated transformer block: q, k, v, o of attention, gate, up, down of the MLP; and Mamba's in,
-x, dt, out. They are read off the last parts of a module's name. A fused projection (query_key_value, qkv_proj,
+The roles are the seven of a gated transformer block: q, k, v, o of attention, gate, up, down of the MLP; and Mamba's
+in, x, out. They are read off the last parts of a module's name. A fused projection (query_key_value, qkv_proj,
 gate_up_proj) has several, each of which is some of its rows. What is not in the tables is quantized all the same, under
 the role `other`.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-ROLES = ("q", "k", "v", "o", "gate", "up", "down", "in", "x", "dt", "out", "other")
+ROLES = ("q", "k", "v", "o", "gate", "up", "down", "in", "x", "out", "other")
 ROLE_OF_NAME = {
     "q_proj": "q",
     "k_proj": "k",
@@ -34,9 +35,9 @@ ROLE_OF_NAME = {
     "dense_4h_to_h": "down",
     "mixer.in_proj": "in",
     "mixer.x_proj": "x",
-    "mixer.dt_proj": "dt",
     "mixer.out_proj": "out",
 }
+NEVER_CALLED = ("mixer.dt_proj",)  # Mamba only reads its weight: no hook sees its input, so it stays in float
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,34 @@ def load_model(folder: str | Path, dtype: str = "float32") -> PreTrainedModel:
         ValueError: a file is missing, truncated or no model.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch_dtype(dtype), local_files_only=True, use_safetensors=True
-        )
+        with _packed_linears_need_no_start():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch_dtype(dtype), local_files_only=True, use_safetensors=True
+            )
     except Exception as error:  # safetensors and transformers have many error classes for a broken file
         raise ValueError(
             f"no causal language model can be loaded from {folder}: {type(error).__name__}: {error}"
         ) from error
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _packed_linears_need_no_start() -> Iterator[None]:
+    """Around loading: lets transformers (5.23) load Falcon and Mamba with compressed-tensors' packed linears.
+
+    It gives every tensor that the file lacks a random start, and looks for `weight` even where that is packed.
+    """
+    start = PreTrainedModel._initialize_weights
+
+    def start_others(model: PreTrainedModel, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        try:
+            start(model, module, *args, **kwargs)
+        except AttributeError:
+            if not any(hasattr(part, "weight_packed") for part in module.modules()):
+                raise
+
+    with patch.object(PreTrainedModel, "_initialize_weights", start_others):
+        yield
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -105,7 +126,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def linears(model: PreTrainedModel) -> list[Linear]:
-    """Every linear inside the decoder's layers, in the model's order. Embeddings and the head are not among them.
+    """Every linear that the decoder's layers call, in the model's order. Embeddings and the head are not among them.
 
     Raises:
         ValueError: the layers hold no torch.nn.Linear.
@@ -113,7 +134,7 @@ def linears(model: PreTrainedModel) -> list[Linear]:
     prefix, layers = decoder_layers(model)
     found = []
     for name, module in layers.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not name.endswith(NEVER_CALLED):
             rows = _fused_rows(name.rsplit(".", 1)[-1], module, model.config.get_text_config())
             role = "".join(rows) or _role(name)
             found.append(Linear(f"{prefix}.{name}", int(name.split(".")[0]), role, rows))
@@ -130,9 +151,9 @@ def _role(name: str) -> str:
 def _fused_rows(name: str, module: nn.Linear, config: Any) -> dict[str, Tensor]:
     """The output rows of each part of a fused projection; nothing for any other linear.
 
-    Phi-3's qkv_proj and gate_up_proj (GLM's too) hold their parts one after the other. query_key_value holds them head by
-    head (Bloom, GPT-NeoX, Falcon-RW), key head by key head with its query heads first (Falcon's new decoder), or, under
-    multi-query attention, all queries, then one key and one value head (Falcon-7B).
+    Phi-3's qkv_proj and gate_up_proj (GLM's too) hold their parts one after the other. query_key_value holds them head
+    by head (Bloom, GPT-NeoX, Falcon-RW), key head by key head with its query heads first (Falcon's new decoder), or,
+    under multi-query attention, all queries, then one key and one value head (Falcon-7B).
     """
     if name == "gate_up_proj":
         half = module.out_features // 2

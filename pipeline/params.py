@@ -5,9 +5,10 @@ The comments in params.yaml say what each knob means. Here is what may stand the
 """
 
 import math
+import re
 import types
 import typing
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from pipeline.scheme import Scheme
 
 Dtype = Literal["bfloat16", "float32"]
 Method = Literal["rtn", "mse", "gptq", "awq", "smoothquant", "awq+gptq", "smoothquant+gptq"]
-FreezeName = Literal["none", "o", "v", "ov", "qk", "qkv", "qkvo", "mlp"]
+FreezeName = Literal["none", "o", "v", "ov", "qk", "qkv", "qkvo", "mlp", "auto"]
+PlanBits = Literal[2, 3, 4, 5, 6, 7, 8]
 Task = Literal["piqa", "hellaswag", "winogrande", "openbookqa", "arc_easy", "arc_challenge"]
 
 
@@ -66,6 +68,9 @@ class Analyze:
     batch: int
     ce: float
     kl: float
+    sensitivity_sequences: int
+    average_bits: float
+    plan_bits: list[PlanBits]
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,11 @@ class Distill:
     chunk: int
     dtype: Dtype
     checkpoint_every: int
+
+
+@dataclass(frozen=True)
+class Inspect:
+    sensitivity_sequences: int
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ class Params:
     calibrate: Calibrate
     analyze: Analyze
     distill: Distill
+    inspect: Inspect
     export: Export
     evaluate: Evaluate
     report: Report
@@ -129,14 +140,15 @@ def load(path: str | Path = "params.yaml") -> Params:
     """Read and check a params file.
 
     Raises:
-        ValueError: the file is no YAML, or knobs are unknown, missing, ill-typed or out of range: all of them, a line
-            each.
+        ValueError: the file is no YAML, or knobs are unknown, missing, there twice, ill-typed or out of range: all of
+            them, a line each.
     """
+    text = Path(path).read_text()
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.safe_load(text)
+        problems = _twice(yaml.compose(text, yaml.SafeLoader), "")
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
-    problems: list[str] = []
     params = _section(Params, tree, "", problems)
     if not problems:
         problems += _ranges(params)
@@ -145,25 +157,49 @@ def load(path: str | Path = "params.yaml") -> Params:
     return params
 
 
+def _twice(node: yaml.Node | None, name: str) -> list[str]:
+    """The knobs that stand twice in a section, of which YAML keeps the last without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        return [problem for i, entry in enumerate(node.value) for problem in _twice(entry, f"{name}[{i}]")]
+    problems, lines = [], dict[str, int]()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        knob, line = f"{name}.{key.value}".removeprefix("."), key.start_mark.line + 1
+        if knob in lines:
+            problems.append(f"{knob}: stands twice, in lines {lines[knob]} and {line}")
+        lines[knob] = line
+        problems += _twice(value, knob)
+    return problems
+
+
 def _section(kind: Any, tree: Any, prefix: str, problems: list[str]) -> Any:
     """A dataclass from a mapping; what is wrong is added to `problems`, and None stands for it."""
+    values = _given(kind, tree, prefix, problems)
+    if values is None:
+        return None
+    missing = [name for name in typing.get_type_hints(kind) if name not in values]
+    problems += [f"{prefix}{name}: missing" for name in missing]
+    return None if missing else kind(**values)
+
+
+def _given(kind: Any, tree: Any, prefix: str, problems: list[str]) -> dict[str, Any] | None:
+    """The dataclass's fields that a mapping holds; what is wrong is added to `problems`."""
     if not isinstance(tree, dict):
         problems.append(f"{prefix.rstrip('.') or 'the file'}: expected a section of knobs, got {tree!r}")
         return None
     hints = typing.get_type_hints(kind)
     problems += [unknown("knob", f"{prefix}{key}", (prefix + n for n in hints)) for key in tree if key not in hints]
     values = {}
-    for field in fields(kind):
-        name = prefix + field.name
-        if field.name not in tree:
-            problems.append(f"{name}: missing")
-        elif hints[field.name] is Scheme:
-            values[field.name] = _scheme(tree[field.name], name, problems)
-        elif is_dataclass(hints[field.name]):
-            values[field.name] = _section(hints[field.name], tree[field.name], name + ".", problems)
+    for field, hint in hints.items():
+        if field not in tree:
+            continue
+        name, value = prefix + field, tree[field]
+        if hint is Scheme:
+            values[field] = _scheme(value, name, problems)
+        elif is_dataclass(hint):
+            values[field] = _section(hint, value, name + ".", problems)
         else:
-            values[field.name] = _value(hints[field.name], tree[field.name], name, problems)
-    return kind(**values) if len(values) == len(hints) else None
+            values[field] = _value(hint, value, name, problems)
+    return values
 
 
 def _scheme(tree: Any, name: str, problems: list[str]) -> Scheme | None:
@@ -181,12 +217,11 @@ def _scheme(tree: Any, name: str, problems: list[str]) -> Scheme | None:
     if not isinstance(entries, list):
         problems.append(f"{name}.overrides: expected a list, got {entries!r}")
         entries = []
-    rest = {key: value for key, value in tree.items() if key != "overrides"}
-    overrides = [_override(tree, entry, f"{name}.overrides[{i}].", problems) for i, entry in enumerate(entries)]
-    base = _section(_SchemeLong, rest, name + ".", problems)
-    if base is None or None in overrides:
+    base = _section(_SchemeLong, {key: tree[key] for key in tree if key != "overrides"}, name + ".", problems)
+    overrides = [_override(base, entry, f"{name}.overrides[{i}].", problems) for i, entry in enumerate(entries)]
+    if base is None:
         return None
-    return Scheme(base.weights, base.activations, base.kv_cache, tuple(overrides))
+    return Scheme(base.weights, base.activations, base.kv_cache, tuple(o for o in overrides if o is not None))
 
 
 @dataclass(frozen=True)
@@ -198,22 +233,17 @@ class _SchemeLong:
     kv_cache: scheme.KVCache
 
 
-def _override(base: dict[str, Any], entry: Any, prefix: str, problems: list[str]) -> scheme.Override | None:
+def _override(base: _SchemeLong | None, entry: Any, prefix: str, problems: list[str]) -> scheme.Override | None:
     kinds = {"weights": scheme.Weights, "activations": scheme.Activations}
     if not isinstance(entry, dict) or not isinstance(entry.get("match"), str) or not set(entry) & set(kinds):
         problems.append(f"{prefix.rstrip('.')}: expected a match with weights or activations, got {entry!r}")
         return None
-    problems += [
-        unknown("knob", prefix + key, [prefix + n for n in ("match", *kinds)])
-        for key in entry.keys() - {"match", *kinds}
-    ]
-    found = {}
-    for part, kind in kinds.items():
-        if part not in entry:
-            continue
-        given, own = entry[part], base.get(part)
-        merged = {**own, **given} if isinstance(given, dict) and isinstance(own, dict) else given
-        found[part] = _section(kind, merged, f"{prefix}{part}.", problems)
+    known = ("match", *kinds)
+    problems += [unknown("knob", f"{prefix}{key}", (prefix + n for n in known)) for key in entry if key not in known]
+    found: dict[str, Any] = {}
+    for part in [part for part in kinds if part in entry]:
+        given, own = _given(kinds[part], entry[part], f"{prefix}{part}.", problems), getattr(base, part, None)
+        found[part] = None if given is None or own is None else replace(own, **given)
     return scheme.Override(entry["match"], **found)
 
 
@@ -225,7 +255,10 @@ def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if not any(value == choice and type(value) is type(choice) for choice in choices):
-            problems.append(f"{name}: " + unknown("value", value, map(str, choices)))
+            meant = [choice for choice in choices if str(choice) == str(value)]  # '4' for 4
+            problems += [f"{name}: expected {type(m).__name__}, got {value!r} ({type(value).__name__})" for m in meant]
+            if not meant:
+                problems.append(f"{name}: " + unknown("value", value, map(str, choices)))
     elif typing.get_origin(hint) is list:
         if not isinstance(value, list) or not value:
             problems.append(f"{name}: expected a list with at least one entry, got {value!r}")
@@ -237,8 +270,17 @@ def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
     elif hint is float and type(value) is float and not math.isfinite(value):
         problems.append(f"{name}: expected a finite number, got {value}")
     elif type(value) is not hint:
-        problems.append(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__})")
+        wayout = f"; in YAML this is text, write {_yaml_float(value)}" if hint is float and _yaml_float(value) else ""
+        problems.append(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__}){wayout}")
     return value
+
+
+def _yaml_float(text: object) -> str | None:
+    """How YAML 1.1 writes a number that has an exponent: with a point and a sign, 1.0e-4 for 1e-4. None: it is none."""
+    found = re.fullmatch(r"([-+]?)(\d*)\.?(\d*)[eE]([-+]?)(\d+)", text) if isinstance(text, str) else None
+    if found is None or not found[2] + found[3]:
+        return None
+    return f"{found[1]}{found[2] or 0}.{found[3] or 0}e{found[4] or '+'}{found[5]}"
 
 
 def _ranges(p: Params) -> list[str]:
@@ -253,6 +295,9 @@ def _ranges(p: Params) -> list[str]:
         "calibrate.block": (p.calibrate.block, 1),
         "analyze.sequences": (p.analyze.sequences, 1),
         "analyze.batch": (p.analyze.batch, 1),
+        "analyze.sensitivity_sequences": (p.analyze.sensitivity_sequences, 0),
+        "analyze.average_bits": (p.analyze.average_bits, min(p.analyze.plan_bits)),
+        "inspect.sensitivity_sequences": (p.inspect.sensitivity_sequences, 0),
         "distill.steps": (p.distill.steps, 1),
         "distill.batch": (p.distill.batch, 1),
         "distill.chunk": (p.distill.chunk, 1),
@@ -304,6 +349,14 @@ def _ranges(p: Params) -> list[str]:
             problems.append(
                 f"{knob}: asks for {wanted} sequences, but the corpus has {train} for training "
                 f"(synthesize.sequences {p.synthesize.sequences} less synthesize.held_out {p.synthesize.held_out})"
+            )
+    for name, few in (
+        ("analyze", p.analyze.sensitivity_sequences),
+        ("inspect", p.inspect.sensitivity_sequences),
+    ):
+        if few > p.analyze.sequences:
+            problems.append(
+                f"{name}.sensitivity_sequences: {few} are more than analyze.sequences, {p.analyze.sequences}"
             )
     for name, ce, kl in (("analyze", p.analyze.ce, p.analyze.kl), ("distill", p.distill.ce, p.distill.kl)):
         if not ce + kl > 0:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.artifacts import LIBRARIES
+from pipeline.artifacts import LIBRARIES, sha256
 
 SCRATCH = Path("runs/scratch")
 
@@ -53,10 +53,11 @@ def scratch(stage: str, inputs: dict[str, Any]) -> Path:
 
 
 def _code() -> str:
-    """sha256 of every module of the library and the stages."""
+    """sha256 of every module of the library and the stages, names included."""
     root = Path(__file__).parents[1]
-    files = sorted([*root.glob("pipeline/**/*.py"), *root.glob("stages/*.py")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    files = sorted([*root.glob("pipeline/**/*.py"), *root.glob("stages/**/*.py")])
+    listing = [f"{file.relative_to(root).as_posix()} {sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
 
 def clear(stage: str) -> None:

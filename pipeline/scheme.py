@@ -19,7 +19,8 @@ Observer = Literal["minmax", "percentile", "mse"]
 class Weights:
     """Grid of a linear's weight.
 
-    bits: 2 to 8; 0: stays in float. group: input channels that share a scale; 0: all of them, a scale an output channel.
+    bits: 2 to 8; 0: stays in float. group: input channels that share a scale; 0: all of them, so that an output channel
+    has one scale.
     """
 
     bits: Literal[0, 2, 3, 4, 5, 6, 7, 8]
@@ -57,8 +58,11 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Override:
-    """What the linears that `match` names have instead: a role (q, k, v, o, gate, up, down), `lm_head`, the last part of
-    a module's name (down_proj), or a pattern of the whole name (model.layers.0.*)."""
+    """What the linears that `match` names have instead.
+
+    match: a role (q, k, v, o, gate, up, down), `lm_head`, the last part of a module's name (down_proj), or a pattern of
+    the whole name (model.layers.0.*).
+    """
 
     match: str
     weights: Weights | None = None
@@ -131,7 +135,8 @@ def from_short(text: str) -> Scheme:
     allowed = {"weights": range(2, 9), "activations": (4, 5, 6, 7, 8, 16), "kv": range(2, 9)}
     letters = {"weights": "W", "activations": "A", "kv": "KV"}
     bad = [
-        f"{letters[part]}{value} (there are {', '.join(map(str, allowed[part]))}; leave {letters[part]} out for float)"
+        f"{letters[part]}{value} (there are {', '.join(map(str, allowed[part]))}"
+        + (")" if part == "weights" else f"; leave {letters[part]} out for float)")
         for part, value in bits.items()
         if found[part] is not None and value not in allowed[part]
     ]

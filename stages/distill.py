@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from pathlib import Path
 
 import pandas as pd
 
@@ -15,20 +16,21 @@ from stages import run
 
 
 def work() -> None:
-    args = run.paths("distill", "teacher", "corpus", "calibration", "out")
+    args = run.paths("distill", "teacher", "corpus", "calibration", "signals", "out")
     loaded = params.load()
     knobs = loaded.distill
     artifacts.reading(args.teacher, artifacts.TEACHER)
     teacher, base = models.load_model(args.teacher), models.load_model(args.teacher)
     data = Corpus.load(args.corpus).train()
-    start, _ = QuantizedModel.load(args.calibration)
-    frozen = frozen_rows(knobs.freeze, [linear for linear in models.linears(base) if linear.name in start.codes])
+    start, calibration = QuantizedModel.load(args.calibration)
+    freeze = _suggested(args.signals) if knobs.freeze == "auto" else knobs.freeze
+    frozen = frozen_rows(freeze, [linear for linear in models.linears(base) if linear.name in start.codes])
     models.cast_linears(teacher, knobs.dtype)
     student = prepare(base, start, frozen, knobs.scale, knobs.train_norms, models.torch_dtype(knobs.dtype))
 
     inputs = {
         "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.corpus, args.calibration)],
-        "knobs": {**dataclasses.asdict(knobs), "checkpoint_every": 0},
+        "knobs": {**dataclasses.asdict(knobs), "freeze": freeze, "checkpoint_every": 0},
         "seed": loaded.seed,
     }
     scratch = progress.scratch("distill", inputs)
@@ -48,14 +50,25 @@ def work() -> None:
     log = loop.train(student, teacher, data, schedule, weights, scratch, lambda done: _Bar(knobs.steps, done).show)
     trained = student.finished()
     facts = {
-        "freeze": knobs.freeze,
+        "freeze": freeze,
+        "freeze_knob": knobs.freeze,
         "frozen": {name: "all" if rows is None else len(rows) for name, rows in sorted(frozen.items())},
         "scale": knobs.scale,
         "steps": knobs.steps,
         "seed": loaded.seed,
+        "method": calibration.get("method", ""),
     }
     trained.save(args.out, facts, {"log": pd.DataFrame(log, columns=list(loop.LOG_COLUMNS))})
     progress.clear("distill")
+
+
+def _suggested(folder: str) -> str:
+    """The freeze policy that analyze suggests."""
+    facts = artifacts.reading(folder, artifacts.SIGNALS)
+    found = artifacts.read_json(Path(folder) / "suggestion.json")["freeze"][facts["suggested_by"]]
+    reason = found.get("reason", f"the gradients of {facts['suggested_by']} suggest")
+    print(f"distill: freeze auto: {found['policy']}, as {reason}", flush=True)
+    return found["policy"]
 
 
 class _Bar:

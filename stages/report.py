@@ -9,18 +9,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from pipeline import artifacts, params, signals
+from pipeline import artifacts, params
 from pipeline.bench import text
-from pipeline.report import page, plots
+from pipeline.report import page, plots, signals
 from pipeline.report import summary as summaries
 from stages import run
 
-STATISTICS = (  # caption, axis, tensor, statistic
-    ("Gradient norm of each weight (squared Frobenius).", "||dL/dW||²", "weight", "gradient_norm_sq"),
-    ("Gradient norm of each output (squared Frobenius).", "||dL/d(output)||²", "output", "gradient_norm_sq"),
-    ("Forward signal: mean square of each output.", "mean square", "output", "mean_square"),
-    ("Forward signal: mean absolute output.", "mean |output|", "output", "mean_abs"),
-)
 LIBRARIES = (*artifacts.LIBRARIES, "datasets", "dvc", "pandas", "pyarrow", "numpy")
 
 
@@ -31,6 +25,7 @@ def work() -> None:
         "calibration",
         "rtn",
         "signals",
+        "inspected",
         "student",
         "int4",
         "scores",
@@ -46,10 +41,11 @@ def work() -> None:
         "student": artifacts.reading(args.student, artifacts.QUANTIZED),
         "calibration": artifacts.reading(args.calibration, artifacts.QUANTIZED),
     }
-    table = pd.read_parquet(Path(args.signals) / "signals.parquet")
+    facts["inspected"] = artifacts.reading(args.inspected, artifacts.SIGNALS)
+    table, variants = _signals(args.signals, args.inspected, facts)
     log = pd.read_csv(Path(args.student) / "log.csv")
     tasks = summaries.task_names(scores)
-    folders = {name: Path(getattr(args, name)) for name in names[:6]}
+    folders = {name: Path(getattr(args, name)) for name in names[:7]}
     folders |= {f"int4/{v}": Path(args.int4) / v for v in ("rtn", "ptq", "student")}
     folders |= {f"scores/{v}": Path(args.scores) / f"{v}.json" for v in summaries.VARIANTS}
     content = page.render(
@@ -62,8 +58,7 @@ def work() -> None:
         benchmark_note=_benchmark_note(knobs),
         training_text=_training_text(log, facts["student"]),
         training_plot=plots.training(log),
-        signal_text=_signal_text(folders["signals"], facts["student"]["freeze"]),
-        signal_plots=_signal_plots(table, facts["signals"]["variants"]),
+        signals=signals.section(folders["signals"], table, variants, facts["student"]["freeze"]),
         errors=_errors(folders["calibration"]),
         lineage=page.lineage(folders),
         params=yaml.safe_dump(yaml.safe_load(Path("params.yaml").read_text()), sort_keys=False),
@@ -108,30 +103,12 @@ def _training_text(log: pd.DataFrame, facts: dict) -> str:
     )
 
 
-def _signal_text(folder: Path, used: object) -> str:
-    found = json.loads((folder / "suggestion.json").read_text())["ptq"]
-    if "evidence" not in found:
-        return f"Suggested freeze policy: {found['policy']}, as {found['reason']}."
-    evidence = "; ".join(
-        f"{role}: {numbers['median_ratio_to_qk']:.2f} times in the median layer, above 1 in "
-        f"{100 * numbers['share_of_layers_above_qk']:.0f} % of layers"
-        for role, numbers in found["evidence"].items()
-    )
-    return (
-        f"Gradient norm of the quantized model's projections over the geometric mean of q's and k's - {evidence}. "
-        f"A role is suggested for freezing from {signals.SUGGESTION_RATIO:g} times on, in at least "
-        f"{100 * signals.SUGGESTION_SHARE:.0f} % of the layers. Suggested policy: {found['policy']}; used here: {used}."
-    )
-
-
-def _signal_plots(table: pd.DataFrame, variants: list[str]) -> list[tuple[str, str]]:
-    found = [
-        (caption, plots.by_layer({v: signals.by_layer(table, v, tensor, statistic) for v in variants}, label))
-        for caption, label, tensor, statistic in STATISTICS
-    ]
-    compared = {v: signals.by_layer(table, v, "output", "sqnr_db") for v in variants if v != "float"}
-    found.append(("SQNR of each output against the float model's, dB.", plots.by_layer(compared, "dB", log=False)))
-    return found
+def _signals(analyzed: str, inspected: str, facts: dict[str, dict]) -> tuple[pd.DataFrame, list[str]]:
+    """The signals of analyze's variants and of those that only inspect has, and their names."""
+    first, more = (pd.read_parquet(Path(folder) / "signals.parquet") for folder in (analyzed, inspected))
+    known = facts["signals"]["variants"]
+    added = [variant for variant in facts["inspected"]["variants"] if variant not in known]
+    return pd.concat([first, more[more.variant.isin(added)]], ignore_index=True), [*known, *added]
 
 
 def _errors(folder: Path) -> list[list[str]]:

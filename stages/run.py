@@ -11,15 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from tqdm import tqdm
 
 USAGE = Path("runs/usage")
 
 
-def paths(stage: str, *names: str) -> argparse.Namespace:
-    """The paths that dvc.yaml hands to a stage, as `--name path` each."""
+def paths(stage: str, *names: str, repeated: str = "") -> argparse.Namespace:
+    """The paths that dvc.yaml hands to a stage, as `--name path` each; `--repeated key=path` any number of times."""
     parser = argparse.ArgumentParser(prog=f"python -m stages.{stage}")
     for name in names:
         parser.add_argument(f"--{name}", required=True, type=str)
+    if repeated:
+        parser.add_argument(f"--{repeated}", action="append", default=[], metavar="NAME=FOLDER")
     return parser.parse_args()
 
 
@@ -29,24 +35,42 @@ def main(stage: str, work: Callable[[], str | None]) -> None:
     try:
         with quiet_libraries():
             variant = work()
+        _note_usage(f"{stage}@{variant}" if variant else stage, time.monotonic() - started)
     except ValueError as error:
         sys.exit(f"{stage}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
         sys.exit(f"{stage}: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+    except SafetensorError as error:
+        if "I/O error" not in str(error):  # a full disk, say, which safetensors does not make an OSError
+            raise
+        sys.exit(f"{stage}: {error}")
+
+
+def _note_usage(name: str, seconds: float) -> None:
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    name = f"{stage}@{variant}" if variant else stage
     USAGE.mkdir(parents=True, exist_ok=True)
-    usage = {"seconds": round(time.monotonic() - started, 1), "peak_gib": round(peak / 2**20, 2)}
+    usage = {"seconds": round(seconds, 1), "peak_gib": round(peak / 2**20, 2)}
     (USAGE / f"{name}.json").write_text(json.dumps(usage) + "\n")
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own notes and bars out of the stage's output; their warnings and errors stay."""
+    """Keep the libraries' own notes and bars out of the stage's output; their errors stay, and lm-eval's bars."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    yield
+    sound = tqdm.__init__
+
+    def start(bar: tqdm, *args: Any, **options: Any) -> None:
+        if sys._getframe(1).f_globals["__name__"].startswith("compressed_tensors"):  # it heeds neither of the two above
+            options["disable"] = True
+        sound(bar, *args, **options)
+
+    tqdm.__init__ = start  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        tqdm.__init__ = sound  # type: ignore[method-assign]

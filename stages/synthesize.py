@@ -1,8 +1,10 @@
 """synthesize: let the teacher write the corpus that everything after learns from."""
 
 import dataclasses
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline import artifacts, models, params, progress, synth
@@ -28,21 +30,22 @@ def work() -> None:
     batches = [
         range(first, min(first + knobs.batch, knobs.sequences)) for first in range(0, knobs.sequences, knobs.batch)
     ]
-    finished = sum((scratch / f"{batch.start}.safetensors").exists() for batch in batches)
-    done = sum(len(b) for b in batches if (scratch / f"{b.start}.safetensors").exists()) * knobs.length
-    if finished:
-        print(f"synthesize: going on after {finished} of {len(batches)} batches")
+    files = [scratch / f"{batch.start}.safetensors" for batch in batches]
+    kept = [_kept(file) for file in files]
+    done = [part.numel() for part in kept if part is not None]
+    if done:
+        print(f"synthesize: going on after {len(done)} of {len(batches)} batches", flush=True)
     parts, prefixes = [], []
-    with progress.bar("synthesize", knobs.sequences * knobs.length, " tok", initial=done) as bar:
-        for batch in batches:
+    with progress.bar("synthesize", knobs.sequences * knobs.length, " tok", initial=sum(done)) as bar:
+        for batch, file, part in zip(batches, files, kept, strict=True):
             prefix = (knobs.greedy_prefix[0], knobs.greedy_prefix[1])
             streams = synth.draw_streams(seed, batch, knobs.length, starts, prefix)
-            file = scratch / f"{batch.start}.safetensors"
-            if not file.exists():
+            tokens = part
+            if tokens is None:
                 tokens = synth.generate(model, streams, knobs.strategy, knobs.temperature, bar.update)
                 save_file({"tokens": tokens}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
-            parts.append(load_file(file)["tokens"])
+            parts.append(tokens)
             prefixes.append(streams.prefix)
 
     tokens = torch.cat(parts)
@@ -50,6 +53,14 @@ def work() -> None:
     corpus = Corpus(tokens, lengths, torch.cat(prefixes), knobs.held_out)
     corpus.save(args.out, {"strategy": knobs.strategy, "seed": seed, "valid_tokens": int(lengths.sum())})
     progress.clear("synthesize")
+
+
+def _kept(file: Path) -> torch.Tensor | None:
+    """A batch that an earlier run wrote; None where nothing whole is."""
+    try:
+        return load_file(file)["tokens"]
+    except (FileNotFoundError, SafetensorError):
+        return None
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ and the scoring stay theirs.
 
 import json
 import logging
-import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,6 @@ def accuracy(
     """
     if folder is not None:
         check_folder(folder, tasks)
-    os.environ["HF_DATASETS_CACHE"] = str(scratch.resolve())
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -147,21 +146,35 @@ def accuracy(
             manager = TaskManager(include_path=written, include_defaults=False)
             names = {name: PREFIX + name for name in tasks}
         try:
-            results = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
-                tasks=list(names.values()),
-                task_manager=manager,
-                limit=limit or None,
-                bootstrap_iters=100,  # 0 would drop the standard errors, which are analytic for accuracy
-                log_samples=False,
-                random_seed=0,
-            )["results"]
+            with _tables_in(scratch):
+                results = lm_eval.simple_evaluate(
+                    model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+                    tasks=list(names.values()),
+                    task_manager=manager,
+                    limit=limit or None,
+                    bootstrap_iters=100,  # 0 would drop the standard errors, which are analytic for accuracy
+                    log_samples=False,
+                    random_seed=0,
+                )["results"]
         except (OSError, ConnectionError) as error:
             raise ValueError(
                 f"the data sets of {tasks} cannot be had: {str(error).splitlines()[0]}; "
                 "check the network, or set evaluate.source to folder"
             ) from None
     return _headline({name: results[full] for name, full in names.items()})
+
+
+@contextmanager
+def _tables_in(scratch: Path) -> Iterator[None]:
+    """Let the data sets library keep its tables in a folder; it reads its environment once, when it is imported."""
+    import datasets
+
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = scratch.resolve()
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
 
 
 def _headline(results: dict[str, dict[str, Any]]) -> dict[str, float]:

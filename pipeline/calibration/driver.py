@@ -1,8 +1,8 @@
 """Quantize a model layer by layer.
 
-Each layer runs twice over the calibration tokens: with its float weights, on inputs that come from the quantized layers
-before it, for the Hessians; then with its quantized weights, for the activation ranges and the next layer's inputs. What
-a layer came to is kept in a scratch folder, so that a killed calibration goes on after the last whole layer.
+Each layer runs twice over the calibration tokens: with its float weights, on inputs that come from the quantized
+layers before it, for the Hessians; then with its quantized weights, for the activation ranges and the next layer's
+inputs. What a layer came to is kept in a scratch folder, so that a killed calibration goes on after the last whole one.
 """
 
 import json
@@ -58,9 +58,9 @@ PTQ_METHODS = {
 class Options:
     """How to calibrate.
 
-    method: a name of PTQ_METHODS. gptq: keyword arguments of GPTQ. migration: SmoothQuant's strength. batch: sequences a
-    forward. dtype: of the forward's autocast. measure: whether to report errors, for which a method that does not look at
-    the inputs needs them, too.
+    method: a name of PTQ_METHODS. gptq: keyword arguments of GPTQ. migration: SmoothQuant's strength. batch: sequences
+    a forward. dtype: of the forward's autocast. measure: whether to report errors, for which a method that does not
+    look at the inputs needs them, too.
     """
 
     method: str
@@ -89,21 +89,25 @@ def plan(model: PreTrainedModel, scheme: Scheme) -> dict[models.Linear, tuple[We
     head = models.head(model)
     linears = [*models.linears(model), *([head] if head else [])]
     known = [(linear.name, linear.role) for linear in linears]
-    problems = [f"scheme.overrides: nothing is called {match!r}" for match in scheme.unmatched(known)]
+    parts = {part for linear in linears for part in linear.rows}
+    problems = [
+        f"scheme.overrides: nothing is called {match!r}; the model has {models.role_names(linears)}"
+        for match in scheme.unmatched(known)
+        if match not in parts
+    ]
     found = {}
     for linear in linears:
         weights, activations = scheme.of(linear.name, linear.role)
-        width = model.get_submodule(linear.name).in_features
+        width, shape = model.get_submodule(linear.name).in_features, models.role_names([linear])
         if weights.bits and weights.group and width % weights.group:
-            problems.append(f"scheme: a group of {weights.group} does not divide the {width} inputs of {linear.name}")
+            problems.append(f"scheme: a group of {weights.group} does not divide the {width} inputs of {shape}")
         if linear.role == HEAD and activations.bits:
-            problems.append(f"scheme.overrides: the input of {linear.name} stays in float; leave out its activations")
-        for override in scheme.overrides:
-            if override.match in linear.rows:
-                problems.append(
-                    f"scheme.overrides: {override.match!r} is only part of {linear.name} ({linear.role}); "
-                    "name the module, whose parts share a grid"
-                )
+            problems.append(f"scheme.overrides: the input of {shape} stays in float; leave out its activations")
+        problems += [
+            f"scheme.overrides: {override.match!r} is only part of {shape}; name the module, whose parts share a grid"
+            for override in scheme.overrides
+            if override.match in linear.rows
+        ]
         if linear.role != HEAD or weights.bits:
             found[linear] = weights, activations
     if scheme.kv_cache.bits:
@@ -139,65 +143,77 @@ def calibrate(
         advance: called after each layer.
 
     Raises:
-        ValueError: the scheme does not fit the model, or an activation is not finite.
+        ValueError: the scheme does not fit the model, or a weight or an activation is not finite.
     """
     planned = plan(model, scheme)
     weighted = {linear.name: weights for linear, (weights, _) in planned.items() if weights.bits}
+    bad = [name for name in weighted if not bool(model.get_submodule(name).weight.isfinite().all())]
+    if bad:
+        raise ValueError(f"these weights are not finite: {bad}; is the teacher sound?")
     untie_head(model, set(weighted))
     for name, values in float_tensors(model, set(weighted)).items():
         model.get_parameter(name).copy_(values)
     result = QuantizedModel(kv_cache=scheme.kv_cache, schemes=weighted)
-    restore = quantize_cache(model, scheme.kv_cache) if scheme.kv_cache.bits else None
-    runner = Runner.start(model, tokens, valid, options.batch, options.dtype)
-    rows: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    for index, layer in enumerate(models.decoder_layers(model)[1]):
-        group = [linear for linear in planned if linear.layer == index]
-        done = _Layer.load(scratch, index, weighted)
-        if done is None:
-            done = _quantize_layer(runner, layer, group, weighted, options)
-            done.save(scratch, index)
-        done.put_into(model, result)
-        rows, skipped = rows + done.rows, skipped + done.skipped
-        _step_on(runner, layer, {linear: planned[linear][1] for linear in group}, result)
-        advance()
+    done: list[_Layer] = []
+    restore = quantize_cache(model, scheme.kv_cache) if scheme.kv_cache.bits else lambda: None
+    try:
+        runner = Runner.start(model, tokens, valid, options.batch, options.dtype)
+        for index, layer in enumerate(models.decoder_layers(model)[1]):
+            group = [linear for linear in planned if linear.layer == index]
+            found = _Layer.load(scratch, index, weighted)
+            if found is None:
+                found = _quantize_layer(runner, layer, group, weighted, options)
+                found.save(scratch, index)
+            found.put_into(model, result)
+            done.append(found)
+            _step_on(runner, layer, {linear: planned[linear][1] for linear in group}, result)
+            advance()
+    finally:
+        restore()
     head = models.head(model)
     if head is not None and head.name in weighted:
-        rounded = rtn(model.get_submodule(head.name).weight, None, weighted[head.name])
+        weight, method = model.get_submodule(head.name).weight, PTQ_METHODS["rtn"]
+        rounded = _round(head.name, weight, None, weighted[head.name], method, {})
         _Layer({head.name: rounded}, {}, [], []).put_into(model, result)
-    if restore is not None:
-        restore()
+        del result.latent[head.name]  # it does not learn
     result.floats = float_tensors(model, set(weighted))
-    return Calibrated(result, pd.DataFrame(rows), skipped)
+    rows = [row for layer in done for row in layer.rows]
+    return Calibrated(result, pd.DataFrame(rows), [pair for layer in done for pair in layer.skipped])
 
 
 def _quantize_layer(
     runner: Runner, layer: nn.Module, group: list[models.Linear], weighted: dict[str, Weights], options: Options
 ) -> "_Layer":
+    """Rescale a layer's weights in place, if the method does, and round them."""
     method = PTQ_METHODS[options.method]
-    before = dict(layer.named_parameters())
-    names = {id(p): name for name, p in runner.model.named_parameters()}
     inputs = runner.gather(layer, group) if method.needs_inputs or options.measure else {}
-    skipped = []
+    done = _Layer({}, {}, [], [])
     if method.rescaling:
         schemes = {linear.name: weighted.get(linear.name, Weights(0)) for linear in group}
-        skipped = rescale(runner, layer, group, inputs, schemes, method.rescaling, options.migration)
-    done = _Layer({}, {}, [], skipped)
+        done.skipped += rescale(runner, layer, group, inputs, schemes, method.rescaling, options.migration)
+        prefix = next(name for name, module in runner.model.named_modules() if module is layer) + "."
+        floats = float_tensors(layer, {name.removeprefix(prefix) for name in weighted})
+        done.floats = {prefix + name: values for name, values in floats.items()}
     for linear in group:
-        if linear.name not in weighted:
-            continue
-        weight = runner.model.get_submodule(linear.name).weight
-        extra = options.gptq if method.rounding == "gptq" else {}
-        seen = inputs.get(linear.name)
-        hessian = seen.hessian if seen is not None else None
-        rounded = ROUNDINGS[method.rounding](weight.detach().clone(), hessian, weighted[linear.name], **extra)
-        if options.measure and seen is not None:
-            done.rows.append(_errors(linear, weight, rounded, seen))
-        done.rounded[linear.name] = rounded
-    if method.rescaling:
-        quantized = {f"{name}.weight" for name in weighted}
-        done.floats = {names[id(p)]: p.clone() for p in before.values() if names[id(p)] not in quantized}
+        if linear.name in weighted:
+            weight, seen = runner.model.get_submodule(linear.name).weight, inputs.get(linear.name)
+            rounded = _round(linear.name, weight, seen, weighted[linear.name], method, options.gptq)
+            if options.measure and seen is not None:
+                done.rows.append(_errors(linear, weight, rounded, seen))
+            done.rounded[linear.name] = rounded
     return done
+
+
+def _round(
+    name: str, weight: Tensor, seen: Inputs | None, scheme: Weights, method: Method, gptq: dict[str, Any]
+) -> Rounded:
+    if method.needs_inputs and seen is None:
+        raise ValueError(f"{name} is not called on the calibration tokens; leave it in float by an override")
+    hessian = None if seen is None else seen.hessian
+    try:
+        return ROUNDINGS[method.rounding](weight.detach().clone(), hessian, scheme, **gptq)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _errors(linear: models.Linear, weight: Tensor, rounded: Rounded, seen: Inputs) -> dict[str, Any]:
@@ -228,7 +244,7 @@ def _step_on(runner: Runner, layer: nn.Module, group: dict[models.Linear, Activa
 
 @dataclass
 class _Layer:
-    """What a layer came to. floats: its other parameters, where a rescaling has changed them."""
+    """What a layer came to. floats: its other parameters, float16, where a rescaling has changed them."""
 
     rounded: dict[str, Rounded]
     floats: dict[str, Tensor]

@@ -1,7 +1,7 @@
 """Run a decoder one layer at a time over the calibration tokens, so that memory holds the activations of one layer."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Inputs:
         return cls(torch.zeros(width, width), torch.zeros(width), torch.zeros(width))
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows [tokens, in], float32. Only the upper blocks of the Hessian are summed; `finish` mirrors them."""
+        """Take in float32 rows [tokens, in]. Only the upper blocks of the Hessian are summed; `finish` mirrors them."""
         width = rows.shape[1]
         size = -(-width // GRAM_BLOCKS)
         for start in range(0, width, size):
@@ -56,43 +56,48 @@ class Inputs:
 
 @dataclass
 class Runner:
-    """The inputs of the layer that is next: hidden states [batch, length, hidden] and the other arguments, a batch each.
+    """The inputs of the layer that is next: hidden states [batch, length, hidden], a batch each.
 
-    masks: which positions count, bool [batch, length]. dtype: of the forward's autocast.
+    kwargs: a layer's other arguments, a batch each; layers of one kind (sliding or full attention) share them. masks:
+    which positions count, bool [batch, length]. dtype: of the forward's autocast.
     """
 
     model: PreTrainedModel
     states: list[Tensor]
-    kwargs: list[dict[str, Any]]
+    kwargs: Mapping[nn.Module, list[dict[str, Any]]]
     masks: tuple[Tensor, ...]
     dtype: str
 
     @classmethod
     def start(cls, model: PreTrainedModel, tokens: Tensor, valid: Tensor, batch: int, dtype: str) -> "Runner":
-        """Before the first decoder layer."""
+        """Before the first decoder layer. The model runs up to the first layer of the last kind that it has."""
+        layers = models.decoder_layers(model)[1]
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or [""] * len(layers)
+        firsts = {kind: layers[kinds.index(kind)] for kind in kinds}
+        last = layers[max(kinds.index(kind) for kind in firsts)]
         states: list[Tensor] = []
-        kwargs: list[dict[str, Any]] = []
+        kwargs: dict[nn.Module, list[dict[str, Any]]] = {layer: [] for layer in firsts.values()}
 
-        def catch(_: nn.Module, args: tuple[Tensor, ...], given: dict[str, Any]) -> None:
-            first = given.pop("hidden_states") if "hidden_states" in given else args[0]
-            states.append(first)
-            kwargs.append(given)
-            raise _Stop
+        def catch(layer: nn.Module, args: tuple[Tensor, ...], given: dict[str, Any]) -> None:
+            if layer is layers[0]:
+                states.append(given["hidden_states"] if "hidden_states" in given else args[0])
+            kwargs[layer].append({name: value for name, value in given.items() if name != "hidden_states"})
+            if layer is last:
+                raise _Stop
 
-        handle = models.decoder_layers(model)[1][0].register_forward_pre_hook(catch, with_kwargs=True)
+        handles = [layer.register_forward_pre_hook(catch, with_kwargs=True) for layer in kwargs]
         for part in _batches(tokens, batch):
-            try:
-                with models.autocast(dtype):
-                    model(input_ids=part, use_cache=False)
-            except _Stop:
-                pass
-        handle.remove()
-        return cls(model, states, kwargs, _batches(valid, batch), dtype)
+            with models.autocast(dtype), suppress(_Stop):
+                model(input_ids=part, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        shared = {layer: kwargs[firsts[kind]] for layer, kind in zip(layers, kinds, strict=True)}
+        return cls(model, states, shared, _batches(valid, batch), dtype)
 
     def call(self, layer: nn.Module, index: int) -> Tensor:
         """Run a layer on one batch; returns its hidden states."""
         with models.autocast(self.dtype):
-            out = layer(self.states[index], **self.kwargs[index])
+            out = layer(self.states[index], **self.kwargs[layer][index])
         return out[0] if isinstance(out, tuple) else out
 
     def gather(self, layer: nn.Module, group: list[models.Linear]) -> dict[str, Inputs]:
@@ -139,7 +144,8 @@ class Runner:
             for index in range(len(self.states)):
                 current["batch"] = index
                 outputs.append(self.call(layer, index))
-        _refuse_nonfinite({n: o.greatest - o.least for n, o in seen.items() if o.greatest >= o.least})
+        called = {name: o for name, o in seen.items() if not o.greatest < o.least}  # holds for NaN, too
+        _refuse_nonfinite({name: o.greatest - o.least for name, o in called.items()})
         counted = [linear for linear in group if linear.name in histograms]
         if counted:
             with _watching(
@@ -152,9 +158,9 @@ class Runner:
         return seen
 
     def _rows(self, x: Tensor, index: int) -> Tensor:
-        """The valid rows of a linear's input: float32 [tokens, in]."""
-        mask = self.masks[index]
-        return (x if x.ndim == 2 else x[mask]).float() if not bool(mask.all()) else x.flatten(0, -2).float()
+        """The valid rows of a linear's input [..., in]: float32 [tokens, in]; all rows, where they are no positions."""
+        rows, mask = x.flatten(0, -2), self.masks[index]
+        return (rows if len(rows) != mask.numel() or bool(mask.all()) else rows[mask.flatten()]).float()
 
 
 def _batches(rows: Tensor, batch: int) -> tuple[Tensor, ...]:

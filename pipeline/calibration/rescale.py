@@ -2,8 +2,8 @@
 
 The division is folded into the op that makes the activation, so the float model computes the same function:
 a norm's weight and bias, v's rows (o reads a mix of values, channel by channel), up's rows (down reads gate * up).
-Which op a linear reads is found by running the layer, and each fold is checked by running it again: where the layer's
-output moves, as it does where query heads share a value head or a nonlinearity stands between, the pair is skipped.
+Which op a linear reads is found by running the layer, and each fold is checked by running it again: where the output
+moves, as it does where query heads share a value head or a nonlinearity stands between, the pair is skipped.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,15 @@ from pipeline.quant.methods import rtn
 from pipeline.quant.model import FLOAT_DTYPE
 from pipeline.scheme import Weights
 
-TOLERANCE = 1e-4  # of the largest output, float32: what another order of sums may change
+TOLERANCE = 1e-3  # of what the layer adds to a token, float32: what another order of sums may change
 EXPONENTS = [i / 20 for i in range(20)]  # that AWQ's search tries
+NEARBY = 2.0 ** (torch.tensor(sorted(range(-32, 33), key=abs)) / 512)  # of a scale: tried until float16 holds a bias
 FLOOR = 1e-5  # least value of an activation's or weight's channel magnitude in a quotient
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An op and the linears that read what it makes: a norm (rows None), or a linear's rows, channel i in row rows[i]."""
+    """An op and the linears that read what it makes: a norm (no rows), or a linear's rows, channel i in row rows[i]."""
 
     maker: str
     rows: Tensor | None
@@ -79,8 +80,8 @@ def _is_norm(module: nn.Module) -> bool:
 def fold(runner: Runner, layer: nn.Module, pair: Pair, scale: Tensor) -> Tensor | None:
     """Divide what the pair's maker makes by `scale` [channels], and multiply its readers' columns by it.
 
-    A norm's weight is rounded to the dtype that the export stores, and the scale adapted to that, so that the fold stays
-    exact.
+    A norm's weight and any bias are rounded to the dtype that the export stores, and the scale adapted to that, so that
+    the fold stays exact.
 
     Returns:
         The scale that was folded; None where the layer does not allow it, and nothing has changed.
@@ -90,15 +91,13 @@ def fold(runner: Runner, layer: nn.Module, pair: Pair, scale: Tensor) -> Tensor 
     readers = [model.get_submodule(reader.name) for reader in pair.readers]
     if pair.rows is not None and len(pair.rows) != readers[0].in_features:
         return None
-    changed = [p for p in (maker.weight, maker.bias if hasattr(maker, "bias") else None) if p is not None]
-    changed += [reader.weight for reader in readers]
+    changed = [*maker.parameters(recurse=False), *(reader.weight for reader in readers)]
     before, output = [p.clone() for p in changed], _one_run(runner, layer)
     for offset in (0.0, 1.0) if pair.rows is None else (0.0,):  # Gemma's norms multiply by 1 + weight
         used = _divide(maker, pair.rows, scale, offset)
         for reader in readers:
             reader.weight.mul_(used)
-        moved = (_one_run(runner, layer) - output).abs().amax()
-        if bool(moved <= TOLERANCE * output.abs().amax()):
+        if _moved(output, _one_run(runner, layer), runner.states[0]) <= TOLERANCE:
             return used
         for parameter, old in zip(changed, before, strict=True):
             parameter.copy_(old)
@@ -106,26 +105,53 @@ def fold(runner: Runner, layer: nn.Module, pair: Pair, scale: Tensor) -> Tensor 
 
 
 def _divide(maker: nn.Module, rows: Tensor | None, scale: Tensor, offset: float) -> Tensor:
-    bias = getattr(maker, "bias", None)
+    """Divide what a norm or a linear's rows make; returns the scale [channels] that was left after rounding."""
     weight: Tensor = maker.weight  # type: ignore[assignment]
-    if rows is not None:
-        weight[rows] /= scale[:, None]
-        if bias is not None:
-            bias[rows] = (bias[rows] / scale).to(FLOAT_DTYPE).float()
-        return scale
-    old = weight + offset
-    new = (old / scale - offset).to(FLOAT_DTYPE).float()
-    used = torch.where((old == 0) | (new + offset == 0), torch.ones_like(scale), old / (new + offset))
-    weight.copy_(torch.where(used == 1, weight, new))
+    bias: Tensor | None = getattr(maker, "bias", None)
+    chosen = slice(None) if rows is None else rows
+    norm = weight + offset if rows is None else None
+    used = _adapted(scale, norm, offset, None if bias is None else bias[chosen])
+    if norm is None:
+        weight[chosen] /= used[:, None]
+    else:
+        weight.copy_(torch.where(used == 1, weight, _stored(norm / used - offset)))
     if bias is not None:
-        bias.copy_((bias / used).to(FLOAT_DTYPE).float())
+        bias[chosen] = _stored(bias[chosen] / used)
     return used
+
+
+def _adapted(scale: Tensor, norm: Tensor | None, offset: float, bias: Tensor | None) -> Tensor:
+    """A scale close to `scale` by which float16 holds a norm's divided weight and the divided bias: all [channels].
+
+    The weight is held exactly; for the bias, the best of some that are NEARBY is taken.
+    """
+    tried = scale[None] if bias is None else scale * NEARBY[:, None]  # (tries, channels)
+    if norm is not None:
+        divided = _stored(norm / tried - offset) + offset
+        tried = torch.where((norm == 0) | (divided == 0), torch.ones_like(tried), norm / divided)
+    if bias is None:
+        return tried[0]
+    error = (_stored(bias / tried) * tried - bias).abs()
+    return tried.gather(0, error.argmin(dim=0, keepdim=True))[0]
+
+
+def _stored(values: Tensor) -> Tensor:
+    """Float32 values as the export holds them."""
+    return values.to(FLOAT_DTYPE).float()
+
+
+def _moved(before: Tensor, after: Tensor, states: Tensor) -> float:
+    """How far a layer's output moved, as a share of what it adds to its input, in the median token.
+
+    Not as a share of the output [batch, seq, hidden], a few of whose values may be a thousand times larger than others.
+    """
+    return float(((after - before).norm(dim=-1) / (before - states).norm(dim=-1)).median())
 
 
 def _one_run(runner: Runner, layer: nn.Module) -> Tensor:
     """The layer's output on the first batch, a sequence alone, in float32."""
-    wide = {name: _widened(value) for name, value in runner.kwargs[0].items()}
-    return Runner(runner.model, [runner.states[0].float()], [wide], (), "float32").call(layer, 0)
+    wide = {name: _widened(value) for name, value in runner.kwargs[layer][0].items()}
+    return Runner(runner.model, [runner.states[0].float()], {layer: [wide]}, (), "float32").call(layer, 0)
 
 
 def _widened(value: Any) -> Any:
@@ -208,7 +234,8 @@ def rescale(
         if used is None:
             skipped.append(str(pair))
             continue
-        seen.hessian.div_(used[:, None]).div_(used[None, :])
-        seen.absmax.div_(used)
-        seen.mean_abs.div_(used)
+        for each in {id(inputs[reader.name]): inputs[reader.name] for reader in pair.readers}.values():
+            each.hessian.div_(used[:, None]).div_(used[None, :])
+            each.absmax.div_(used)
+            each.mean_abs.div_(used)
     return skipped

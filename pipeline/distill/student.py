@@ -14,16 +14,16 @@ from transformers import PreTrainedModel
 from pipeline.distill.freeze import Frozen
 from pipeline.quant import weights
 from pipeline.quant.grid import Step
-from pipeline.quant.model import QuantizedModel, float_tensors
+from pipeline.quant.model import FLOAT_DTYPE, QuantizedModel, float_tensors
 
 
 @dataclass
 class Student:
     """The fake-quantized model and its float32 masters, by parameter name.
 
-    masters: what the optimizer steps, the trained linears' weights (of a partly frozen one the trained rows alone), then
-    the norms. modules: the parameter that the forward reads, by the same name. trained: of each linear with a master,
-    the rows that it stands for (int64; None: all).
+    masters: what the optimizer steps, the trained linears' weights (of a partly frozen one the trained rows alone),
+    then the norms. modules: the parameter that the forward reads, by the same name. trained: of each linear with a
+    master, the rows that it stands for (int64; None: all).
     """
 
     model: PreTrainedModel
@@ -34,7 +34,7 @@ class Student:
     modules: dict[str, nn.Parameter]
 
     def step(self, name: str) -> Step:
-        """Scales and zero points [rows, n] of a linear's trained rows: the calibrated ones, or of the master's range."""
+        """Scales and zero points [rows, n] of a linear's trained rows: as calibrated, or of the master's range."""
         if self.scale_mode == "static":
             return Step(*(_of(part, self.trained[name]) for part in self.start.steps[name]))
         return weights.weight_step(self.masters[f"{name}.weight"].detach(), self.start.schemes[name])
@@ -49,7 +49,7 @@ class Student:
                 values = weights.dequantize(weights.quantize(master, step, scheme), step, scheme)
                 _put(self.modules[key], self.trained[name], values)
             else:
-                self.modules[key].copy_(master)
+                self.modules[key].copy_(master.to(FLOAT_DTYPE))  # what the export will store
 
     @torch.no_grad()
     def collect_gradients(self) -> None:

@@ -1,12 +1,13 @@
 """compressed-tensors' pack-quantized layout: what transformers, vLLM and llm-compressor load.
 
-Each quantized linear becomes weight_packed (int32, code + 2^(bits-1), low bits first, 32 codes in as many words as bits),
-weight_scale (float16 [out, groups]) and weight_shape (int64 [2]). Embeddings, norms and whatever else is not quantized
-stay in float16. Symmetric grids only: the format has packed zero points, but transformers does not read them back. It
-has no place for activations beside packed weights either, so how inputs and KV cache are quantized lies in a file of
-its own.
+Each quantized linear becomes weight_packed (int32, code + 2^(bits-1), low bits first, 32 codes in as many words as
+bits), weight_scale (float16 [out, groups]) and weight_shape (int64 [2]). Embeddings, norms and whatever else is not
+quantized stay in float16. Symmetric grids only: the format has packed zero points, but transformers does not read them
+back. It has no place for activations beside packed weights either, so how inputs and KV cache are quantized lies in a
+file of its own.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,22 @@ from transformers import AutoConfig
 
 from pipeline.quant.grid import SCALE_DTYPE
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import HEAD, Weights
+from pipeline.scheme import Weights
 
 WEIGHTS = "model.safetensors"
 
 
 def write(quantized: QuantizedModel, teacher: str | Path, ignored: list[str], out: Path) -> None:
-    """Write config and weights of a quantized model; `ignored` are the linears that stay in float."""
+    """Write config and weights of a quantized model; `ignored` are the linears that stay in float.
+
+    Raises:
+        ValueError: weights are asymmetric.
+    """
+    asymmetric = [name for name, scheme in quantized.schemes.items() if not scheme.symmetric]
+    if asymmetric:
+        raise ValueError(
+            f"compressed-tensors holds no asymmetric weights, as {asymmetric[:8]} are; set export.format to dequantized"
+        )
     tensors: dict[str, Tensor] = dict(quantized.floats)
     for name, codes in quantized.codes.items():
         scheme, step = quantized.schemes[name], quantized.steps[name]
@@ -39,7 +49,7 @@ def write(quantized: QuantizedModel, teacher: str | Path, ignored: list[str], ou
     config = AutoConfig.from_pretrained(teacher, local_files_only=True)
     config.dtype = torch.float16
     config.quantization_config = quantization_config(quantized.schemes, ignored)
-    if any(name.rsplit(".", 1)[-1] == HEAD for name in quantized.codes):
+    if not all(re.search(r"\.\d+\.", name) for name in quantized.codes):  # what lies outside the layers is the head
         config.tie_word_embeddings = False
     config.save_pretrained(out)
 

@@ -13,7 +13,7 @@ from pipeline.scheme import Activations
 STEP_DTYPE = torch.float32  # of a runtime's activation scales
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # eq is ours, and tensors have no hash to match it
 class Quantizer:
     """Quantizes a linear's input: the scheme, and the calibrated scale and zero point (scalars) of a static one."""
 
@@ -43,7 +43,7 @@ class FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Step | None, grid: Grid) -> Tensor:
-        ctx.dtype, ctx.inside = x.dtype, None
+        ctx.inside = None
         wide = x.float()
         low, high = grid.range
         mine = grid.step_of(wide, STEP_DTYPE) if step is None else step
@@ -62,8 +62,7 @@ class FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        gradient = grads[0].to(ctx.dtype)
-        return gradient if ctx.inside is None else gradient * ctx.inside, None, None
+        return grads[0] if ctx.inside is None else grads[0] * ctx.inside, None, None
 
 
 def quantize_inputs(model: nn.Module, quantizers: Mapping[str, Quantizer]) -> list[Any]:
@@ -88,7 +87,7 @@ def quantize_inputs(model: nn.Module, quantizers: Mapping[str, Quantizer]) -> li
 
 
 def to_json(quantizers: Mapping[str, Quantizer]) -> dict[str, dict[str, Any]]:
-    """Quantizers as an export keeps them beside its weights: the scheme's fields, and scale and zero point if static."""
+    """Quantizers as an export keeps them beside its weights: the scheme's fields; static: scale and zero point, too."""
     return {
         name: {**asdict(q.scheme), **({} if q.step is None else {k: float(v) for k, v in q.step._asdict().items()})}
         for name, q in quantizers.items()

@@ -1,4 +1,4 @@
-"""Keys and values on an integer grid, as a quantized cache stores them: after rotary embedding, a scale a token or group.
+"""Keys and values on an integer grid, as a quantized cache stores them: rotated, with a scale a token or group.
 
 They are fake-quantized in an attention function of ours, so that a prefill without a cache, as lm-eval runs it, and
 token-by-token generation see the same keys and values: quantizing a token does not depend on the others.
@@ -58,23 +58,26 @@ def quantize_cache(model: PreTrainedModel, scheme: KVCache) -> Callable[[], None
     """Quantize a model's keys and values from now on; returns what undoes it.
 
     Raises:
-        ValueError: the model computes its attention itself, has none, or its keys' width is no multiple of the group.
+        ValueError: the model computes its attention itself, has none, or one that needs more than sdpa gives; or its
+            keys' or values' width is no multiple of the group.
     """
     name = "permafrost_kv_" + "_".join(str(field) for field in astuple(scheme))
     widths: set[int] = set()
 
-    def seeing(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        widths.add(key.shape[1] * key.shape[3])
-        return sdpa_attention_forward(module, query, key, *args, **kwargs)
+    def seeing(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        widths.update(x.shape[1] * x.shape[3] for x in (key, value))
+        return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
 
     before = model.config._attn_implementation
-    _set_attention(model, name, seeing)
     try:
-        with torch.no_grad():
-            model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device), use_cache=False)
+        if model._supports_sdpa:  # an attention with sinks, say, would lose them
+            _set_attention(model, name, seeing)
+            with torch.no_grad():
+                model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device), use_cache=False)
         if not widths:
             raise ValueError(
-                f"{type(model).__name__} has no attention whose keys and values can be quantized; set kv_cache.bits to 0"
+                f"{type(model).__name__} has no attention whose keys and values can be quantized; "
+                "set kv_cache.bits to 0"
             )
         bad = [width for width in sorted(widths) if scheme.group and width % scheme.group]
         if bad:

@@ -16,7 +16,8 @@ from pipeline.quant.grid import Step, grouped
 from pipeline.scheme import Weights
 
 MAX_DAMPING = 1.0
-SHRINK = [1 - i / 50 for i in range(36)]  # shares of the min-max range that mse and clip try: 1 down to 0.3
+SHARES = [1 - i / 10 for i in range(8)]  # of the min-max range, that mse and clip try: 1 down to 0.3
+REFINEMENTS = (0.05, 0.025)  # how far from the best share so far they look then
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def rtn(weight: Tensor, hessian: Tensor | None, scheme: Weights, **_: object) ->
 
 
 def mse(weight: Tensor, hessian: Tensor | None, scheme: Weights, **_: object) -> Rounded:
-    """Round to nearest on the grid whose range, a share of min-max (SHRINK), leaves the least squared weight error.
+    """Round to nearest on the grid whose range, a share of min-max, leaves the least squared weight error.
 
     Each output channel or group has a share of its own. The Hessian is not used.
     """
@@ -158,17 +159,29 @@ SCALES: dict[str, Callable[..., Step]] = {"minmax": _minmax_step, "mse": _mse_st
 
 
 def _best_step(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor]) -> Step:
-    """The step [out, n] of the share (SHRINK) with the least loss; `loss` takes errors [out, n, g] to [out, n]."""
+    """The step [out, n] of the share of min-max with the least loss; `loss` takes errors [out, n, g] to [out, n].
+
+    Each channel or group first tries SHARES, then looks around its best one.
+    """
     grid, values = weights.grid_of(scheme), grouped(weight, scheme.group)
     least, greatest = values.aminmax(dim=-1, keepdim=True)
-    best = grid.step(least, greatest)
-    lowest = torch.full_like(best.scale, torch.inf)
-    for share in SHRINK:
-        step = grid.step(share * least, share * greatest)
+    best, share = grid.step(least, greatest), torch.ones_like(least)
+    lowest = torch.full_like(least, torch.inf)
+
+    def attempt(candidate: Tensor) -> None:
+        nonlocal best, share, lowest
+        step = grid.step(candidate * least, candidate * greatest)
         found = loss(grid.dequantize(grid.quantize(values, step), step).sub_(values))[..., None]
         better = found < lowest
         best = Step(*(torch.where(better, new, old) for new, old in zip(step, best, strict=True)))
-        lowest = torch.where(better, found, lowest)
+        share, lowest = torch.where(better, candidate, share), torch.where(better, found, lowest)
+
+    for start in SHARES:
+        attempt(torch.full_like(least, start))
+    for distance in REFINEMENTS:
+        around = share
+        for sign in (-1, 1):
+            attempt(around + sign * distance)
     return Step(best.scale.squeeze(-1), best.zero.squeeze(-1))
 
 

@@ -1,7 +1,7 @@
 """A quantized model as an artifact: what calibrate and distill make, and analyze, distill and export read.
 
-It holds codes, scales and zero points of every quantized linear, how inputs and KV cache are quantized, the tensors that
-stay in float (rounded to the dtype that the export stores, so that nothing changes on the way out), and the latent
+It holds codes, scales and zero points of every quantized linear, how inputs and KV cache are quantized, the tensors
+that stay in float (rounded to the dtype that the export stores, so that nothing changes on the way out), and the latent
 weights that training starts from.
 """
 
@@ -31,15 +31,15 @@ class QuantizedModel:
     """A causal LM's quantized linears, by module name, and its other tensors, by parameter name.
 
     schemes: of each quantized weight. codes: int8 or uint8 [out, in]. steps: scale and zero point, float32 [out, n],
-    each scale representable in float16. inputs: the quantizer of each linear's input, where it has one. floats: float16.
-    latent: float32 [out, in], empty for a finished student.
+    each scale representable in float16. inputs: the quantizer of each linear's input, where it has one.
+    floats: float16. latent: float32 [out, in], empty for a finished student.
     """
 
     schemes: dict[str, Weights] = field(default_factory=dict)
     codes: dict[str, Tensor] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
     inputs: dict[str, Quantizer] = field(default_factory=dict)
-    kv_cache: KVCache = KVCache(0)
+    kv_cache: KVCache = field(default_factory=lambda: KVCache(0))
     floats: dict[str, Tensor] = field(default_factory=dict)
     latent: dict[str, Tensor] = field(default_factory=dict)
 
@@ -117,11 +117,12 @@ class QuantizedModel:
         """
         untie_head(model, set(self.codes))
         parameters = dict(model.named_parameters())
-        ours = {f"{name}.weight" for name in self.codes} | set(self.floats)
-        if ours != set(parameters):
-            raise ValueError(
-                f"the quantized model does not fit the float one: {sorted(ours ^ set(parameters))[:8]} differ"
-            )
+        ours = {name: values.shape for name, values in self.floats.items()}
+        ours |= {f"{name}.weight": codes.shape for name, codes in self.codes.items()}
+        theirs = {name: parameter.shape for name, parameter in parameters.items()}
+        differ = sorted({name for name, _ in ours.items() ^ theirs.items()})
+        if differ:
+            raise ValueError(f"the quantized model does not fit the float one: {differ[:8]} differ")
         for name, values in self.floats.items():
             parameters[name].copy_(values)
         for name in self.codes:

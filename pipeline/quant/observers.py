@@ -1,7 +1,7 @@
 """The static range of a tensor from what passes through it in calibration.
 
-Every observer sees the tensor twice: for its least and greatest value, then, where it needs one, for a histogram between
-them. So it holds a few kilobytes whatever passes through.
+Every observer sees the tensor twice: for its least and greatest value, then, where it needs one, for a histogram
+between them. So it holds a few kilobytes whatever passes through.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from pipeline.quant.grid import Grid, Step
 from pipeline.scheme import Activations
 
 BINS = 8192
+EXACT = 2**24  # values that float32 counts one by one
 SHARES = [1 - i / 100 for i in range(96)]  # of the min-max range, that the mse observer tries: 1 down to 0.05
 
 
@@ -34,14 +35,20 @@ class Observed:
     def see_values(self, x: Tensor) -> None:
         """Second pass."""
         if self.greatest > self.least:
-            counts = torch.histc(x.float(), BINS, float(self.least), float(self.greatest))
-            self.counts += counts.double()
+            for part in x.flatten().split(EXACT):
+                self.counts += torch.histc(part.float(), BINS, float(self.least), float(self.greatest)).double()
+
+    @property
+    def edges(self) -> Tensor:
+        """Ends of the bins: float64 [BINS + 1]."""
+        return torch.lerp(
+            self.least.double(), self.greatest.double(), torch.arange(BINS + 1, dtype=torch.float64) / BINS
+        )
 
     @property
     def centres(self) -> Tensor:
         """Middle of each bin: float64 [BINS]."""
-        least, greatest = self.least.double(), self.greatest.double()
-        return least + (greatest - least) * (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
+        return (self.edges[:-1] + self.edges[1:]) / 2
 
 
 def static_step(seen: Observed, scheme: Activations) -> Step:
@@ -57,22 +64,25 @@ def _minmax(seen: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Te
 
 
 def _percentile(seen: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The range that leaves out (100 - percentile) % of the values: the largest magnitudes, or half at either end."""
-    if not bool(seen.counts.any()):
-        return seen.least, seen.greatest
+    """The least range of whole bins that holds this percentage of the values.
+
+    Symmetric grids leave out the largest magnitudes, asymmetric ones as many at either end.
+    """
     share = scheme.percentile / 100
     if grid.symmetric:
-        order = seen.centres.abs().argsort()
-        top = seen.centres.abs()[order][_first_reaching(seen.counts[order], share)].float()
+        reach = torch.maximum(seen.edges[:-1].abs(), seen.edges[1:].abs())
+        order = reach.argsort()
+        top = reach[order][_first_reaching(seen.counts[order], share)].float()
         return -top, top
-    ends = [_first_reaching(seen.counts, part) for part in ((1 - share) / 2, (1 + share) / 2)]
-    least, greatest = (seen.centres[end].float() for end in ends)
-    return least, greatest
+    greatest = seen.edges[1:][_first_reaching(seen.counts, (1 + share) / 2)]
+    least = seen.edges.flip(0)[1:][_first_reaching(seen.counts.flip(0), (1 + share) / 2)]
+    return least.float(), greatest.float()
 
 
 def _first_reaching(counts: Tensor, share: float) -> Tensor:
+    """Where the running sum of counts first holds this share of all; 1e-12 is for the product's own rounding."""
     cumulative = counts.cumsum(0)
-    return torch.searchsorted(cumulative, share * cumulative[-1:]).clamp(max=BINS - 1)[0]
+    return torch.searchsorted(cumulative, share * cumulative[-1:] * (1 - 1e-12))[0]
 
 
 def _mse(seen: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:

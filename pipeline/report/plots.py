@@ -1,7 +1,7 @@
 """The report's pictures, as SVG text that is the same for the same numbers."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -11,6 +11,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {
     "q": "#4c78a8",
@@ -20,6 +21,9 @@ COLOURS = {
     "gate": "#8c8c8c",
     "up": "#b8b8b8",
     "down": "#54a24b",
+    "in": "#9467bd",
+    "x": "#c49c6b",
+    "out": "#6b5b95",
     "other": "#000000",
 }
 VARIANT_COLOURS = {"teacher": "#333333", "rtn": "#d9a441", "ptq": "#4c78a8", "student": "#b01e3b"}
@@ -35,16 +39,18 @@ STYLE: Any = {
 }
 
 
-def by_layer(tables: dict[str, pd.DataFrame], label: str, log: bool = True) -> str:
-    """One statistic by layer, a line a role, a panel a variant, on a common scale.
+def by_layer(tables: dict[str, pd.DataFrame], label: str, log: bool = True, common: bool = True) -> str:
+    """One statistic by layer, a line a role, a panel a table.
 
     Args:
-        tables: variant to a wide table with a column `layer` and one a role.
+        tables: title (a variant) to a wide table with a column `layer` and one a role.
+        log: a logarithmic scale, where all numbers of a panel are above 0.
+        common: all panels on one scale.
     """
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-        for axis, (variant, wide) in zip(axes, tables.items(), strict=True):
+        axes = figure.subplots(1, len(tables), sharey=common, squeeze=False)[0]
+        for axis, wide in zip(axes, tables.values(), strict=True):
             for role in wide.columns.drop("layer"):
                 strong = role in ("v", "o")
                 axis.plot(
@@ -56,13 +62,74 @@ def by_layer(tables: dict[str, pd.DataFrame], label: str, log: bool = True) -> s
                     marker=".",
                     ms=4,
                 )
-            axis.set(title=variant, xlabel="layer")
-            if log and (wide.drop(columns="layer") > 0).all(axis=None):
+            least = wide.drop(columns="layer").to_numpy().min()
+            if log and least > 0:
                 axis.set_yscale("log")
-        axes[0].set_ylabel(label)
-        axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+            elif least == 0:
+                axis.set_ylim(bottom=0)
+        _finish(axes, [*tables], label)
 
     return _svg(draw, (10, 3.6))
+
+
+def claim(tables: dict[str, pd.DataFrame]) -> str:
+    """How far o's and v's gradient norms lie above q's and k's, by layer, a panel a variant; 1 is where they are equal.
+
+    Args:
+        tables: variant to a table with the columns layer, o_ratio and v_ratio.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+        for axis, found in zip(axes, tables.values(), strict=True):
+            for role in ("v", "o"):
+                axis.plot(found["layer"], found[f"{role}_ratio"], color=COLOURS[role], label=role, lw=2, marker=".")
+            axis.axhline(1.0, color="#333333", lw=1, ls="--", label="as q and k")
+            axis.set_yscale("log")
+        _finish(axes, [*tables], "||dL/dW||² over q's and k's mean")
+
+    return _svg(draw, (10, 3.2))
+
+
+def sensitivity(tables: dict[str, pd.DataFrame]) -> str:
+    """What quantizing a layer alone costs, measured and predicted, by layer, a panel a variant.
+
+    Args:
+        tables: variant to a table with the columns layer, first_order_kl and, where it was measured, one_layer_kl.
+    """
+    lines = {
+        "one_layer_kl": ("measured, one layer on", VARIANT_COLOURS["student"], "-"),
+        "first_order_kl": ("predicted, first order", VARIANT_COLOURS["ptq"], "--"),
+    }
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+        for axis, found in zip(axes, tables.values(), strict=True):
+            for column, (label, colour, style) in lines.items():
+                if column in found:
+                    axis.plot(found["layer"], found[column], color=colour, label=label, ls=style, marker=".")
+            axis.set_yscale("log")
+        _finish(axes, [*tables], "KL, nats a token")
+
+    return _svg(draw, (10, 3.2))
+
+
+def plan(curve: pd.DataFrame, average: float, predicted: float) -> str:
+    """Predicted loss of uniform bits and of plans, and the plan that was asked for.
+
+    Args:
+        curve: columns bits, uniform and plan. average, predicted: bits a weight and KL of the plan.
+    """
+
+    def draw(figure: Figure) -> None:
+        axis: Axes = figure.subplots()
+        axis.plot(curve["bits"], curve["uniform"], color="#8c8c8c", marker="o", label="the same bits everywhere")
+        axis.plot(curve["bits"], curve["plan"], color="#4c78a8", marker="o", label="plans of that average")
+        axis.plot([average], [predicted], color="#b01e3b", marker="D", ls="", label="the plan")
+        axis.set(xlabel="bits a quantized weight, on average", ylabel="predicted KL, nats a token", yscale="log")
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+    return _svg(draw, (10, 3.2))
 
 
 def training(log: pd.DataFrame) -> str:
@@ -118,6 +185,16 @@ def tasks(summary: dict[str, float], names: list[str], variants: tuple[str, ...]
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
     return _svg(draw, (10, 3.2))
+
+
+def _finish(axes: Sequence[Axes], titles: list[str], label: str) -> None:
+    """Titles, labels and whole layers under panels by layer, and the legend of the fullest one beside the last."""
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel="layer")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel(label)
+    fullest = max(axes, key=lambda axis: len(axis.lines))
+    axes[-1].legend(*fullest.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:

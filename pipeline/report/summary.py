@@ -42,6 +42,7 @@ def task_names(scores: dict[str, dict[str, float]]) -> list[str]:
 
 def rows(summary: dict[str, float], method: str) -> list[list[str]]:
     """The score table, a header first: strings ready to print, values with their standard errors."""
+    gap = summary["perplexity.rtn"] > summary["perplexity.teacher"]  # without one there is nothing to win back
     names = {"teacher": "teacher (float)", "rtn": "RTN", "ptq": f"PTQ ({method})", "student": "student"}
 
     def cell(metric: str, variant: str, digits: int, factor: float = 1.0) -> str:
@@ -59,7 +60,7 @@ def rows(summary: dict[str, float], method: str) -> list[list[str]]:
             [
                 names[variant],
                 cell("perplexity", variant, 2),
-                "-" if won is None else f"{100 * won:.1f} %",
+                f"{100 * won:.1f} %" if gap and won is not None else "-",
                 cell("kl", variant, 3),
                 cell("top1", variant, 1, 100),
                 cell("accuracy", variant, 1, 100),

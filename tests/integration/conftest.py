@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,10 +14,10 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 KNOBS = {
-    "teacher": {"source": "path"},
+    "teacher": {"source": "path", "sha256": ""},
     "synthesize": {"sequences": 60, "held_out": 6, "length": 48, "batch": 6, "dtype": "float32"},
     "calibrate": {"sequences": 16, "batch": 4},
-    "analyze": {"sequences": 4, "batch": 2},
+    "analyze": {"sequences": 4, "batch": 2, "sensitivity_sequences": 1},
     "distill": {"steps": 40, "batch": 8, "lr": 2e-3, "checkpoint_every": 4},
     "evaluate": {"limit": 3, "windows": 3, "window": 64, "tasks": ["piqa", "arc_easy"]},
 }
@@ -51,11 +52,14 @@ def checkout(where: Path, teacher: Path) -> Path:
     return where
 
 
-def change_params(where: Path, sections: dict) -> None:
-    """Set knobs of some sections in a checkout's params.yaml."""
+def change_params(where: Path, sections: dict[str, Any]) -> None:
+    """Set knobs of some sections in a checkout's params.yaml, or a whole one, where it is no section (seed, scheme)."""
     params = yaml.safe_load((where / "params.yaml").read_text())
     for section, knobs in sections.items():
-        params[section].update(knobs)
+        if section in ("seed", "scheme"):
+            params[section] = knobs
+        else:
+            params[section].update(knobs)
     (where / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.integration.conftest import ROOT, environment
+from tests import families
+from tests.integration.conftest import ROOT, change_params, environment
 
 Stage = Callable[..., str]
 
@@ -24,21 +24,23 @@ def desk(pipeline: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run_stage(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    for name, path in paths.items():
+        command += [f"--{name}", path]
+    env = {**environment(), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=desk, env=env, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture
 def refused(desk: Path) -> Stage:
     """Run a stage that must fail after some knobs are set; gives its message, with `out` proven untouched."""
 
     def run(stage: str, /, knobs: dict | None = None, **paths: str) -> str:
-        params = yaml.safe_load((desk / "params.yaml").read_text())
         for name, value in (knobs or {}).items():
             section, _, knob = name.partition(".")
-            params[section][knob] = value
-        (desk / "params.yaml").write_text(yaml.safe_dump(params))
-        command = [sys.executable, "-m", f"stages.{stage}"]
-        for name, path in {**paths, "out": "made/out"}.items():
-            command += [f"--{name}", path]
-        env = {**environment(), "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=desk, env=env, capture_output=True, text=True, check=False)
+            change_params(desk, {section: {knob: value} if knob else value})
+        done = run_stage(desk, stage, **paths, out="made/out")
         assert done.returncode != 0
         assert "Traceback" not in done.stderr
         assert not list(desk.glob("made/*"))
@@ -47,7 +49,12 @@ def refused(desk: Path) -> Stage:
     return run
 
 
-DISTILL = {"teacher": "data/teacher", "corpus": "data/corpus", "calibration": "data/calibration"}
+DISTILL = {
+    "teacher": "data/teacher",
+    "corpus": "data/corpus",
+    "calibration": "data/calibration",
+    "signals": "data/signals",
+}
 EVALUATE = {"teacher": "data/teacher", "corpus": "data/corpus", "model": "data/int4/ptq"}
 CALIBRATE = {"teacher": "data/teacher", "corpus": "data/corpus", "rtn": "made/rtn"}
 
@@ -77,6 +84,53 @@ def test_a_corpus_smaller_than_the_knobs_say(refused: Stage) -> None:
     assert "90 sequences are asked for, but the corpus has 54" in message
 
 
+def test_a_group_that_does_not_divide_the_inputs(refused: Stage) -> None:
+    scheme = {
+        "weights": {"bits": 4, "symmetric": True, "group": 32},
+        "activations": {"bits": 8, "symmetric": True, "dynamic": True, "observer": "minmax", "percentile": 99.99},
+        "kv_cache": {"bits": 4, "symmetric": True, "group": 5},
+        "overrides": [
+            {"match": "down", "weights": {"group": 48}},
+            {"match": "c_proj", "weights": {"bits": 8}},
+        ],
+    }
+    found = refused("calibrate", {"scheme": scheme}, **CALIBRATE)
+    assert found.startswith("calibrate: the scheme does not fit LlamaForCausalLM:\n")
+    assert "a group of 48 does not divide the 64 inputs of model.layers.*.mlp.down_proj (down)" in found
+    assert "kv_cache.group 5 does not divide the 16 key values of a token" in found
+    assert "nothing is called 'c_proj'; the model has model.layers.*.self_attn.q_proj (q)" in found
+    assert len(found.splitlines()) == 4
+
+
+def test_asymmetric_weights_for_a_format_that_does_not_hold_them(refused: Stage, desk: Path) -> None:
+    scheme = {
+        "weights": {"bits": 4, "symmetric": False, "group": 0},
+        "activations": {"bits": 0, "symmetric": True, "dynamic": False, "observer": "minmax", "percentile": 99.99},
+        "kv_cache": {"bits": 0, "symmetric": True, "group": 0},
+    }
+    for stage, paths in (("calibrate", CALIBRATE), ("export", {"teacher": "data/teacher", "quantized": "data/rtn"})):
+        found = refused(stage, {"scheme": scheme}, **paths)
+        assert "export.format 'compressed-tensors' holds no asymmetric weights; take 'dequantized'" in found
+
+
+def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> None:
+    """Mamba, from the source to the calibration: without KV in the scheme it goes through."""
+    change_params(desk, {"teacher": {"path": str(families.save(desk / "mamba", "mamba"))}, "scheme": "W4A16"})
+    for stage, paths in (
+        ("teacher", {"out": "own/teacher"}),
+        ("synthesize", {"teacher": "own/teacher", "out": "own/corpus"}),
+        ("calibrate", {"teacher": "own/teacher", "corpus": "own/corpus", "out": "own/ptq", "rtn": "own/rtn"}),
+    ):
+        done = run_stage(desk, stage, **paths)
+        assert done.returncode == 0, done.stderr
+    paths = {"teacher": "own/teacher", "corpus": "own/corpus", "rtn": "made/rtn"}
+    found = refused("calibrate", {"scheme": "W4A16KV4"}, **paths)
+    assert found == (
+        "calibrate: the scheme does not fit MambaForCausalLM:\n"
+        "  scheme: MambaForCausalLM has no attention whose keys and values can be quantized; set kv_cache.bits to 0\n"
+    )
+
+
 def test_truncated_safetensors(refused: Stage, desk: Path, tiny_teacher: Path) -> None:
     broken = desk / "broken"
     shutil.copytree(tiny_teacher, broken)
@@ -90,7 +144,15 @@ def test_truncated_safetensors(refused: Stage, desk: Path, tiny_teacher: Path) -
 def test_truncated_gguf_and_wrong_sha256(refused: Stage, desk: Path) -> None:
     (desk / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
     assert "model.gguf" in refused("teacher", {"teacher.path": "model.gguf", "teacher.sha256": ""})
-    assert "sha256" in refused("teacher", {"teacher.path": "model.gguf", "teacher.sha256": "0" * 64})
+    found = refused("teacher", {"teacher.path": "model.gguf", "teacher.sha256": "0" * 64})
+    assert f"teacher.sha256 is {'0' * 64}" in found
+    assert "set teacher.sha256 to that file's, or to ''" in found
+
+
+def test_a_sha256_of_a_folder(refused: Stage, tiny_teacher: Path) -> None:
+    found = refused("teacher", {"teacher.path": str(tiny_teacher), "teacher.sha256": "0" * 64})
+    assert "a folder has no sha256; set teacher.sha256 to ''" in found
+    assert len(found.splitlines()) == 1
 
 
 def test_hub_that_cannot_be_reached(refused: Stage) -> None:

@@ -1,5 +1,6 @@
 """The true dvc.yaml from end to end: artifacts, no-op, partial re-run, interruption, same bytes."""
 
+import csv
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.integration.conftest import checkout, environment, run
+from tests.integration.conftest import change_params, checkout, environment, run
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")
 
@@ -26,8 +27,8 @@ def ran(output: str) -> list[str]:
 
 
 def test_every_artifact_is_made_and_every_number_is_finite(pipeline: Path) -> None:
-    folders = ("teacher", "corpus", "calibration", "rtn", "signals", "student", "int4/rtn", "int4/ptq", "int4/student")
-    for name in folders:
+    folders = ("teacher", "corpus", "calibration", "rtn", "signals", "student", "signals_student")
+    for name in (*folders, "int4/rtn", "int4/ptq", "int4/student"):
         assert (pipeline / "data" / name / "manifest.json").is_file(), name
     summary = json.loads((pipeline / "data/report/summary.json").read_text())
     expected = {f"{metric}.{variant}" for metric in ("perplexity", "accuracy") for variant in VARIANTS}
@@ -71,7 +72,9 @@ def test_a_changed_freeze_policy_reruns_the_student_alone(pipeline: Path, tmp_pa
     copy = tmp_path / "copy"
     shutil.copytree(pipeline, copy, symlinks=True)
     done = run(["dvc", "exp", "run", "-S", "distill.freeze=none"], copy)
-    assert ran(done.stdout) == ["distill", "export@student", "evaluate@student", "report"]
+    stages = ran(done.stdout)
+    assert sorted(stages) == ["distill", "evaluate@student", "export@student", "inspect", "report"]
+    assert (stages[0], stages[-1]) == ("distill", "report")
     shown = json.loads(run(["dvc", "metrics", "diff", "--json"], copy).stdout)
     changed = shown["data/report/summary.json"]
     assert "kl.student" in changed
@@ -82,6 +85,49 @@ def test_a_changed_freeze_policy_reruns_the_student_alone(pipeline: Path, tmp_pa
     assert "distill.freeze" in experiments
     plots = json.loads(run(["dvc", "plots", "diff", "--json"], copy).stdout)
     assert any(plots["data"].values())
+
+
+MIXED = {
+    "weights": {"bits": 4, "symmetric": True, "group": 16},
+    "activations": {"bits": 8, "symmetric": False, "dynamic": False, "observer": "percentile", "percentile": 99.9},
+    "kv_cache": {"bits": 4, "symmetric": True, "group": 0},
+    "overrides": [
+        {"match": "model.layers.0.*", "weights": {"bits": 8}},
+        {"match": "down", "activations": {"symmetric": True, "dynamic": True}},
+        {"match": "lm_head", "weights": {"bits": 8, "group": 0}},
+    ],
+}
+
+
+def test_a_long_scheme_with_overrides_goes_through_to_the_scores(pipeline: Path, tmp_path: Path) -> None:
+    """AWQ then GPTQ, groups, mixed bits, a quantized head, observed and dynamic inputs, an INT4 KV cache."""
+    copy = tmp_path / "copy"
+    shutil.copytree(pipeline, copy, symlinks=True)
+    change_params(copy, {"scheme": MIXED, "calibrate": {"method": "awq+gptq"}})
+    targets = ["calibrate", "export@ptq", "evaluate@ptq"]
+    assert ran(run(["dvc", "repro", "--single-item", *targets], copy).stdout) == targets
+    kept = json.loads((copy / "data/calibration/scheme.json").read_text())
+    bits = {name: (fields["bits"], fields["group"]) for name, fields in kept["weights"].items()}
+    assert bits.pop("lm_head") == (8, 0)
+    assert {name: found for name, found in bits.items() if "layers.0." in name} == dict.fromkeys(
+        (name for name in bits if "layers.0." in name), (8, 16)
+    )
+    assert sorted(set(bits.values())) == [(4, 16), (8, 16)]
+    assert {name.rsplit(".", 1)[-1] for name, fields in kept["inputs"].items() if fields["dynamic"]} == {"down_proj"}
+    assert kept["kv_cache"] == MIXED["kv_cache"]
+    skipped = (copy / "data/calibration/skipped.csv").read_text().split()
+    assert skipped[1:] == [word for i in (0, 1) for word in (f"model.layers.{i}.self_attn.v_proj", "->", "o_proj")]
+    with (copy / "data/calibration/errors.csv").open() as errors:
+        assert all(float(row["output_sqnr"]) >= float(row["rtn_output_sqnr"]) for row in csv.DictReader(errors))
+    config = json.loads((copy / "data/int4/ptq/config.json").read_text())
+    assert not config["tie_word_embeddings"]
+    scores, before = (json.loads((each / "data/scores/ptq.json").read_text()) for each in (copy, pipeline))
+    assert all(math.isfinite(value) for value in scores.values())
+    assert scores["kl"] != before["kl"]
+    assert 0.5 < scores["top1"] <= 1
+    linears, head, rows = 2 * 9 * 32 * 32, 259 * 32, 259
+    expected = (6 + 1) * linears + 8 * head + 16 * rows  # 6 bits on average, 16 / 16 of them for scales
+    assert scores["bits_per_quantized_weight"] == pytest.approx(expected / (linears + head))
 
 
 def test_killed_and_run_again_ends_in_the_same_bytes(pipeline: Path, tiny_teacher: Path, tmp_path: Path) -> None:

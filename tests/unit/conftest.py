@@ -13,9 +13,10 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from pipeline.calibration import calibrate
+from pipeline.calibration.driver import Options, calibrate
 from pipeline.corpus import valid_mask
 from pipeline.quant.model import QuantizedModel
+from pipeline.scheme import from_short
 from tests import tiny
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from threads, and wait for them where the machine is busy
@@ -50,8 +51,8 @@ def valid(lengths: Tensor) -> Tensor:
 @pytest.fixture(scope="session")
 def calibrated(tokens: Tensor, valid: Tensor) -> QuantizedModel:
     """The tiny model after GPTQ, 4-bit weights, 16-bit activations. Training changes latent weights: copy them."""
-    model = tiny.llama()
-    return calibrate(model, tokens, valid, "gptq", (4, 16), {}, 4, "float32", lambda: None)[0]
+    options = Options("gptq", {}, batch=4)
+    return calibrate(tiny.llama(), tokens, valid, from_short("W4A16"), options, None, lambda: None).model
 
 
 @pytest.fixture(scope="session")

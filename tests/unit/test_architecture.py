@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline import params
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
-    {"names", "params", "artifacts", "progress"},
+    {"names", "scheme", "params", "artifacts", "progress"},
     {"quant"},
     {"models", "corpus", "sources"},
     {"synth", "signals", "calibration", "distill", "export", "bench", "report"},
@@ -36,7 +37,8 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imported(name: str) -> set[str]:
+@cache
+def imported(name: str) -> frozenset[str]:
     """Modules of the project that a module names in its import statements, wherever they stand in it."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
@@ -45,10 +47,11 @@ def imported(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} imports relatively"
             found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {other for other in found if other in MODULES and other != name}
+    return frozenset(other for other in found if other in MODULES and other != name)
 
 
-def needed(name: str) -> set[str]:
+@cache
+def needed(name: str) -> frozenset[str]:
     """All that importing a module runs: itself, what it imports, and the packages that these lie in."""
     found, waiting = set(), [name]
     while waiting:
@@ -58,7 +61,7 @@ def needed(name: str) -> set[str]:
             parts = module.split(".")
             waiting += [".".join(parts[:i]) for i in range(1, len(parts))]
             waiting += imported(module)
-    return found
+    return frozenset(found)
 
 
 def layer(name: str) -> int:
@@ -90,6 +93,12 @@ def test_the_reader_of_imports_sees_what_python_imports():
 @pytest.mark.parametrize("name", library())
 def test_a_module_imports_only_its_own_layer_or_lower_ones(name: str):
     assert {other: layer(other) for other in imported(name) if other != "pipeline" and layer(other) > layer(name)} == {}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_needs_itself(name: str):
+    """Not even within a layer: what it imports never comes back to it, whatever way it takes."""
+    assert not [other for other in imported(name) - {"pipeline", "stages"} if name in needed(other)]
 
 
 @pytest.mark.parametrize("name", [name for name in library() if name.startswith("pipeline.quant")])
@@ -132,11 +141,11 @@ def test_a_stage_depends_on_every_module_that_it_imports(stage: str):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_every_path_that_it_reads(stage: str):
-    """A path in the command is either a dep or an out."""
+    """A path in the command, alone or as name=path, is either a dep or an out."""
     description = STAGES[stage]
     outs = [*description.get("outs", []), *description.get("metrics", [])]
     known = {*description["deps"], *(next(iter(out)) if isinstance(out, dict) else out for out in outs)}
-    for path in re.findall(r"--\w+ (\S+)", description["cmd"]):
+    for path in re.findall(r"--\w+ (?:\w+=)?(\S+)", description["cmd"]):
         assert path in known or any(other.startswith(f"{path}/") for other in known), path
 
 

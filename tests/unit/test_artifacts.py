@@ -127,12 +127,56 @@ def test_another_kind_or_version_is_named(tmp_path: Path, wanted: Kind):
         reading(write(tmp_path / "corpus"), wanted)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"kind": "corpus"}'])
-def test_a_broken_manifest_is_named(tmp_path: Path, content: str):
+WHOLE = {"kind": "corpus", "version": 1, "files": {}, "facts": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "no JSON"),
+        ("{", "no JSON"),
+        ("[]", "it has no files and no facts"),
+        ("3", "it has no files and no facts"),
+        ('"files facts"', "it has no files and no facts"),
+        ('{"kind": "corpus"}', "it has no files and no facts"),
+        (json.dumps({**WHOLE, "files": None}), "it has no files"),
+        (json.dumps({**WHOLE, "files": []}), "it has no files"),
+        (json.dumps({**WHOLE, "files": [["outer.txt", "0"]]}), "it has no files"),
+        (json.dumps({**WHOLE, "facts": None}), "it has no facts"),
+    ],
+)
+def test_a_broken_manifest_is_named_and_answered_with_the_stage(tmp_path: Path, content: str, why: str):
     folder = write(tmp_path / "corpus")
     (folder / MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json is not a manifest") as caught:
+        reading(folder, CORPUS)
+    assert f"({why}" in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "run `dvc repro` to make it anew (stage: synthesize)" in str(caught.value)
+
+
+def test_a_manifest_that_is_no_text_is_named(tmp_path: Path):
+    folder = write(tmp_path / "corpus")
+    (folder / MANIFEST).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"manifest\.json is not a manifest"):
         reading(folder, CORPUS)
+
+
+@pytest.mark.parametrize("lost", ["kind", "version"])
+def test_a_manifest_without_kind_or_version_is_another_kind_or_version(tmp_path: Path, lost: str):
+    folder = write(tmp_path / "corpus")
+    (folder / MANIFEST).write_text(json.dumps({key: WHOLE[key] for key in WHOLE if key != lost}))
+    with pytest.raises(ValueError, match=r"holds .*None.*but 'corpus' version 1 is needed"):
+        reading(folder, CORPUS)
+
+
+def test_a_path_that_is_a_file_is_no_artifact(tmp_path: Path):
+    """Nor is one below a file."""
+    file = tmp_path / "corpus"
+    file.write_text("{}")
+    for path in (file, file / "inner"):
+        with pytest.raises(ValueError, match=r"is no corpus artifact: it has no manifest.json.*stage: synthesize"):
+            reading(path, CORPUS)
 
 
 def test_a_folder_without_manifest_and_no_folder_are_answered_with_the_stage(tmp_path: Path):

@@ -4,14 +4,16 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import huggingface_hub
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipeline import sources
 from pipeline.artifacts import sha256
 from tests import tiny
+from tests.unit.conftest import write_gguf
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -82,9 +84,31 @@ def test_what_is_no_gguf_is_refused(tmp_path: Path):
 
 
 def test_a_gguf_of_another_sha256_is_refused_before_it_is_read(gguf_file: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=f"has sha256 {sha256(gguf_file)}, but teacher.sha256 is {'0' * 64}"):
+    with pytest.raises(ValueError, match=f"has sha256 {sha256(gguf_file)}, but teacher.sha256 is {'0' * 64}") as caught:
         sources.from_path(str(gguf_file), "0" * 64, tmp_path / "out")
+    assert str(caught.value).endswith("set teacher.sha256 to that file's, or to '' to leave the check out")
+    assert not (tmp_path / "out").exists()
     sources.from_path(str(gguf_file), sha256(gguf_file).upper(), tmp_path / "out")
+
+
+def test_a_sha256_is_never_ignored(teacher_folder: Path, tmp_path: Path):
+    """It is of one file, and a folder is none; as it stands in params.yaml it is a wheel's."""
+    with pytest.raises(ValueError, match="and a folder has no sha256; set teacher") as caught:
+        sources.from_path(str(teacher_folder), "b" * 64, tmp_path / "out")
+    assert "b" * 64 in str(caught.value)
+    assert str(teacher_folder) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lacking", ["add_token_merges", "add_token_list", "add_tokenizer_model"])
+def test_a_gguf_without_all_of_a_tokenizer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str):
+    monkeypatch.setattr(gguf.GGUFWriter, lacking, lambda *_: None)
+    file = write_gguf(tmp_path / "bare.gguf")
+    with pytest.raises(
+        ValueError, match=r"transformers cannot read the model or the tokenizer in .*bare\.gguf: \w+Error"
+    ):
+        sources.from_path(str(file), "", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_is_taken_with_the_hash_of_its_weights(teacher_folder: Path, tmp_path: Path):
@@ -171,6 +195,42 @@ def test_a_model_of_the_hub_is_taken_with_the_commit_it_resolved_to(hub: Path, t
     facts = sources.from_hub("owner/model", "main", tmp_path / "out")
     assert facts == {"repo": "owner/model", "revision": "main", "commit": COMMIT}
     assert_is_the_tiny_model(tmp_path / "out")
+
+
+OTHER = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize("when", ["hf_hub_download", "AutoModelForCausalLM", "AutoTokenizer"])
+def test_a_branch_that_moves_meanwhile_does_not_mix_two_commits(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+):
+    """Weights, tokenizer and generation config are all of the commit that the branch was at first."""
+    tiny.save(hub)
+    tiny.llama(seed=1).save_pretrained(hub.parent / OTHER)
+    extended = tiny.tokenizer()
+    extended.model_max_length = 77
+    extended.save_pretrained(hub.parent / OTHER)
+    GenerationConfig(bos_token_id=1, eos_token_id=9).save_pretrained(hub.parent / OTHER)
+    GenerationConfig(bos_token_id=1, eos_token_id=8).save_pretrained(hub)
+
+    def then_moves(sound: Callable) -> Callable:
+        def call(*args: object, **kwargs: object) -> object:
+            result = sound(*args, **kwargs)
+            (hub.parents[1] / "refs" / "main").write_text(OTHER)
+            return result
+
+        return call
+
+    if when == "hf_hub_download":
+        monkeypatch.setattr(sources, when, then_moves(sources.hf_hub_download))
+    else:
+        loader = getattr(sources, when)
+        monkeypatch.setattr(loader, "from_pretrained", then_moves(loader.from_pretrained))
+    facts = sources.from_hub("owner/model", "main", tmp_path / "out")
+    assert facts["commit"] == COMMIT
+    assert_is_the_tiny_model(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length != 77
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == 8
 
 
 def test_a_hub_out_of_reach_is_answered_with_repository_revision_and_the_way_out(hub: Path, tmp_path: Path):

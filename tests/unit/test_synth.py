@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 from pipeline import models, synth
 from pipeline.synth import Streams, draw_streams, generate, sample
 from tests import tiny
+from tests.families import FAMILIES, family
 
 STARTS = list(range(3, 259))
 
@@ -131,6 +132,22 @@ def test_greedy_decoding_is_that_of_transformers():
     assert torch.equal(generate(tiny.llama(), streams, "greedy", 1.0, lambda n: None), expected)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_goes_on_from_all_that_it_has_written(name: str):
+    """Windows shorter than the text, fused attention of their own, a state instead of keys and values."""
+    model, streams = family(name), draw_streams(0, range(4), 16, STARTS, (3, 5))
+    tokens = generate(model, streams, "greedy", 1.0, lambda n: None)
+    logits = family(name)(input_ids=tokens, use_cache=False).logits
+    assert torch.equal(tokens[:, 1:], logits[:, :-1].argmax(dim=2))
+
+
+def test_a_model_that_takes_no_cache_is_refused(monkeypatch: pytest.MonkeyPatch):
+    model = tiny.llama()
+    monkeypatch.setattr(model, "forward", lambda input_ids, **kwargs: None)
+    with pytest.raises(ValueError, match="LlamaForCausalLM takes no cache"):
+        generate(model, draw_streams(0, range(2), 5, STARTS, (3, 5)), "greedy", 1.0, lambda n: None)
+
+
 def test_the_batch_size_does_not_change_what_is_written():
     streams = draw_streams(0, range(6), 20, STARTS, (3, 5))
     whole = generate(tiny.llama(), streams, "hybrid", 1.0, lambda n: None)
@@ -143,6 +160,30 @@ def test_progress_counts_every_token_once():
     counts: list[int] = []
     generate(tiny.llama(), draw_streams(0, range(3), 9, STARTS, (3, 5)), "sampled", 1.0, counts.append)
     assert sum(counts) == 3 * 9
+
+
+@pytest.mark.parametrize("before", ["sdpa", "eager"])
+def test_the_model_gets_its_own_attention_back(before: str):
+    """After the last token and after an interruption."""
+    model, streams = tiny.llama(), draw_streams(0, range(2), 5, STARTS, (3, 5))
+    model.set_attn_implementation(before)
+    used: list[str] = []
+    generate(model, streams, "greedy", 1.0, lambda n: used.append(model.config._attn_implementation))
+    assert set(used) == {synth.DECODE_ATTENTION}
+    assert model.config._attn_implementation == before
+
+    def interrupt(written: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, streams, "greedy", 1.0, interrupt)
+    assert model.config._attn_implementation == before
+
+
+def test_what_was_written_is_scored_as_by_a_model_that_never_wrote():
+    model, streams = tiny.llama(), draw_streams(0, range(2), 5, STARTS, (3, 5))
+    tokens = generate(model, streams, "sampled", 1.0, lambda n: None)
+    assert torch.equal(model(input_ids=tokens).logits, tiny.llama()(input_ids=tokens).logits)
 
 
 def test_logits_on_the_preallocated_cache_are_those_of_a_full_forward(tokens: Tensor):

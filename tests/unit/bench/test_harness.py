@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import datasets
+import lm_eval
 import pytest
 import torch
 
@@ -95,6 +97,34 @@ def test_the_headline_is_the_mean_over_tasks_with_its_error(scores: dict[str, fl
 def test_the_limit_takes_the_first_items(small: Path, tmp_path: Path):
     found = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], SHIPPED, ITEMS, 4, tmp_path)
     assert found["accuracy.piqa"] == pytest.approx(share_right("piqa"))
+
+
+def test_tables_are_kept_in_the_scratch_folder_and_nowhere_else(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Although the data sets library was imported before, with another cache."""
+    own = tmp_path / "own"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", own)
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", own / "downloads")
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")
+    assert list((tmp_path / "tables").rglob("*.arrow"))
+    assert not own.exists()
+    assert own == datasets.config.HF_DATASETS_CACHE
+
+
+def test_the_data_sets_library_has_its_own_cache_back_after_a_failure(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(**options: object) -> None:
+        assert tmp_path / "tables" == datasets.config.HF_DATASETS_CACHE
+        raise OSError("no route to host")
+
+    before = datasets.config.HF_DATASETS_CACHE
+    monkeypatch.setattr(lm_eval, "simple_evaluate", fail)
+    with pytest.raises(ValueError, match="cannot be had: no route to host"):
+        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 1, 4, tmp_path / "tables")
+    assert before == datasets.config.HF_DATASETS_CACHE
 
 
 def changed(task: str, **changes: object) -> str:

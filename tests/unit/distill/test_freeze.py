@@ -1,9 +1,11 @@
 import pytest
+import torch
 
 from pipeline import models
-from pipeline.distill.freeze import FREEZE_POLICIES, frozen_linears
+from pipeline.distill.freeze import FREEZE_POLICIES, frozen_rows
 from pipeline.models import Linear
 from tests import tiny
+from tests.families import family
 
 PROJECTIONS = {
     "none": [],
@@ -26,32 +28,75 @@ def linears() -> list[Linear]:
 def test_a_policy_freezes_its_projections_in_every_layer(policy: str, linears: list[Linear]):
     expected = {linear.name for linear in linears if linear.name.rsplit(".", 1)[-1] in PROJECTIONS[policy]}
     assert len(expected) == 2 * len(PROJECTIONS[policy])
-    assert frozen_linears(policy, linears) == expected
+    assert frozen_rows(policy, linears) == dict.fromkeys(expected)
 
 
-def test_patterns_freeze_what_they_match(linears: list[Linear]):
-    frozen = frozen_linears(["model.layers.0.*", "*.1.mlp.down_proj"], linears)
-    assert frozen == {x.name for x in linears if x.layer == 0} | {"model.layers.1.mlp.down_proj"}
+@pytest.mark.parametrize("policy", FREEZE_POLICIES)
+@pytest.mark.parametrize("name", ["phi3", "gpt-neox"])
+def test_of_a_fused_projection_a_policy_freezes_the_rows_of_its_parts(name: str, policy: str):
+    """Phi-3 holds queries, keys and values one after the other (two key heads to four of queries), GPT-NeoX by head."""
+    size, heads = 8, range(4)
+    rows = {
+        "phi3": {"q": range(32), "k": range(32, 48), "v": range(48, 64), "gate": range(64), "up": range(64, 128)},
+        "gpt-neox": {
+            part: [3 * size * head + size * i + j for head in heads for j in range(size)]
+            for i, part in enumerate("qkv")
+        },
+    }[name]
+    roles = set(FREEZE_POLICIES[policy])
+    for linear in (found := models.linears(family(name))):
+        parts = set(linear.parts())
+        if policy == "mlp" and name == "gpt-neox":
+            continue
+        frozen = frozen_rows(policy, found)
+        if not parts & roles:
+            assert linear.name not in frozen
+        elif parts <= roles:
+            assert frozen[linear.name] is None
+        else:
+            expected = sorted(row for part in parts & roles for row in rows[part])
+            assert frozen[linear.name].tolist() == expected
+            assert frozen[linear.name].dtype == torch.int64
+
+
+def test_patterns_freeze_whole_linears(linears: list[Linear]):
+    frozen = frozen_rows(["model.layers.0.*", "*.1.mlp.down_proj"], linears)
+    assert frozen == dict.fromkeys([*(x.name for x in linears if x.layer == 0), "model.layers.1.mlp.down_proj"])
+    fused = frozen_rows(["*.qkv_proj"], models.linears(family("phi3")))
+    assert fused == dict.fromkeys(f"model.layers.{i}.self_attn.qkv_proj" for i in (0, 1))
 
 
 def test_an_unknown_policy_is_answered_with_all_of_them(linears: list[Linear]):
     with pytest.raises(ValueError, match="unknown freeze policy 'qkvv'; did you mean 'qkv'") as caught:
-        frozen_linears("qkvv", linears)
+        frozen_rows("qkvv", linears)
     assert ", ".join(FREEZE_POLICIES) in str(caught.value)
 
 
 def test_a_role_that_the_model_lacks_is_named_with_what_it_has():
     fused = [Linear("h.0.c_attn", 0, "other"), Linear("h.0.out_proj", 0, "o")]
     with pytest.raises(ValueError, match=r"'qkv' needs linears of the roles \['k', 'q', 'v'\]") as caught:
-        frozen_linears("qkv", fused)
+        frozen_rows("qkv", fused)
     assert "h.*.c_attn (other)" in str(caught.value)
+    with pytest.raises(ValueError, match=r"'mlp' needs linears of the roles \['gate'\]"):
+        frozen_rows("mlp", models.linears(family("gpt-neox")))
 
 
 def test_every_pattern_that_matches_nothing_is_named(linears: list[Linear]):
     with pytest.raises(ValueError, match=r"\['\*\.attn\.\*', 'lm_head'\]"):
-        frozen_linears(["*.attn.*", "*.q_proj", "lm_head"], linears)
+        frozen_rows(["*.attn.*", "*.q_proj", "lm_head"], linears)
 
 
 def test_freezing_everything_is_refused(linears: list[Linear]):
     with pytest.raises(ValueError, match="freezes all 14 linears"):
-        frozen_linears(["*"], linears)
+        frozen_rows(["*"], linears)
+
+
+def test_all_of_a_fused_projection_but_one_part_leaves_something_to_train():
+    """Nothing else is quantized, and yet the queries learn."""
+    fused = [linear for linear in models.linears(family("phi3")) if linear.role == "qkv"]
+    kept = [Linear(x.name, x.layer, x.role, x.rows) for x in fused]
+    assert {name: len(rows) for name, rows in frozen_rows("v", kept).items()} == dict.fromkeys(
+        (x.name for x in kept), 16
+    )
+    with pytest.raises(ValueError, match="freezes all 2 linears"):
+        frozen_rows("qkv", kept)

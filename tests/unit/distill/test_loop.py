@@ -8,12 +8,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import models
+from pipeline.calibration.driver import Options, calibrate
 from pipeline.distill import loop
-from pipeline.distill.freeze import frozen_linears
+from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.losses import LossWeights
 from pipeline.distill.student import Student, prepare
 from pipeline.quant.model import QuantizedModel
+from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights
 from tests import tiny
+from tests.families import family
 
 KNOBS = {
     "steps": 6, "batch": 2, "lr": 1e-3, "warmup": 0.34, "min_lr": 0.1, "weight_decay": 0.01, "clip": 1.0,
@@ -29,7 +32,7 @@ def schedule(**changes: Any) -> loop.Schedule:
 def make_student(start: QuantizedModel, mode: str = "static", dtype: str = "float32") -> Student:
     model = tiny.llama()
     own = dataclasses.replace(start, latent={name: latent.clone() for name, latent in start.latent.items()})
-    frozen = frozen_linears("ov", models.linears(model))
+    frozen = frozen_rows("ov", models.linears(model))
     return prepare(model, own, frozen, mode, True, models.torch_dtype(dtype))
 
 
@@ -113,6 +116,35 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_warning(calibrated, uninte
     assert_same_end(student, log, uninterrupted)
 
 
+@pytest.mark.parametrize("mode", ["static", "minmax"])
+def test_so_does_one_of_groups_zero_points_and_partly_frozen_projections(data, tmp_path: Path, mode: str):
+    scheme = Scheme(
+        Weights(3, symmetric=False, group=8),
+        Activations(8, dynamic=True),
+        KVCache(4),
+        (Override("lm_head", weights=Weights(8)),),
+    )
+    valid = torch.ones_like(data[0], dtype=torch.bool)
+    options = Options("rtn", {}, batch=6, measure=False)
+    start = calibrate(family("phi3"), data[0], valid, scheme, options, None, lambda: None).model
+
+    def fresh() -> Student:
+        own = dataclasses.replace(start, latent={name: latent.clone() for name, latent in start.latent.items()})
+        model = family("phi3")
+        return prepare(model, own, frozen_rows("ov", models.linears(model)), mode, True, torch.float32)
+
+    def end(student: Student, folder: Path, begin: Any) -> tuple[Student, list[dict[str, Any]]]:
+        folder.mkdir(exist_ok=True)
+        return student, loop.train(student, family("phi3"), data, schedule(), KL, folder, begin)
+
+    expected = end(fresh(), tmp_path / "whole", quietly)
+    with pytest.raises(KeyboardInterrupt):
+        end(fresh(), tmp_path / "killed", killed_after(5))
+    student, log = end(fresh(), tmp_path / "killed", quietly)
+    assert_same_end(student, log, expected)
+    assert 0 < log[-1]["kl"] < log[0]["kl"]
+
+
 def assert_same_end(
     student: Student, log: list[dict[str, Any]], uninterrupted: tuple[Student, list[dict[str, Any]]]
 ) -> None:
@@ -121,6 +153,10 @@ def assert_same_end(
     assert all(torch.equal(master, reference.masters[name]) for name, master in student.masters.items())
     ours, theirs = student.finished(), reference.finished()
     assert all(torch.equal(codes, theirs.codes[name]) for name, codes in ours.codes.items())
+    assert all(
+        torch.equal(a, b) for name in ours.steps for a, b in zip(ours.steps[name], theirs.steps[name], strict=True)
+    )
+    assert all(torch.equal(values, theirs.floats[name]) for name, values in ours.floats.items())
 
 
 def test_a_rate_that_drives_the_loss_out_of_range_stops_at_once_and_names_the_step(calibrated, data, tmp_path: Path):

@@ -2,18 +2,25 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.export import compressed_tensors
+from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
+from pipeline.scheme import Weights
 
 Q = "model.layers.0.self_attn.q_proj"
+HEAD = "lm_head"
+all_bits = pytest.mark.parametrize("bits", range(2, 9))
 
 
 def packed_bit_by_bit(codes: Tensor, bits: int) -> np.ndarray:
@@ -27,60 +34,188 @@ def packed_bit_by_bit(codes: Tensor, bits: int) -> np.ndarray:
     return np.array(rows, dtype=np.uint32).view(np.int32)
 
 
-def random_model(bits: int, columns: int) -> QuantizedModel:
-    """One linear of every possible code, and one float tensor."""
+def random_codes(bits: int, columns: int) -> Tensor:
+    """int8 [5, columns], the least and the greatest code among them."""
     generator = torch.Generator().manual_seed(columns)
     codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (5, columns), generator=generator).to(torch.int8)
     codes[0, 0], codes[0, 1] = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    scale = torch.rand(5, 1, generator=generator).half().float()
-    return QuantizedModel(bits, 0, {Q: codes}, {Q: scale}, {}, {"model.norm.weight": torch.arange(7).half()})
+    return codes
 
 
-@pytest.mark.parametrize("columns", [8, 32, 40, 64, 3])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_codes_are_packed_as_a_loop_over_their_bits_packs_them(teacher_folder, tmp_path: Path, bits: int, columns: int):
-    model = random_model(bits, columns)
+def random_model(schemes: dict[str, Weights], columns: int = 8) -> QuantizedModel:
+    """A linear of every possible code for each scheme, and one float tensor."""
+    model = QuantizedModel(schemes=schemes, floats={"model.norm.weight": torch.arange(7).half()})
+    generator = torch.Generator().manual_seed(columns)
+    for name, scheme in schemes.items():
+        scale = torch.rand(5, columns // (scheme.group or columns), generator=generator).half().float()
+        model.codes[name] = random_codes(scheme.bits, columns)
+        model.steps[name] = Step(scale, torch.zeros_like(scale))
+    return model
+
+
+def one(bits: Any, columns: int = 8, group: int = 0) -> QuantizedModel:
+    return random_model({Q: Weights(bits, group=group)}, columns)
+
+
+@pytest.mark.parametrize(("columns", "group"), [(8, 0), (32, 0), (40, 8), (64, 32), (3, 0), (33, 11)])
+@all_bits
+def test_codes_are_packed_as_a_loop_over_their_bits_packs_them(
+    teacher_folder: Path, tmp_path: Path, bits: int, columns: int, group: int
+):
+    model = one(bits, columns, group)
     compressed_tensors.write(model, teacher_folder, ["lm_head"], tmp_path)
     stored = load_file(tmp_path / compressed_tensors.WEIGHTS)
     assert stored[f"{Q}.weight_packed"].dtype == torch.int32
     assert np.array_equal(stored[f"{Q}.weight_packed"].numpy(), packed_bit_by_bit(model.codes[Q], bits))
     assert stored[f"{Q}.weight_shape"].tolist() == [5, columns]
     assert stored[f"{Q}.weight_scale"].dtype == torch.float16
-    assert torch.equal(stored[f"{Q}.weight_scale"].float(), model.scales[Q])
+    assert stored[f"{Q}.weight_scale"].shape == (5, columns // (group or columns))
+    assert torch.equal(stored[f"{Q}.weight_scale"].float(), model.steps[Q].scale)
     assert torch.equal(stored["model.norm.weight"], model.floats["model.norm.weight"])
     assert len(stored) == 4
+    compressed_tensors.check(model, tmp_path)
 
 
-@pytest.mark.parametrize("columns", [8, 40, 3])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_reading_undoes_writing_bit_for_bit(teacher_folder, tmp_path: Path, bits: int, columns: int):
-    model = random_model(bits, columns)
-    compressed_tensors.write(model, teacher_folder, [], tmp_path)
-    codes, scales = compressed_tensors.read(tmp_path, bits)
-    assert codes.keys() == scales.keys() == {Q}
-    assert codes[Q].dtype == torch.int8
-    assert torch.equal(codes[Q], model.codes[Q])
-    assert torch.equal(scales[Q], model.scales[Q])
+MIXED = {
+    Q: Weights(4),
+    "model.layers.0.mlp.up_proj": Weights(8),
+    "model.layers.0.mlp.gate_proj": Weights(8),
+    "model.layers.0.mlp.down_proj": Weights(3, group=8),
+    HEAD: Weights(8, group=8),
+}
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_the_config_is_one_that_the_library_understands(teacher_folder, tmp_path: Path, bits: int):
-    compressed_tensors.write(random_model(bits, 8), teacher_folder, ["lm_head"], tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+def described(folder: Path) -> tuple[dict[str, Any], QuantizationConfig]:
+    """config.json, and what the library makes of its quantization section."""
+    config = json.loads((folder / "config.json").read_text())
+    section = dict(config["quantization_config"])
+    assert section.pop("quant_method") == "compressed-tensors"
+    return config, QuantizationConfig.model_validate(section)
+
+
+@pytest.mark.parametrize("group", [0, 4], ids=["channel", "group"])
+@all_bits
+def test_the_config_is_one_that_the_library_understands(teacher_folder: Path, tmp_path: Path, bits: int, group: int):
+    compressed_tensors.write(one(bits, 8, group), teacher_folder, ["lm_head"], tmp_path)
+    config, parsed = described(tmp_path)
     assert (config["dtype"], config["architectures"]) == ("float16", ["LlamaForCausalLM"])
-    described = dict(config["quantization_config"])
-    assert described.pop("quant_method") == "compressed-tensors"
-    parsed = QuantizationConfig.model_validate(described)
-    (group,) = parsed.config_groups.values()
-    assert (group.weights.num_bits, group.weights.strategy, group.weights.symmetric) == (bits, "channel", True)
-    assert (group.targets, group.input_activations, parsed.ignore) == (["Linear"], None, ["lm_head"])
-    assert parsed.format == "pack-quantized"
+    assert config["tie_word_embeddings"] is True
+    (found,) = parsed.config_groups.values()
+    assert (found.weights.num_bits, found.weights.symmetric, found.weights.dynamic) == (bits, True, False)
+    assert (found.weights.strategy, found.weights.group_size) == (("group", 4) if group else ("channel", None))
+    assert (found.targets, found.input_activations, parsed.ignore) == (["Linear"], None, ["lm_head"])
+    assert (found.format, parsed.format, parsed.quantization_status) == (
+        "pack-quantized",
+        "pack-quantized",
+        "compressed",
+    )
 
 
-def test_the_same_model_gives_the_same_bytes(teacher_folder, tmp_path: Path):
+def test_each_scheme_has_a_group_that_names_its_linears(teacher_folder: Path, tmp_path: Path):
+    compressed_tensors.write(random_model(MIXED), teacher_folder, ["model.layers.0.self_attn.v_proj"], tmp_path)
+    config, parsed = described(tmp_path)
+    found = {
+        name: (group.weights.num_bits, group.weights.group_size)
+        for group in parsed.config_groups.values()
+        for name in group.targets
+    }
+    assert found == {name: (scheme.bits, scheme.group or None) for name, scheme in MIXED.items()}
+    assert len(parsed.config_groups) == 4
+    assert parsed.ignore == ["model.layers.0.self_attn.v_proj"]
+    assert config["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize("name", [HEAD, "embed_out"])
+def test_a_quantized_head_is_not_tied_whatever_it_is_called(teacher_folder: Path, tmp_path: Path, name: str):
+    compressed_tensors.write(random_model({Q: Weights(4), name: Weights(4)}), teacher_folder, [], tmp_path)
+    assert described(tmp_path)[0]["tie_word_embeddings"] is False
+
+
+def decompressed(folder: Path) -> dict[str, Tensor]:
+    """The weights as compressed-tensors' own decompressor gives them, from the file and its config alone."""
+    _, parsed = described(folder)
+    tensors = load_file(folder / compressed_tensors.WEIGHTS)
+    found = {}
+    for name in sorted({key.rsplit(".", 1)[0] for key in tensors if key.endswith("weight_packed")}):
+        (scheme,) = [g for g in parsed.config_groups.values() if name in g.targets or g.targets == ["Linear"]]
+        assert isinstance(scheme, QuantizationScheme)
+        own = {key.rsplit(".", 1)[1]: values for key, values in tensors.items() if key.startswith(f"{name}.weight_")}
+        own["weight_scale"] = own["weight_scale"].float()
+        found[name] = BaseCompressor.get_value_from_registry(scheme.format).decompress(own, scheme)["weight"]
+    return found
+
+
+@pytest.mark.parametrize("group", [0, 8])
+@all_bits
+def test_the_librarys_own_decompressor_gives_codes_times_scales(
+    teacher_folder: Path, tmp_path: Path, bits: int, group: int
+):
+    model = one(bits, 40, group)
+    compressed_tensors.write(model, teacher_folder, [], tmp_path)
+    (weight,) = decompressed(tmp_path).values()
+    scale = model.steps[Q].scale.repeat_interleave(group or 40, dim=1)
+    assert torch.equal(weight, model.codes[Q].float() * scale)
+    assert torch.equal(weight, model.weight(Q))
+
+
+def test_so_it_does_where_schemes_are_mixed(teacher_folder: Path, tmp_path: Path):
+    model = random_model(MIXED)
+    compressed_tensors.write(model, teacher_folder, [], tmp_path)
+    found = decompressed(tmp_path)
+    assert found.keys() == MIXED.keys()
+    assert all(torch.equal(weight, model.weight(name)) for name, weight in found.items())
+
+
+@pytest.mark.parametrize("code", [(0, 0), (4, 7)])
+@pytest.mark.parametrize("bit", [0, 3])
+def test_a_single_flipped_bit_of_a_code_is_found(teacher_folder: Path, tmp_path: Path, code: tuple[int, int], bit: int):
+    model = random_model({Q: Weights(4), "model.layers.1.self_attn.q_proj": Weights(4, group=4)})
+    compressed_tensors.write(model, teacher_folder, [], tmp_path)
+    compressed_tensors.check(model, tmp_path)
+    model.codes[Q][code] = (model.codes[Q][code] + 8 ^ 1 << bit) - 8
+    with pytest.raises(ValueError, match=rf"differ in 1 linears: \['{Q}'\]"):
+        compressed_tensors.check(model, tmp_path)
+
+
+def test_a_scale_that_is_the_next_float16_is_found(teacher_folder: Path, tmp_path: Path):
+    name = "model.layers.1.self_attn.q_proj"
+    model = random_model({Q: Weights(4), name: Weights(4, group=4)})
+    compressed_tensors.write(model, teacher_folder, [], tmp_path)
+    scale = model.steps[name].scale
+    scale[4, 1] = torch.nextafter(scale[4, 1].half(), torch.tensor(9).half()).float()
+    with pytest.raises(ValueError, match=rf"differ in 1 linears: \['{name}'\]"):
+        compressed_tensors.check(model, tmp_path)
+
+
+def test_linears_that_lack_and_linears_too_many_are_named(teacher_folder: Path, tmp_path: Path):
+    both = random_model({Q: Weights(4), HEAD: Weights(4)})
+    compressed_tensors.write(both, teacher_folder, [], tmp_path)
+    with pytest.raises(ValueError, match=rf"the export holds other linears: \['{HEAD}'\]"):
+        compressed_tensors.check(one(4), tmp_path)
+    compressed_tensors.write(one(4), teacher_folder, [], tmp_path)
+    with pytest.raises(ValueError, match=rf"the export holds other linears: \['{HEAD}'\]"):
+        compressed_tensors.check(both, tmp_path)
+
+
+def test_weights_with_zero_points_are_refused_with_the_way_out(teacher_folder: Path, tmp_path: Path):
+    schemes = {name: Weights(4, symmetric=name == Q) for name in (Q, "a.0.up", "a.1.up")}
+    with pytest.raises(ValueError, match="holds no asymmetric weights") as caught:
+        compressed_tensors.write(random_model(schemes), teacher_folder, [], tmp_path)
+    assert "['a.0.up', 'a.1.up']" in str(caught.value)
+    assert "export.format to dequantized" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_says_that_it_is_pytorchs(teacher_folder: Path, tmp_path: Path):
+    compressed_tensors.write(one(4), teacher_folder, [], tmp_path)
+    with safe_open(tmp_path / compressed_tensors.WEIGHTS, "pt") as stored:
+        assert stored.metadata() == {"format": "pt"}
+
+
+def test_the_same_model_gives_the_same_bytes(teacher_folder: Path, tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        compressed_tensors.write(random_model(4, 8), teacher_folder, [], tmp_path / name)
+        compressed_tensors.write(random_model(MIXED), teacher_folder, [], tmp_path / name)
     for file in ("config.json", compressed_tensors.WEIGHTS):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert str(tmp_path) not in (tmp_path / "a" / "config.json").read_text()

@@ -3,85 +3,200 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from pipeline.calibration.driver import Options, calibrate
 from pipeline.export import formats
-from pipeline.export.formats import EXPORT_FORMATS, Format, export, same_logits, same_numbers
-from pipeline.quant.activations import quantize_inputs, read_scales
-from pipeline.quant.methods import rtn
+from pipeline.export.formats import EXPORT_FORMATS, Format, export, load_exported, same_logits
+from pipeline.quant.activations import from_json
+from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
-from tests import tiny
+from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
+from tests import families, tiny
+from tests.families import family
 
 Q = "model.layers.0.self_attn.q_proj"
+HEAD = Override("lm_head", weights=Weights(8, group=16))
+OVERRIDES = (
+    Override("model.layers.0.*", weights=Weights(8)),
+    Override("down", weights=Weights(3, group=16), activations=Activations(8, dynamic=True)),
+    Override("v", weights=Weights(0), activations=Activations(0)),
+    HEAD,
+)
+SCHEMES = {
+    **{f"W{bits}": from_short(f"W{bits}A16") for bits in range(2, 9)},
+    "groups": from_short("W4g16A8KV4"),
+    "mixed": Scheme(Weights(4), Activations(8, symmetric=False), KVCache(4, group=4), OVERRIDES),
+    "head": Scheme(Weights(2), overrides=(HEAD,)),
+    "asymmetric": Scheme(
+        Weights(3, symmetric=False, group=8), Activations(8, symmetric=False), KVCache(3, symmetric=False), ()
+    ),
+}
+PACKED = [name for name in SCHEMES if name != "asymmetric"]
+CASES = [
+    *(("compressed-tensors", name) for name in PACKED),
+    *(("dequantized", n) for n in ("W4", "mixed", "asymmetric")),
+]
 
 
-def rounded(start: QuantizedModel, bits: int) -> QuantizedModel:
+@cache
+def quantized(scheme: str) -> QuantizedModel:
     """The tiny model, rounded to nearest."""
-    weights = {name: rtn(tiny.llama().get_submodule(name).weight, None, bits) for name in start.codes}
-    codes, scales = ({name: getattr(w, part) for name, w in weights.items()} for part in ("codes", "scale"))
-    return QuantizedModel(bits, 16, codes, scales, start.activation_scales, start.floats)
+    tokens = torch.randint(3, 259, (6, 20), generator=torch.Generator().manual_seed(1))
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    options = Options("rtn", {}, batch=6, measure=False)
+    return calibrate(tiny.llama(), tokens, valid, SCHEMES[scheme], options, None, lambda: None).model
 
 
-@pytest.fixture(scope="module", params=[4, 8], ids=["4 bits", "8 bits"])
-def quantized(request: pytest.FixtureRequest, calibrated: QuantizedModel) -> QuantizedModel:
-    return calibrated if request.param == 4 else rounded(calibrated, 8)
+Exported = Callable[[str, str], tuple[Path, dict]]
 
 
-@pytest.fixture(scope="module", params=EXPORT_FORMATS)
-def exported(request, quantized: QuantizedModel, teacher_folder: Path, tmp_path_factory) -> tuple[Path, dict]:
-    folder = tmp_path_factory.mktemp("export")
-    return folder, export(quantized, teacher_folder, request.param, folder)
+@pytest.fixture(scope="module")
+def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The folder and the facts of a scheme's export in a format, made once."""
+
+    @cache
+    def make(format_name: str, scheme: str) -> tuple[Path, dict]:
+        folder = tmp_path_factory.mktemp("export")
+        return folder, export(quantized(scheme), teacher_folder, format_name, folder)
+
+    return make
 
 
-def test_transformers_loads_the_very_same_weights(exported, quantized: QuantizedModel, tokens: Tensor):
-    folder, _ = exported
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+every_case = pytest.mark.parametrize(("format_name", "scheme"), CASES)
+
+
+def test_every_format_is_tried():
+    assert {name for name, _ in CASES} == EXPORT_FORMATS.keys()
+
+
+@every_case
+def test_transformers_loads_the_very_same_weights(exported: Exported, tokens: Tensor, format_name: str, scheme: str):
+    model = AutoModelForCausalLM.from_pretrained(exported(format_name, scheme)[0], dtype=torch.float32)
     model(input_ids=tokens)  # decompresses
-    for name in quantized.codes:
-        assert torch.equal(model.get_submodule(name).weight, quantized.codes[name].float() * quantized.scales[name])
+    start = quantized(scheme)
+    for name, codes in start.codes.items():
+        group = start.schemes[name].group or codes.shape[1]
+        scale, zero = (part.repeat_interleave(group, dim=1) for part in start.steps[name])
+        assert torch.equal(model.get_submodule(name).weight, (codes.float() - zero) * scale)
     parameters = dict(model.named_parameters())
-    for name, values in quantized.floats.items():
+    for name, values in start.floats.items():
         assert torch.equal(parameters[name], values.float())
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+    quantized_head = "lm_head" in start.codes
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) != quantized_head
+    assert model.config.tie_word_embeddings != quantized_head
 
 
-def test_with_its_activation_scales_the_reloaded_model_says_the_same(
-    exported, quantized: QuantizedModel, tokens: Tensor
+@every_case
+def test_the_reloaded_model_says_the_same_with_its_inputs_and_cache_quantized(
+    exported: Exported, tokens: Tensor, format_name: str, scheme: str
 ):
-    folder, _ = exported
-    model, reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tiny.llama()
-    quantized.put_into(reference)
-    scales, bits = read_scales(json.loads((folder / formats.ACTIVATION_SCALES).read_text()))
-    assert scales == quantized.activation_scales
-    quantize_inputs(model, scales, bits)
-    torch.testing.assert_close(model(input_ids=tokens).logits, reference(input_ids=tokens).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_the_tokenizer_comes_along(exported):
-    found = AutoTokenizer.from_pretrained(exported[0])
-    assert found("permafrost")["input_ids"] == tiny.tokenizer()("permafrost")["input_ids"]
-
-
-def test_the_facts_are_sizes_of_the_file(exported, quantized: QuantizedModel):
-    folder, facts = exported
-    stored = (folder / "model.safetensors").stat().st_size
-    bits, weights, rows = quantized.weight_bits, 2 * 9 * 32 * 32, 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32)
-    assert sum(codes.numel() for codes in quantized.codes.values()) == weights
-    total = weights + 259 * 32 + 5 * 32
-    assert facts["weight_bytes"] == stored
-    assert facts["bits_per_weight"] == pytest.approx(8 * stored / total)
-    assert facts["bits_per_quantized_weight"] == pytest.approx(bits + 16 * rows / weights)
+    folder, facts = exported(format_name, scheme)
+    reference = tiny.llama()
+    plain = reference(input_ids=tokens).logits
+    undo = quantized(scheme).put_into(reference)
+    expected = reference(input_ids=tokens).logits
+    undo()
+    torch.testing.assert_close(load_exported(folder, "float32")(input_ids=tokens).logits, expected)
+    bare = reference(input_ids=tokens).logits  # no more than the weights
+    signals = SCHEMES[scheme].activations.bits or SCHEMES[scheme].kv_cache.bits
+    assert torch.equal(bare, expected) == (not signals)
+    assert not torch.allclose(plain, expected, rtol=1e-3)
     assert 0 <= facts["logits_difference"] < 1e-4
 
 
-def test_an_unknown_format_is_answered_with_those_there_are(quantized: QuantizedModel, teacher_folder, tmp_path: Path):
+@every_case
+def test_how_inputs_and_cache_are_quantized_lies_beside_the_weights(exported: Exported, format_name: str, scheme: str):
+    start = quantized(scheme)
+    stored = json.loads((exported(format_name, scheme)[0] / formats.SIGNALS).read_text())
+    assert from_json(stored["inputs"]) == start.inputs
+    assert KVCache(**stored["kv_cache"]) == start.kv_cache
+
+
+def test_a_model_in_bfloat16_has_the_same_signals(exported: Exported, tokens: Tensor):
+    folder, _ = exported("compressed-tensors", "groups")
+    found, expected = (
+        load_exported(folder, dtype)(input_ids=tokens).logits.float() for dtype in ("bfloat16", "float32")
+    )
+    assert (found - expected).norm() < 0.15 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["gpt-neox", "mamba"])
+def test_other_families_come_back_the_same(tokens: Tensor, valid: Tensor, tmp_path: Path, name: str):
+    """With a quantized head, tied or not."""
+    scheme = Scheme(Weights(4, group=4), Activations(8, dynamic=True), KVCache(0 if name == "mamba" else 4), (HEAD,))
+    options = Options("rtn", {}, batch=6, measure=False)
+    start = calibrate(family(name), tokens, valid, scheme, options, None, lambda: None).model
+    (tmp_path / "out").mkdir()
+    export(start, families.save(tmp_path / "teacher", name), "compressed-tensors", tmp_path / "out")
+    reference = family(name)
+    start.put_into(reference)
+    expected = reference(input_ids=tokens, use_cache=False).logits
+    found = load_exported(tmp_path / "out", "float32")(input_ids=tokens, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format_name", EXPORT_FORMATS)
+def test_the_tokenizer_and_what_ends_a_text_come_along(exported: Exported, format_name: str):
+    folder, _ = exported(format_name, "W4")
+    assert (
+        AutoTokenizer.from_pretrained(folder)("permafrost")["input_ids"] == tiny.tokenizer()("permafrost")["input_ids"]
+    )
+    assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == 2
+
+
+LINEARS = (
+    2 * 9 * 32 * 32
+)  # weights of the decoder's linears: q and o 32 x 32, k and v 16 x 32, three of 64 x 32, a layer
+ROWS = 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32)  # their output channels
+REST = 259 * 32 + 5 * 32  # embedding and norms
+
+
+@every_case
+def test_the_facts_are_sizes_of_the_file(exported: Exported, format_name: str, scheme: str):
+    """Bits a quantized weight by hand: codes, float16 scales, and zero points of the weight's width."""
+    folder, facts = exported(format_name, scheme)
+    stored = (folder / "model.safetensors").stat().st_size
+    bits, total, weights = 0, LINEARS + REST, LINEARS
+    if scheme == "groups":
+        bits = 4 * LINEARS + 16 * LINEARS // 16
+    elif scheme == "asymmetric":
+        bits = 3 * LINEARS + (16 + 3) * LINEARS // 8
+    elif scheme == "head":
+        head = 259 * 32
+        bits, total, weights = 2 * LINEARS + 16 * ROWS + 8 * head + 16 * head // 16, total + head, LINEARS + head
+    elif scheme == "mixed":
+        head, down, v = 259 * 32, 2 * 32 * 64, 2 * 16 * 32
+        half = (LINEARS - down - v) // 2
+        bits = 8 * half + 4 * half + 3 * down + 8 * head
+        bits += 16 * ((ROWS - 2 * 32 - 2 * 16) + down // 16 + head // 16)
+        total, weights = total + head, LINEARS - v + head
+    else:
+        bits = int(scheme[1:]) * LINEARS + 16 * ROWS
+    assert facts["format"] == format_name
+    assert facts["weight_bytes"] == stored
+    assert facts["bits_per_weight"] == pytest.approx(8 * stored / total)
+    assert facts["bits_per_quantized_weight"] == pytest.approx(bits / weights)
+
+
+@pytest.mark.parametrize("scheme", ["W4", "W8", "groups"])
+def test_the_packed_file_is_as_small_as_its_bits_say(exported: Exported, scheme: str):
+    folder, facts = exported("compressed-tensors", scheme)
+    tensors = load_file(folder / "model.safetensors")
+    quantized_bytes = sum(t.nbytes for key, t in tensors.items() if key.endswith(("_packed", "_scale")))
+    assert 8 * quantized_bytes / LINEARS == pytest.approx(facts["bits_per_quantized_weight"])
+
+
+def test_an_unknown_format_is_answered_with_those_there_are(teacher_folder: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="unknown export format 'compressed'; did you mean 'compressed-tensors'"):
-        export(quantized, teacher_folder, "compressed", tmp_path)
+        export(quantized("W4"), teacher_folder, "compressed", tmp_path)
 
 
 def one_code_off(model: QuantizedModel) -> QuantizedModel:
@@ -91,9 +206,9 @@ def one_code_off(model: QuantizedModel) -> QuantizedModel:
 
 
 def one_scale_off(model: QuantizedModel) -> QuantizedModel:
-    scale = model.scales[Q].clone()
-    scale[3] = torch.nextafter(scale[3].half(), torch.tensor(9).half()).float()
-    return dataclasses.replace(model, scales={**model.scales, Q: scale})
+    scale = model.steps[Q].scale.clone()
+    scale[3, 0] = torch.nextafter(scale[3, 0].half(), torch.tensor(9).half()).float()
+    return dataclasses.replace(model, steps={**model.steps, Q: Step(scale, model.steps[Q].zero)})
 
 
 def one_norm_off(model: QuantizedModel) -> QuantizedModel:
@@ -116,38 +231,78 @@ def one_linear_less(model: QuantizedModel) -> QuantizedModel:
     ],
 )
 def test_a_writer_that_writes_other_numbers_is_caught(
-    quantized: QuantizedModel, teacher_folder, tmp_path: Path, monkeypatch, damage: Callable, message: str
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable, message: str
 ):
     sound = EXPORT_FORMATS["compressed-tensors"]
-    broken = Format(lambda model, *rest: sound.write(damage(model), *rest), sound.read)
+    broken = Format(lambda model, *rest: sound.write(damage(model), *rest), sound.check)
     monkeypatch.setitem(EXPORT_FORMATS, "compressed-tensors", broken)
     with pytest.raises(ValueError, match=message):
-        export(quantized, teacher_folder, "compressed-tensors", tmp_path)
+        export(quantized("groups"), teacher_folder, "compressed-tensors", tmp_path)
 
 
-def test_a_single_bit_is_enough_for_the_numbers_to_differ(quantized: QuantizedModel):
-    same_numbers(quantized, quantized.codes, quantized.scales)
-    for broken in (one_code_off(quantized), one_scale_off(quantized)):
-        with pytest.raises(ValueError, match="differ in 1 linears"):
-            same_numbers(quantized, broken.codes, broken.scales)
+@pytest.mark.parametrize("damage", [one_code_off, one_scale_off])
+def test_of_a_dequantized_model_too_a_single_bit_is_caught(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable
+):
+    sound = EXPORT_FORMATS["dequantized"]
+    broken = Format(lambda model, *rest: sound.write(damage(model), *rest), sound.check)
+    monkeypatch.setitem(EXPORT_FORMATS, "dequantized", broken)
+    with pytest.raises(ValueError, match=rf"not codes times scales in 1 linears: \['{Q}'\]"):
+        export(quantized("asymmetric"), teacher_folder, "dequantized", tmp_path)
 
 
-def test_a_reloaded_weight_that_is_not_code_times_scale_is_caught(quantized: QuantizedModel):
+def test_asymmetric_weights_do_not_go_into_the_packed_format(teacher_folder: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="compressed-tensors holds no asymmetric weights"):
+        export(quantized("asymmetric"), teacher_folder, "compressed-tensors", tmp_path)
+
+
+def test_a_damaged_file_does_not_pass_for_what_was_quantized(exported: Exported, tmp_path: Path):
+    folder, _ = exported("compressed-tensors", "W4")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{Q}.weight_packed"][7, 2] ^= 1 << 13
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="differ in 1 linears"):
+        EXPORT_FORMATS["compressed-tensors"].check(quantized("W4"), tmp_path)
+
+
+@pytest.fixture
+def twins() -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Two models with the same quantized weights."""
+    both = tiny.llama(), tiny.llama()
+    for model in both:
+        quantized("W4").put_into(model)()
+    return both
+
+
+def test_a_reloaded_weight_that_is_not_code_times_scale_is_caught(twins: tuple[PreTrainedModel, PreTrainedModel]):
     """Even where the logits hardly move."""
-    reference, loaded = tiny.llama(), tiny.llama()
-    for model in (reference, loaded):
-        quantized.put_into(model)()
-    assert same_logits(reference, loaded, quantized) == 0
+    reference, loaded = twins
+    assert same_logits(reference, loaded, quantized("W4")) == 0
     weight = loaded.get_submodule(Q).weight
     weight[2, 2] = torch.nextafter(weight[2, 2], torch.tensor(9.0))
     with pytest.raises(ValueError, match="not codes times scales in 1 linears"):
-        same_logits(reference, loaded, quantized)
+        same_logits(reference, loaded, quantized("W4"))
 
 
-def test_logits_that_are_not_numbers_do_not_pass(quantized: QuantizedModel):
-    reference, loaded = tiny.llama(), tiny.llama()
-    for model in (reference, loaded):
-        quantized.put_into(model)()
+def test_logits_that_are_not_numbers_do_not_pass(twins: tuple[PreTrainedModel, PreTrainedModel]):
+    reference, loaded = twins
     loaded.model.norm.weight[0] = float("nan")
     with pytest.raises(ValueError, match="the reloaded model's logits differ by nan"):
-        same_logits(reference, loaded, quantized)
+        same_logits(reference, loaded, quantized("W4"))
+
+
+@pytest.mark.parametrize("format_name", EXPORT_FORMATS)
+def test_the_same_model_gives_the_same_bytes(teacher_folder: Path, tmp_path: Path, format_name: str):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        export(quantized("mixed"), teacher_folder, format_name, tmp_path / name)
+    files = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json", formats.SIGNALS} <= set(
+        files
+    )
+    assert files == sorted(file.name for file in (tmp_path / "b").iterdir())
+    for name in files:
+        content = (tmp_path / "a" / name).read_bytes()
+        assert content == (tmp_path / "b" / name).read_bytes()
+        assert str(tmp_path).encode() not in content
+        assert str(teacher_folder).encode() not in content

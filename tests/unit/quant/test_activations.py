@@ -1,3 +1,5 @@
+"""Fake-quantized activations against torch's own op, and their gradients against float64 autograd."""
+
 import json
 
 import numpy as np
@@ -7,72 +9,200 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipeline.quant.activations import FakeQuantize, activation_scale, quantize_inputs, read_scales
+from pipeline.quant.activations import STEP_DTYPE, Quantizer, from_json, quantize_inputs, to_json
+from pipeline.quant.grid import Grid, Step
+from pipeline.scheme import Activations
+from tests.unit.quant.strategies import ACTIVATION_BITS, SEEDS, from_tie, matrices, random, with_ties
+
+many = settings(max_examples=1000)
+EIGHT = Activations(8)
 
 
-def random(seed: int, *shape: int, spread: float = 1.0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * spread
+def step_of(scale: float, zero: float = 0) -> Step:
+    return Step(torch.tensor(scale), torch.tensor(float(zero)))
+
+
+def static(scale: float, scheme: Activations = EIGHT) -> Quantizer:
+    return Quantizer(scheme, step_of(scale))
 
 
 def fake_quantized(x: Tensor, scale: float) -> Tensor:
+    """On a symmetric grid of 8 bits."""
     return torch.fake_quantize_per_tensor_affine(x, scale, 0, -128, 127)
 
 
 @given(
-    st.sampled_from([4, 8, 16]), st.integers(-14, 2), st.integers(0, 2**32), st.sampled_from([0.01, 1.0, 300.0, 1e5])
+    st.sampled_from(ACTIVATION_BITS),
+    st.booleans(),
+    st.integers(-14, 2),
+    SEEDS,
+    st.sampled_from([0.01, 1.0, 300.0, 1e5]),
 )
-@settings(max_examples=1000)
-def test_values_and_gradients_are_torch_per_tensor_affine(bits: int, exponent: int, seed: int, spread: float):
+@many
+def test_static_values_and_gradients_are_torch_per_tensor_affine(
+    bits: int, symmetric: bool, exponent: int, seed: int, spread: float
+):
     """On power of two scales, with exact ties among the values; the gradient is zero outside the grid's range."""
-    scale = 2.0**exponent
-    x = random(seed, 3, 17, spread=spread)
-    x[0] = ((x[0] / scale).clamp(-(2**18), 2**18).floor() + 0.5) * scale
+    low, high = Grid(bits, symmetric).range
+    scale, zero = 2.0**exponent, 0 if symmetric else seed % (high + 1)
+    x = with_ties(random(seed, 3, 17, spread=spread), torch.tensor(scale), seed)
     upstream = random(seed + 1, 3, 17)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    value = FakeQuantize.apply(ours, torch.tensor(scale), bits)
-    expected = torch.fake_quantize_per_tensor_affine(theirs, scale, 0, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    value = Quantizer(Activations(bits, symmetric), step_of(scale, zero))(ours)
+    expected = torch.fake_quantize_per_tensor_affine(theirs, scale, zero, low, high)
     value.backward(upstream)
     expected.backward(upstream)
     assert torch.equal(value, expected)
     assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_the_gradient_is_the_identity_where_nothing_is_clipped():
-    x = random(0, 8, 8).requires_grad_()
-    upstream = random(1, 8, 8)
-    FakeQuantize.apply(x, activation_scale(x.detach().abs().max(), 16), 16).backward(upstream)
+def straight_through(x: Tensor, scheme: Activations, step: Step) -> tuple[Tensor, Tensor]:
+    """Quantized and restored, as float64 autograd takes it with a rounding whose gradient is 1; and x / scale.
+
+    Dynamic ranges hold all there is, so that their clamp, which may still cut off half a step, has gradient 1, too.
+    """
+    low, high = Grid(scheme.bits, scheme.symmetric).range
+    scale, zero = (part.double() for part in step)
+    quotient = x / scale
+    codes = quotient + (quotient.round() - quotient).detach() + zero
+    held = codes.clamp(low, high)
+    return ((codes + (held - codes).detach() if scheme.dynamic else held) - zero) * scale, quotient.detach()
+
+
+@given(
+    matrices(), st.sampled_from(ACTIVATION_BITS), st.booleans(), st.booleans(), st.sampled_from([0.2, 0.9, 1.0]), SEEDS
+)
+@many
+def test_values_and_gradients_are_those_of_float64_autograd(
+    x: Tensor, bits: int, symmetric: bool, dynamic: bool, share: float, seed: int
+):
+    """Static by tensor, on ranges that clip and that do not; dynamic by token. Off ties, which float32 may miss."""
+    scheme, grid = Activations(bits, symmetric, dynamic), Grid(bits, symmetric)
+    if dynamic:
+        step = grid.step(x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True), torch.float32)
+    else:
+        step = grid.step(share * x.min(), share * x.max(), torch.float32)
+    upstream = random(seed, *x.shape)
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    value = Quantizer(scheme, None if dynamic else step)(ours)
+    expected, quotient = straight_through(theirs, scheme, step)
+    value.backward(upstream)
+    expected.backward(upstream.double())
+    sure = from_tie(quotient) > 2.0**-22 * quotient.abs()
+    assert torch.equal(value[sure], expected[sure].float())
+    assert torch.equal((ours.grad == 0)[sure], (theirs.grad == 0)[sure])
+    assert torch.allclose(ours.grad[sure], theirs.grad[sure].float(), rtol=1e-6, atol=0)
+    if dynamic:
+        assert torch.equal(ours.grad, upstream)
+
+
+@given(
+    matrices(), st.sampled_from(ACTIVATION_BITS), st.booleans(), st.booleans(), st.sampled_from([0.2, 0.9, 1.0]), SEEDS
+)
+@many
+def test_values_are_the_grids_bit_for_bit(
+    x: Tensor, bits: int, symmetric: bool, dynamic: bool, share: float, seed: int
+):
+    """On any scale, ties included: there is one way to quantize."""
+    scheme, grid = Activations(bits, symmetric, dynamic), Grid(bits, symmetric)
+    step = grid.step_of(x, STEP_DTYPE) if dynamic else grid.step(share * x.min(), share * x.max(), STEP_DTYPE)
+    if not dynamic:
+        x = with_ties(x, step.scale, seed)
+    value = Quantizer(scheme, None if dynamic else step)(x)
+    assert torch.equal(value, grid.dequantize(grid.quantize(x, step), step))
+
+
+def test_the_gradient_of_a_dynamic_grid_is_the_identity_where_half_a_step_is_cut_off():
+    """From -1 to 1 zero lies at 127.5 of 255 steps, and the greatest code, at 256, does not exist."""
+    x, upstream = torch.tensor([[-1.0, 0.1, 1.0]], requires_grad=True), random(0, 1, 3)
+    value = Quantizer(Activations(8, symmetric=False, dynamic=True))(x)
+    value.backward(upstream)
+    assert value[0, 2] == 127 * torch.tensor(2 / 255)
     assert torch.equal(x.grad, upstream)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_gradient_of_a_static_grid_is_the_identity_where_nothing_is_clipped(symmetric: bool):
+    x, grid = random(0, 8, 8).requires_grad_(), Grid(16, symmetric)
+    upstream = random(1, 8, 8)
+    step = grid.step(1.1 * x.detach().min(), 1.1 * x.detach().max(), STEP_DTYPE)
+    Quantizer(Activations(16, symmetric), step)(x).backward(upstream)
+    assert torch.equal(x.grad, upstream)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_dynamic_scale_is_a_tokens_own(symmetric: bool):
+    """[batch, tokens, width]: what the other tokens hold changes nothing."""
+    x, quantizer = random(0, 2, 3, 16), Quantizer(Activations(8, symmetric, dynamic=True))
+    x[0, 1] *= 1000
+    together = quantizer(x)
+    for i in range(2):
+        for j in range(3):
+            assert torch.equal(together[i, j], quantizer(x[i, j]))
+    assert not torch.equal(together, x)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_token_of_zeros_stays_zero(symmetric: bool):
+    x = random(0, 3, 16)
+    x[1] = 0
+    assert torch.equal(Quantizer(Activations(8, symmetric, dynamic=True))(x)[1], torch.zeros(16))
 
 
 def test_sixteen_bits_are_a_real_grid_of_integers():
     x = random(0, 64, 64)
-    scale = activation_scale(x.abs().max(), 16)
-    value = FakeQuantize.apply(x, scale, 16)
-    codes = value.double() / scale.double()
+    step = Grid(16).step(x.min(), x.max(), STEP_DTYPE)
+    value = Quantizer(Activations(16), step)(x)
+    codes = value.double() / step.scale.double()
     assert (codes - codes.round()).abs().max() < 2e-3  # float32 holds code * scale to 2**-24 of up to 2**15
     assert codes.round().abs().max() == 32767
     assert not torch.equal(value, x)
-    assert (value - x).abs().max() <= 0.501 * scale
+    assert (value - x).abs().max() <= 0.501 * step.scale
 
 
 def test_under_autocast_the_value_has_the_dtype_that_the_linear_reads():
-    x, scale = random(0, 4, 4), torch.tensor(2.0**-10)
+    """It is quantized in float32, then rounded; the gradient, zero for what is clipped, comes back in x's dtype."""
+    x, upstream = random(0, 4, 4).requires_grad_(), random(1, 4, 4).bfloat16()
+    reference = x.detach().clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = FakeQuantize.apply(x, scale, 8)
-    expected = fake_quantized(x, scale.item())
+        value = static(2.0**-7)(x)
+    expected = fake_quantized(reference, 2.0**-7)
+    value.backward(upstream)
+    expected.backward(upstream.float())
     assert value.dtype == torch.bfloat16
     assert torch.equal(value, expected.bfloat16())
+    assert x.grad.dtype == torch.float32
+    assert torch.equal(x.grad, reference.grad)
+    assert 0 < (x.grad == 0).float().mean() < 1
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_the_static_scale_is_absmax_over_the_greatest_code_in_float32(bits: int):
-    absmax = random(0, 100).abs()
-    expected = torch.from_numpy(absmax.numpy() / np.float32(2 ** (bits - 1) - 1))
-    assert torch.equal(activation_scale(absmax, bits), expected)
-    assert activation_scale(torch.tensor(0.0), bits) == 1
+def test_under_autocast_a_dynamic_grid_is_found_in_float32():
+    quantizer, upstream = Quantizer(Activations(8, symmetric=False, dynamic=True)), random(1, 4, 4).bfloat16()
+    x = random(0, 4, 4).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = quantizer(x)
+    value.backward(upstream)
+    assert torch.equal(value, quantizer(x.detach()).bfloat16())
+    assert torch.equal(x.grad, upstream.float())
 
 
-class Two(nn.Module):
+@pytest.mark.parametrize("quantizer", [static(0.01), Quantizer(Activations(8, dynamic=True))])
+def test_bfloat16_is_quantized_in_float32_and_comes_back_as_bfloat16(quantizer: Quantizer):
+    x = random(0, 8, 16).bfloat16()
+    value = quantizer(x)
+    assert value.dtype == torch.bfloat16
+    assert torch.equal(value, quantizer(x.float()).bfloat16())
+
+
+def test_quantizing_leaves_its_input_alone():
+    x = random(0, 4, 4)
+    before = x.clone()
+    static(0.01)(x)
+    Quantizer(Activations(4, dynamic=True))(x)
+    assert torch.equal(x, before)
+
+
+class Three(nn.Module):
     """Two linears that read the same tensor, and one that reads their sum."""
 
     def __init__(self) -> None:
@@ -84,7 +214,7 @@ class Two(nn.Module):
         return self.o(self.q(x) + self.k(x))
 
 
-def inputs_seen(model: Two) -> dict[str, Tensor]:
+def inputs_seen(model: Three) -> dict[str, Tensor]:
     """The input that each linear really computes with, by name; filled when the model runs."""
     seen: dict[str, Tensor] = {}
     for name, module in model.named_children():
@@ -93,10 +223,9 @@ def inputs_seen(model: Two) -> dict[str, Tensor]:
 
 
 def test_each_named_linear_reads_quantized_inputs_until_the_handles_are_removed():
-    model, x = Two(), random(1, 5, 4)
+    model, x = Three(), random(1, 5, 4)
     plain = model(x)
-    scales = {"q": torch.tensor(0.5), "o": torch.tensor(0.25)}
-    handles = quantize_inputs(model, scales, 8)
+    handles = quantize_inputs(model, {"q": static(0.5), "o": static(0.25)})
     q, k, o = ((linear.weight, linear.bias) for linear in model.children())
     inside = nn.functional.linear(fake_quantized(x, 0.5), *q) + nn.functional.linear(x, *k)
     expected = nn.functional.linear(fake_quantized(inside, 0.25), *o)
@@ -106,37 +235,96 @@ def test_each_named_linear_reads_quantized_inputs_until_the_handles_are_removed(
     assert torch.equal(model(x), plain)
 
 
-def test_a_tensor_that_two_linears_read_is_quantized_once_where_their_scales_agree():
-    model, x = Two(), random(1, 5, 4)
-    quantize_inputs(model, {"q": torch.tensor(0.5), "k": torch.tensor(0.5), "o": torch.tensor(0.5)}, 8)
+ALIKE = [
+    (static(0.5), static(0.5)),
+    (Quantizer(Activations(8, dynamic=True)), Quantizer(Activations(8, dynamic=True))),
+    (Quantizer(Activations(4, False), step_of(0.5, 3)), Quantizer(Activations(4, False), step_of(0.5, 3))),
+]
+UNLIKE = [
+    (static(0.5), static(0.25)),
+    (static(0.5), static(0.5, Activations(4))),
+    (static(0.5), Quantizer(Activations(8, dynamic=True))),
+    (Quantizer(Activations(8, dynamic=True)), Quantizer(Activations(8, False, dynamic=True))),
+    (Quantizer(Activations(4, False), step_of(0.5, 3)), Quantizer(Activations(4, False), step_of(0.5, 4))),
+]
+
+
+@pytest.mark.parametrize("pair", ALIKE)
+def test_a_tensor_that_two_linears_read_alike_is_quantized_once(pair: tuple[Quantizer, Quantizer]):
+    model, x = Three(), random(1, 5, 4)
+    assert pair[0] == pair[1]
+    quantize_inputs(model, {"q": pair[0], "k": pair[1], "o": pair[0]})
     seen = inputs_seen(model)
     model(x)
     assert seen["q"] is seen["k"]
+    assert torch.equal(seen["q"], pair[0](x))
     assert seen["o"] is not seen["q"]
 
 
-def test_linears_with_other_scales_read_other_numbers():
-    model, x = Two(), random(1, 5, 4)
-    quantize_inputs(model, {"q": torch.tensor(0.5), "k": torch.tensor(0.25)}, 8)
+@pytest.mark.parametrize("pair", UNLIKE)
+def test_linears_with_other_grids_read_other_numbers(pair: tuple[Quantizer, Quantizer]):
+    model, x = Three(), random(1, 5, 4, spread=5)
+    assert pair[0] != pair[1]
+    quantize_inputs(model, {"q": pair[0], "k": pair[1]})
     seen = inputs_seen(model)
     model(x)
-    assert torch.equal(seen["q"], fake_quantized(x, 0.5))
-    assert torch.equal(seen["k"], fake_quantized(x, 0.25))
+    assert torch.equal(seen["q"], pair[0](x))
+    assert torch.equal(seen["k"], pair[1](x))
+    assert not torch.equal(seen["q"], seen["k"])
+
+
+def test_quantizers_that_compare_by_value_have_no_hash_by_identity():
+    assert Quantizer(EIGHT) != static(0.5)
+    assert static(0.5) != 0.5
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(static(0.5))
+
+
+def test_another_tensor_is_quantized_anew():
+    model, seen = Three(), []
+    quantize_inputs(model, {"q": static(0.5)})
+    model.q.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    batches = [random(seed, 5, 4) for seed in (1, 2, 1)]
+    for x in batches:
+        model(x)
+    assert all(torch.equal(found, fake_quantized(x, 0.5)) for found, x in zip(seen, batches, strict=True))
+
+
+def test_sharing_an_input_changes_no_gradient():
+    def gradients(shared: bool) -> list[Tensor]:
+        model, x = Three(), random(1, 5, 4).requires_grad_()
+        for names in [("q", "k")] if shared else [("q",), ("k",)]:
+            quantize_inputs(model, dict.fromkeys(names, static(2.0**-7)))
+        model(x).square().sum().backward()
+        return [x.grad, *(p.grad for p in model.parameters())]
+
+    shared, apart = gradients(True), gradients(False)
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(shared, apart, strict=True))
+    assert (shared[0] == 0).any()  # some values are clipped
 
 
 def test_a_value_computed_without_gradient_is_not_reused_with_one():
-    model, x = Two(), random(1, 5, 4).requires_grad_()
-    quantize_inputs(model, {"q": torch.tensor(0.01), "k": torch.tensor(0.01)}, 16)
+    model, x = Three(), random(1, 5, 4).requires_grad_()
+    quantize_inputs(model, dict.fromkeys("qk", static(0.01, Activations(16))))
     with torch.no_grad():
         model(x)
     model(x).sum().backward()
     assert x.grad.abs().sum() > 0
 
 
-def test_scales_read_back_from_json_to_the_last_bit():
-    scales = {f"layer.{i}": scale for i, scale in enumerate(random(0, 200).abs() / 32767)}
-    stored = json.loads(json.dumps({"bits": 16, "scales": {name: float(s) for name, s in scales.items()}}))
-    found, bits = read_scales(stored)
-    assert bits == 16
-    assert all(torch.equal(found[name], scale) for name, scale in scales.items())
-    assert all(scale.dtype == torch.float32 for scale in found.values())
+@given(SEEDS, st.sampled_from(ACTIVATION_BITS), st.booleans(), st.booleans())
+@settings(max_examples=300)
+def test_quantizers_read_back_from_json_to_the_last_bit(seed: int, bits: int, symmetric: bool, dynamic: bool):
+    """Any normal float32 scale, any zero point."""
+    generator = np.random.default_rng(seed)
+    scale = np.uint32(generator.integers(0x00800000, 0x7F7FFFFF)).view(np.float32)
+    zero = 0 if symmetric else int(generator.integers(2**bits))
+    scheme = Activations(bits, symmetric, dynamic, "percentile", 99.9)
+    quantizers = {"a.q": Quantizer(scheme, None if dynamic else step_of(float(scale), zero)), "b": static(0.1)}
+    stored = json.loads(json.dumps(to_json(quantizers), allow_nan=False))
+    found = from_json(stored)
+    assert found == quantizers
+    assert ("scale" in stored["a.q"]) == ("zero" in stored["a.q"]) == (not dynamic)
+    if not dynamic:
+        assert [part.dtype for part in found["a.q"].step] == [torch.float32] * 2
+        assert found["a.q"].step.scale.numpy().view(np.uint32) == scale.view(np.uint32)

@@ -1,147 +1,337 @@
+"""The grid against torch's fake-quantize ops, compressed-tensors and numpy.
+
+Torch multiplies by 1 / scale where we divide, so the two agree bit for bit, ties included, on powers of two; on other
+scales they may differ where the quotient lies within float32 noise of a tie, and there only.
+"""
+
 import math
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy
-from compressed_tensors.quantization.lifecycle.forward import dequantize as their_dequantize
-from compressed_tensors.quantization.lifecycle.forward import quantize as their_quantize
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle import forward as theirs
+from compressed_tensors.quantization.utils import calculate_qparams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.quant.grid import (
-    SCALE_DTYPE,
-    channel_scale,
-    dequantize,
-    grid_range,
-    quantize,
-    scale_from_absmax,
-    sqnr,
-)
+from pipeline.quant.grid import Grid, Step, grouped, sqnr
+from tests.unit.quant.strategies import SEEDS, WEIGHT_BITS, from_tie, grids, matrices, random, with_ties
 
-BITS = [2, 3, 4, 5, 6, 7, 8, 16]
+BITS = [*WEIGHT_BITS, 10, 12, 16]
+FLOAT16, FLOAT32 = torch.float16, torch.float32
 many = settings(max_examples=1000)
 
 
-@st.composite
-def weights(draw: st.DrawFn) -> Tensor:
-    """float32 [out, in] of many sizes and magnitudes, some rows all zero."""
-    rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 24))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    weight = torch.randn(rows, columns, generator=generator) * 10.0 ** draw(st.integers(-4, 4))
-    if draw(st.booleans()):
-        weight[draw(st.integers(0, rows - 1))] = 0
-    return weight
+def fake_quantize(grid: Grid, x: Tensor, step: Step) -> Tensor:
+    return grid.dequantize(grid.quantize(x, step), step)
+
+
+def drawn_zeros(grid: Grid, seed: int, *shape: int) -> Tensor:
+    """Zero points anywhere on an asymmetric grid."""
+    if grid.symmetric:
+        return torch.zeros(shape)
+    return torch.randint(0, grid.range[1] + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 @st.composite
-def on_power_of_two_grids(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Values [out, in] and power of two scales [out, 1]; half of the values lie exactly between two codes."""
-    weight = draw(weights())
-    exponents = st.lists(st.integers(-12, 3), min_size=len(weight), max_size=len(weight))
-    scale = torch.tensor([2.0**e for e in draw(exponents)])[:, None]
-    ties = (weight / scale).clamp(-(2**20), 2**20).floor() + 0.5
-    chosen = torch.rand(weight.shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) < 0.5
-    return torch.where(chosen, ties * scale, weight), scale
+def on_power_of_two_grids(draw: st.DrawFn) -> tuple[Grid, Tensor, Step]:
+    """Values [out, in], half of them exactly between two codes, and power of two scales and zero points [out, 1]."""
+    grid, x, seed = draw(grids(BITS)), draw(matrices()), draw(SEEDS)
+    exponents = torch.randint(-12, 4, (len(x), 1), generator=torch.Generator().manual_seed(seed))
+    scale = 2.0**exponents
+    x = x.clamp(-(2.0**20), 2.0**20)  # torch's ops cast to int64 before they clamp
+    return grid, with_ties(x, scale, seed), Step(scale, drawn_zeros(grid, seed, len(x), 1))
 
 
-@given(on_power_of_two_grids(), st.sampled_from(BITS))
+@given(on_power_of_two_grids())
 @many
-def test_fake_quantization_is_torch_per_channel_affine_ties_included(drawn: tuple[Tensor, Tensor], bits: int):
-    """With a power of two for a scale, torch's product with 1 / scale is our quotient."""
-    x, scale = drawn
-    zero_point = torch.zeros(len(x), dtype=torch.int32)
-    expected = torch.fake_quantize_per_channel_affine(x, scale[:, 0], zero_point, 0, *grid_range(bits))
-    assert torch.equal(dequantize(quantize(x, scale, bits), scale), expected)
+def test_fake_quantization_is_torch_per_channel_affine_ties_included(drawn: tuple[Grid, Tensor, Step]):
+    grid, x, step = drawn
+    scale, zero = step.scale[:, 0], step.zero[:, 0].int()
+    expected, inside = torch.ops.aten.fake_quantize_per_channel_affine_cachemask(x, scale, zero, 0, *grid.range)
+    assert torch.equal(fake_quantize(grid, x, step), expected)
+    assert torch.equal(grid.inside(x, step), inside)
 
 
-@given(weights(), st.sampled_from(BITS))
+@given(on_power_of_two_grids())
 @many
-def test_on_any_scale_torch_differs_at_ties_only(x: Tensor, bits: int):
-    scale = channel_scale(x, bits)
-    zero_point = torch.zeros(len(x), dtype=torch.int32)
-    expected = torch.fake_quantize_per_channel_affine(x, scale[:, 0], zero_point, 0, *grid_range(bits))
-    differs = dequantize(quantize(x, scale, bits), scale) != expected
-    exact = x.double() / scale.double()
-    is_tie = (exact - exact.floor() - 0.5).abs() <= 2.0**-22 * exact.abs()
-    assert not (differs & ~is_tie).any()
+def test_fake_quantization_is_torch_per_tensor_affine_ties_included(drawn: tuple[Grid, Tensor, Step]):
+    grid, x, step = drawn
+    one = Step(step.scale[0, 0], step.zero[0, 0])
+    expected = torch.fake_quantize_per_tensor_affine(x, float(one.scale), int(one.zero), *grid.range)
+    assert torch.equal(fake_quantize(grid, x, one), expected)
 
 
-@given(weights(), st.sampled_from(BITS))
+@given(grids(BITS), matrices())
 @many
-def test_codes_and_values_are_those_of_compressed_tensors(x: Tensor, bits: int):
-    """On any scale, also for values that float32 cannot tell from a tie."""
-    scale = channel_scale(x, bits)
-    x = torch.cat([x, ((x / scale).floor() + 0.5) * scale], dim=1)
-    args = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy=QuantizationStrategy.CHANNEL)
-    codes = their_quantize(x, scale, torch.zeros_like(scale), args)
-    assert torch.equal(quantize(x, scale, bits), codes)
-    assert torch.equal(dequantize(codes, scale), their_dequantize(codes, scale, args=args))
+def test_on_any_scale_torch_differs_near_ties_only(grid: Grid, x: Tensor):
+    step = grid.step_of(x, FLOAT32)
+    scale, zero = step.scale[:, 0], step.zero[:, 0].int()
+    expected = torch.fake_quantize_per_channel_affine(x, scale, zero, 0, *grid.range)
+    quotient = x.double() / step.scale.double()
+    near_tie = from_tie(quotient) <= 2.0**-22 * quotient.abs()
+    assert torch.equal(fake_quantize(grid, x, step)[~near_tie], expected[~near_tie])
 
 
-@given(st.sampled_from(BITS), st.integers(0, 0x7BFF - 0x0400), st.integers(0, 2**32))
-@many
-def test_codes_survive_dequantization(bits: int, offset: int, seed: int):
-    """For every code and any normal float16 scale, quantize(dequantize(q)) == q."""
-    scale = torch.tensor(np.uint16(0x0400 + offset).view(np.float16).item())
-    low, high = grid_range(bits)
-    every = torch.arange(low, high + 1).float()
-    codes = (
-        every if bits <= 8 else every[torch.randint(len(every), (512,), generator=torch.Generator().manual_seed(seed))]
+@cache
+def arguments(bits: int, symmetric: bool, strategy: str) -> QuantizationArgs:
+    group = 4 if strategy == "group" else None
+    return QuantizationArgs(
+        num_bits=bits, symmetric=symmetric, strategy=strategy, group_size=group, dynamic=strategy == "token"
     )
-    assert torch.equal(quantize(dequantize(codes, scale), scale, bits), codes)
 
 
-@given(weights(), st.sampled_from(BITS))
+def for_strategy(strategy: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x as compressed-tensors takes it under a strategy, and as we do: values that share a scale last."""
+    if strategy == "tensor":
+        return x, x.flatten()[None]
+    if strategy == "token":
+        return x[None], x[None]
+    return x, grouped(x, 4 if strategy == "group" else 0)
+
+
+@pytest.mark.parametrize("strategy", ["channel", "group", "tensor", "token"])
+@given(grids(BITS), matrices(multiple=4), SEEDS, st.sampled_from([FLOAT16, FLOAT32]))
+@settings(max_examples=600)
+def test_codes_and_values_are_those_of_compressed_tensors(
+    strategy: str, grid: Grid, x: Tensor, seed: int, dtype: torch.dtype
+):
+    """Symmetric: bit for bit on any scale, also for values that float32 cannot tell from a tie. Asymmetric: off ties,
+    and at exact ties where the zero point is even.
+
+    Its asymmetric codes are signed: ours less 2^(b-1). It adds the zero point before it rounds, we after. So a quotient
+    k + 1/2 goes to the even sum there and to the even k here, which under an odd zero point are two codes, one apart;
+    and its float32 sum may reach a tie that the quotient only came near.
+    """
+    given_x, mine = for_strategy(strategy, x)
+    step = grid.step_of(mine, dtype if grid.bits <= 8 else FLOAT32)
+    mine = with_ties(mine, step.scale, seed)
+    given_x = mine.reshape(given_x.shape)
+    args = arguments(grid.bits, grid.symmetric, strategy)
+    shape = {"channel": (-1, 1), "group": (len(x), -1), "tensor": (1,), "token": (1, -1, 1)}[strategy]
+    offset = 0 if grid.symmetric else 2 ** (grid.bits - 1)
+    scale, zero = step.scale.reshape(shape), step.zero.reshape(shape) - offset
+    found = theirs.quantize(given_x, scale, zero, args).reshape(mine.shape) + offset
+
+    codes = grid.quantize(mine, step)
+    quotient = torch.div(mine, step.scale)
+    tie = from_tie(quotient) == 0
+    sure = from_tie(quotient) > 2.0 ** (grid.bits - 22)
+    same = torch.ones_like(tie) if grid.symmetric else sure | (tie & (step.zero % 2 == 0))
+    assert torch.equal(codes[same], found[same])
+    assert torch.equal(found, (quotient + (step.zero - offset)).round().clamp(*Grid(grid.bits).range) + offset)
+    assert ((codes - found).abs() <= 1).all()
+    values = theirs.dequantize(found.reshape(given_x.shape) - offset, scale, zero, args=args)
+    assert torch.equal(grid.dequantize(found, step).reshape(given_x.shape), values)
+    assert torch.equal(theirs.fake_quantize(given_x, scale, zero, args), values)
+
+
+def test_under_an_odd_zero_point_compressed_tensors_takes_the_other_side_of_a_tie():
+    """What the docstring above says, in numbers: 1/2 and 3/2 of a step on a grid whose zero is 7."""
+    grid, x = Grid(4, symmetric=False), torch.tensor([[0.5, 1.5, 0.25]])
+    step = Step(torch.ones(1, 1), torch.full((1, 1), 7.0))
+    found = theirs.quantize(x, step.scale, step.zero - 8, arguments(4, False, "channel")) + 8
+    assert found.tolist() == [[8, 8, 7]]
+    assert grid.quantize(x, step).tolist() == [[7, 9, 7]]
+
+
+@given(matrices(), st.sampled_from(BITS))
 @many
-def test_scales_are_absmax_over_the_greatest_code_in_float16(x: Tensor, bits: int):
-    scale = channel_scale(x, bits)
-    absmax = x.abs().amax(dim=1).numpy()
-    expected = (absmax / np.float32(2 ** (bits - 1) - 1)).astype(np.float16)
-    least_normal = np.float16(2.0**-14)
-    expected = np.where(absmax == 0, np.float16(1), np.maximum(expected, least_normal))
-    assert np.array_equal(scale[:, 0].numpy(), expected.astype(np.float32))
-    assert torch.equal(scale.to(SCALE_DTYPE).float(), scale)
+def test_asymmetric_steps_are_those_of_compressed_tensors(x: Tensor, bits: int):
+    """In float32, which it does not round; a zero point within float32 noise of a tie may go either way. It has another
+    scale for what is all zero."""
+    least, greatest = x.aminmax(dim=-1)
+    step = Grid(bits, symmetric=False).step(least, greatest, FLOAT32)
+    scale, zero = calculate_qparams(least, greatest, arguments(bits, False, "channel"))
+    some = (x != 0).any(dim=1)
+    sure = some & (from_tie(-least.clamp(max=0) / step.scale) > 2.0 ** (bits - 22))
+    assert torch.equal(step.scale[some], scale[some])
+    assert torch.equal(step.zero[sure], zero[sure].float() + 2 ** (bits - 1))
 
 
-@given(weights(), st.sampled_from([b for b in BITS if b <= 8]))
+@given(grids(BITS), matrices(), st.sampled_from([FLOAT16, FLOAT32]))
 @many
-def test_a_min_max_scale_clips_nothing(x: Tensor, bits: int):
-    codes = torch.round(x.double() / channel_scale(x, bits).double())
-    assert codes.abs().max() <= 2 ** (bits - 1) - 1
+def test_a_step_is_the_formula_in_numpy(grid: Grid, x: Tensor, dtype: torch.dtype):
+    """absmax / (2^(b-1) - 1), or (greatest - least) / (2^b - 1) with 0 in between, rounded; and round(-least / scale),
+    which a scale rounded down may carry one past the grid."""
+    kind = np.float16 if dtype == FLOAT16 else np.float32
+    low, high = np.minimum(x.numpy().min(axis=1), 0), np.maximum(x.numpy().max(axis=1), 0)
+    codes = np.float32(2 ** (grid.bits - 1) - 1 if grid.symmetric else 2**grid.bits - 1)
+    expected = ((np.maximum(-low, high) if grid.symmetric else high - low) / codes).astype(kind)
+    expected = np.where(high == low, kind(1), np.maximum(expected, np.finfo(kind).tiny)).astype(np.float32)
+    step = grid.step_of(x, dtype)
+    assert np.array_equal(step.scale[:, 0].numpy(), expected)
+    zero = np.zeros_like(low) if grid.symmetric else np.round(-low / expected).clip(0, grid.range[1])
+    assert np.array_equal(step.zero[:, 0].numpy(), zero)
+    assert torch.equal(step.scale.to(dtype).float(), step.scale)
+
+
+@given(grids(WEIGHT_BITS), matrices())
+@many
+def test_a_min_max_grid_errs_by_half_a_step(grid: Grid, x: Tensor):
+    """And by what rounding the scale to float16, at most 2^-11 of it, moves the outermost code."""
+    step = grid.step_of(x)
+    error = (fake_quantize(grid, x, step).double() - x.double()).abs() / step.scale.double()
+    assert error.max() <= 0.5 + grid.range[1] * 2.0**-11 + 1e-6
+
+
+@given(matrices(), st.sampled_from(WEIGHT_BITS))
+@many
+def test_a_symmetric_min_max_grid_clips_nothing(x: Tensor, bits: int):
+    grid = Grid(bits)
+    assert grid.inside(x, grid.step_of(x)).all()
+    assert grid.quantize(x, grid.step_of(x)).abs().max() <= 2 ** (bits - 1) - 1
+
+
+@given(grids(BITS), st.integers(0x0400, 0x7BFF), st.integers(1, 254), st.booleans(), SEEDS)
+@many
+def test_codes_survive_dequantization(grid: Grid, half: int, exponent: int, wide: bool, seed: int):
+    """quantize(dequantize(q)) == q for every code, on any scale that is a normal float16 (or a float32 whose codes are
+    finite), and any zero point."""
+    generator = np.random.default_rng(seed)
+    if wide:
+        bits = np.uint32(min(exponent, 237) << 23 | int(generator.integers(2**23)))
+        scale = bits.view(np.float32)
+    else:
+        scale = np.uint16(half).view(np.float16).astype(np.float32)
+    low, high = grid.range
+    codes = torch.arange(low, high + 1).float()
+    step = Step(torch.tensor(float(scale)), drawn_zeros(grid, seed))
+    assert torch.equal(grid.quantize(grid.dequantize(codes, step), step), codes)
+
+
+@pytest.mark.parametrize("bits", WEIGHT_BITS)
+def test_codes_survive_dequantization_under_every_zero_point(bits: int):
+    grid = Grid(bits, symmetric=False)
+    codes, zeros = torch.arange(2.0**bits)[None], torch.arange(2.0**bits)[:, None]
+    for scale in (1 / 3, 2.0**-14, 65504.0, 1.0):
+        step = Step(torch.tensor(scale).half().float(), zeros)
+        assert torch.equal(grid.quantize(grid.dequantize(codes, step), step), codes.expand(2**bits, -1))
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_the_grid_is_that_of_a_signed_integer(bits: int):
-    assert grid_range(bits) == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+def test_the_range_is_that_of_an_integer(bits: int):
+    assert Grid(bits).range == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    assert Grid(bits, symmetric=False).range == (0, 2**bits - 1)
     if bits in (8, 16):
         info = torch.iinfo({8: torch.int8, 16: torch.int16}[bits])
-        assert grid_range(bits) == (info.min, info.max)
+        assert Grid(bits).range == (info.min, info.max)
+
+
+@pytest.mark.parametrize("grid", [Grid(8), Grid(8, symmetric=False)], ids=["symmetric", "asymmetric"])
+def test_every_code_of_eight_bits_fits_the_type_that_keeps_it(grid: Grid):
+    codes = torch.arange(grid.range[0], grid.range[1] + 1).float()
+    assert torch.equal(codes.to(grid.dtype).float(), codes)
+    assert grid.dtype.itemsize == 1
 
 
 def test_ties_round_to_even_and_what_is_outside_is_clamped():
     x = torch.tensor([-9.0, -8.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 7.5, 100.0])
-    assert quantize(x, torch.tensor(1.0), 4).tolist() == [-8, -8, -2, -2, 0, 0, 2, 2, 7, 7]
+    step = Step(torch.tensor(1.0), torch.tensor(0.0))
+    assert Grid(4).quantize(x, step).tolist() == [-8, -8, -2, -2, 0, 0, 2, 2, 7, 7]
+    assert Grid(4).inside(x, step).tolist() == [False, True, True, True, True, True, True, True, False, False]
 
 
-def test_rows_of_zeros_get_scale_one_and_stay_zero():
-    weight = torch.zeros(2, 3)
-    assert channel_scale(weight, 4).tolist() == [[1.0], [1.0]]
-    assert torch.equal(dequantize(quantize(weight, channel_scale(weight, 4), 4), channel_scale(weight, 4)), weight)
+def test_ties_round_to_even_before_the_zero_point_is_added():
+    x = torch.tensor([-9.0, -7.5, -1.5, -0.5, 0.5, 1.5, 2.5, 8.5, 9.0])
+    step = Step(torch.tensor(1.0), torch.tensor(7.0))
+    assert Grid(4, symmetric=False).quantize(x, step).tolist() == [0, 0, 5, 7, 7, 9, 9, 15, 15]
+    assert Grid(4, symmetric=False).inside(x, step).tolist() == [False, False, *[True] * 6, False]
 
 
-def test_scales_that_vanish_in_float16_become_its_least_normal_number():
-    tiny = torch.tensor([[1e-12, -1e-12]])
-    assert channel_scale(tiny, 4).item() == 2.0**-14
-    assert scale_from_absmax(torch.tensor(1e-12), 16, torch.float32).item() == np.float32(1e-12) / np.float32(32767)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+def test_what_is_all_zero_gets_scale_one_and_stays_zero(bits: int, symmetric: bool):
+    """Also beside groups that are not."""
+    grid, x = Grid(bits, symmetric), grouped(torch.tensor([[0.0, 0.0, 5.0, -3.0], [0.0, -0.0, 0.0, 0.0]]), 2)
+    step = grid.step_of(x)
+    assert step.scale[x.abs().amax(dim=-1, keepdim=True) == 0].tolist() == [1.0] * 3
+    codes = grid.quantize(x, step)
+    assert torch.equal(codes[0, 0], step.zero[0, 0].expand(2))
+    assert torch.equal(codes[1], step.zero[1].expand(2, 2))
+    assert torch.equal(grid.dequantize(codes, step)[1], torch.zeros(2, 2))
 
 
-def test_quantizing_leaves_its_input_alone():
-    weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    before = weight.clone()
-    quantize(weight, channel_scale(weight, 4), 4)
-    assert torch.equal(weight, before)
+@given(matrices(), st.sampled_from(WEIGHT_BITS), st.sampled_from([-1, 1]))
+@settings(max_examples=300)
+def test_asymmetric_rows_of_one_sign_use_the_whole_grid_from_zero(x: Tensor, bits: int, sign: int):
+    grid, x = Grid(bits, symmetric=False), sign * x.abs()
+    step = grid.step_of(x)
+    some = (x != 0).any(dim=1) & (step.scale[:, 0] > 2.0**-14)
+    top = x.abs().amax(dim=1, keepdim=True) * sign
+    first, last = (0, grid.range[1]) if sign > 0 else (grid.range[1], 0)
+    assert (step.zero[some] == first).all()
+    assert (grid.quantize(torch.zeros_like(top), step)[some] == first).all()
+    assert (grid.quantize(top, step)[some] == last).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_zero_point_is_a_code_also_where_its_scale_was_rounded_down(bits: int):
+    grid, least = Grid(bits, symmetric=False), -torch.linspace(0.1, 3, 500)
+    step = grid.step(least, torch.zeros(500))
+    assert (step.zero <= grid.range[1]).all()
+    assert torch.equal(grid.quantize(torch.zeros(500), step), step.zero)
+    assert bits != 12 or (-least / step.scale > grid.range[1] + 0.5).any()
+
+
+@pytest.mark.parametrize("grid", [Grid(2), Grid(8), Grid(4, symmetric=False)])
+def test_a_scale_beyond_float16_is_refused(grid: Grid):
+    """65520 is the least number that rounds to infinity; the message names the values' size and the dtype."""
+    highest = torch.tensor(grid.range[1] * 65519.0)
+    assert grid.step(torch.zeros(()), highest).scale == 65504
+    with pytest.raises(ValueError, match=r"values up to .* need a scale beyond the range of torch\.float16"):
+        grid.step(torch.zeros(2), torch.stack([torch.tensor(1.0), torch.tensor(grid.range[1] * 65520.0)]))
+    assert grid.step(torch.zeros(()), torch.tensor(grid.range[1] * 65520.0), FLOAT32).scale == 65520
+
+
+def test_values_that_are_infinite_are_refused():
+    with pytest.raises(ValueError, match="inf"):
+        Grid(8).step_of(torch.tensor([1.0, math.inf]), FLOAT32)
+
+
+@pytest.mark.parametrize("grid", [Grid(4), Grid(8), Grid(16), Grid(4, symmetric=False)])
+@pytest.mark.parametrize("dtype", [FLOAT16, FLOAT32])
+def test_a_scale_below_the_least_normal_number_is_that_number(grid: Grid, dtype: torch.dtype):
+    least = torch.finfo(dtype).tiny
+    for top in (1e-45, least, grid.range[1] * least * 0.999):
+        assert grid.step(torch.tensor(0.0), torch.tensor(top), dtype).scale == least
+    assert grid.step(torch.tensor(0.0), torch.tensor(grid.range[1] * least * 1.01), dtype).scale > least
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 6, 0])
+def test_groups_are_neighbours_in_the_last_dimension(group: int):
+    x = torch.arange(24).view(2, 2, 6)
+    found = grouped(x, group)
+    size = group or 6
+    assert found.shape == (2, 2, 6 // size, size)
+    assert found.data_ptr() == x.data_ptr()
+    for i in range(6 // size):
+        assert torch.equal(found[..., i, :], x[..., i * size : (i + 1) * size])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_quantizing_leaves_its_input_alone(symmetric: bool):
+    x, grid = random(0, 3, 4), Grid(4, symmetric)
+    before = x.clone()
+    step = grid.step_of(x)
+    codes = grid.quantize(x, step)
+    kept = codes.clone()
+    grid.dequantize(codes, step)
+    grid.inside(x, step)
+    assert torch.equal(x, before)
+    assert torch.equal(codes, kept)
+
+
+@given(grids(WEIGHT_BITS), matrices())
+@settings(max_examples=200)
+def test_a_step_over_the_last_dimension_is_that_of_each_row_in_float16(grid: Grid, x: Tensor):
+    step = grid.step_of(x)
+    for row, scale, zero in zip(x, *step, strict=True):
+        alone = grid.step(row.min(), row.max(), FLOAT16)
+        assert (alone.scale, alone.zero) == (scale, zero)
 
 
 def test_sqnr_is_ten_log_of_signal_over_noise():

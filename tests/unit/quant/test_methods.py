@@ -1,15 +1,36 @@
-"""GPTQ against optimal brain quantization written out in float64, its inverse Hessian updated column by column."""
+"""GPTQ against optimal brain quantization written out in float64, its inverse Hessian updated column by column; and the
+searches for scales against brute force."""
 
 import math
 
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy
+from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import quantize as their_quantize
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.quant.grid import channel_scale, quantize
-from pipeline.quant.methods import PTQ_METHODS, gptq, output_sqnr, rtn
+from pipeline.quant import weights
+from pipeline.quant.grid import Step, grouped
+from pipeline.quant.methods import (
+    MAX_DAMPING,
+    ROUNDINGS,
+    SCALES,
+    Rounded,
+    clip,
+    gptq,
+    inverse_factor,
+    mse,
+    output_sqnr,
+    rtn,
+)
+from pipeline.scheme import Weights
+from tests.unit.quant.strategies import SEEDS, WEIGHT_BITS, from_tie, matrices, random
+
+SCHEMES = [Weights(bits, symmetric, group) for bits in (2, 3, 4, 8) for symmetric in (True, False) for group in (0, 4)]
+FOUR = Weights(4)
+named = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 
 
 def problem(seed: int, out: int = 12, columns: int = 16, tokens: int = 200) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,117 +46,272 @@ def output_error(weight: Tensor, approximation: Tensor, x: Tensor) -> float:
     return float((x.double() @ (weight - approximation).double().T).square().sum())
 
 
-def brain_surgery(weight: Tensor, hessian: Tensor, bits: int, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
+def group_errors(weight: Tensor, approximation: Tensor, scheme: Weights, hessian: Tensor | None = None) -> Tensor:
+    """Squared error of each group by itself: of the weight, or, where there is a Hessian, of the output.
+
+    The latter leaves out what two groups' errors do together. Returns float64 [out, n].
+    """
+    size = scheme.group or weight.shape[1]
+    error = grouped((weight - approximation).double(), size)
+    if hessian is None:
+        return error.square().sum(dim=-1)
+    starts = range(0, weight.shape[1], size)
+    blocks = torch.stack([hessian[i : i + size, i : i + size] for i in starts]).double()
+    return torch.einsum("oni,nij,onj->on", error, blocks, error)
+
+
+def brain_surgery(
+    weight: Tensor, hessian: Tensor, scheme: Weights, step: Step, damping: float, act_order: bool
+) -> tuple[Tensor, Tensor]:
     """Codes, and the float64 numbers in units of the scale that each was rounded from."""
     h = hessian.double()
     h = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
-    inverse = torch.linalg.inv(h)
-    left, scale = weight.double().clone(), channel_scale(weight, bits).double().squeeze(1)
+    inverse, left = torch.linalg.inv(h), weight.double().clone()
+    size = scheme.group or len(h)
+    scale, zero = (part.double().repeat_interleave(size, dim=1) for part in step)
+    low, high = weights.grid_of(scheme).range
     codes, rounded_from = torch.empty_like(left), torch.empty_like(left)
-    order = sorted(range(len(h)), key=lambda j: -hessian[j, j].item()) if act_order else range(len(h))
-    for j in order:
-        rounded_from[:, j] = left[:, j] / scale
-        codes[:, j] = rounded_from[:, j].round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        error = (left[:, j] - codes[:, j] * scale) / inverse[j, j]
+    for j in sorted(range(len(h)), key=lambda j: -hessian[j, j].item()) if act_order else range(len(h)):
+        rounded_from[:, j] = left[:, j] / scale[:, j]
+        codes[:, j] = (rounded_from[:, j].round() + zero[:, j]).clamp(low, high)
+        error = (left[:, j] - (codes[:, j] - zero[:, j]) * scale[:, j]) / inverse[j, j]
         left -= error[:, None] * inverse[j]
         inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
     return codes, rounded_from
 
 
+@pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("act_order", [True, False])
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_gptq_takes_the_steps_of_optimal_brain_quantization(bits: int, act_order: bool):
+@named
+def test_gptq_takes_the_steps_of_optimal_brain_quantization(scheme: Weights, act_order: bool, scales: str):
     """Row by row: one that comes within float32 noise of a tie may go either way, and is left out."""
     compared = 0
-    for seed in range(8):
+    for seed in range(6):
         weight, _, hessian = problem(seed)
-        expected, rounded_from = brain_surgery(weight, hessian, bits, 0.01, act_order)
-        sure = ((rounded_from - rounded_from.floor() - 0.5).abs() > 1e-4).all(dim=1)
-        found = gptq(weight, hessian, bits, act_order=act_order)
+        found = gptq(weight, hessian, scheme, act_order=act_order, scales=scales)
+        assert all(map(torch.equal, found.step, SCALES[scales](weight, hessian, scheme)))
+        expected, rounded_from = brain_surgery(weight, hessian, scheme, found.step, 0.01, act_order)
+        sure = (from_tie(rounded_from) > 1e-4).all(dim=1)
         assert torch.equal(found.codes[sure].double(), expected[sure])
-        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        in_units = found.latent.double() / found.scale.double()
-        assert torch.allclose(in_units[sure], rounded_from.clamp(low, high)[sure], atol=1e-3)
+        size = scheme.group or weight.shape[1]
+        scale, zero = (part.double().repeat_interleave(size, dim=1) for part in found.step)
+        low, high = (end - zero for end in weights.grid_of(scheme).range)
+        assert torch.allclose((found.latent / scale)[sure], rounded_from.clamp(low, high)[sure], atol=1e-3)
         compared += int(sure.sum())
-    assert compared > 0.9 * 8 * 12
+    assert compared > 0.9 * 6 * 12
 
 
+def test_min_max_scales_are_those_of_round_to_nearest():
+    weight, _, hessian = problem(0)
+    for scheme in SCHEMES:
+        assert all(
+            map(torch.equal, gptq(weight, hessian, scheme, scales="minmax").step, rtn(weight, None, scheme).step)
+        )
+
+
+@pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("block", [1, 5, 16, 1000])
-def test_the_block_changes_speed_and_not_the_codes(block: int):
+@pytest.mark.parametrize("scheme", [FOUR, Weights(3, symmetric=False, group=4)])
+def test_the_block_changes_speed_and_not_the_codes(scheme: Weights, block: int, act_order: bool):
     weight, _, hessian = problem(3)
-    assert torch.equal(gptq(weight, hessian, 4, block=block).codes, gptq(weight, hessian, 4, block=7).codes)
+    found, other = (gptq(weight, hessian, scheme, block=b, act_order=act_order) for b in (block, 7))
+    assert torch.equal(found.codes, other.codes)
+    assert torch.allclose(found.latent, other.latent, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [3, 4, 8])
-def test_gptq_leaves_less_output_error_than_rounding_to_nearest(bits: int):
+@named
+def test_gptq_leaves_less_output_error_than_rounding_to_nearest_each_time(scheme: Weights):
+    """With the scales it takes unless told otherwise.
+
+    No law: the feedback can push a column out of its group's range. Of 2,400 heavy-tailed weights or strongly
+    correlated inputs, three in groups came out worse, one of them by half.
+    """
+    for seed in range(20):
+        weight, x, hessian = problem(seed)
+        ours, nearest = gptq(weight, hessian, scheme).weight, rtn(weight, None, scheme).weight
+        assert output_error(weight, ours, x) < output_error(weight, nearest, x)
+
+
+@named
+def test_on_min_max_scales_gptq_leaves_less_output_error_in_all(scheme: Weights):
+    """Not each time: an asymmetric group of one sign has no codes for what the feedback moves across zero."""
     errors = []
     for seed in range(20):
         weight, x, hessian = problem(seed)
-        pair = gptq(weight, hessian, bits).weight, rtn(weight, None, bits).weight
+        pair = gptq(weight, hessian, scheme, scales="minmax").weight, rtn(weight, None, scheme).weight
         errors.append([output_error(weight, approximation, x) for approximation in pair])
     ours, nearest = torch.tensor(errors).T
-    assert ours.sum() < 0.7 * nearest.sum()
-    assert (ours <= nearest).float().mean() > 0.9
+    assert ours.sum() < 0.8 * nearest.sum()
+    assert (ours <= nearest).float().mean() >= 0.9
 
 
 def test_without_correlation_gptq_is_rounding_to_nearest():
     weight = problem(0)[0]
     for hessian in (torch.diag(torch.linspace(1, 5, 16)), torch.zeros(16, 16)):
-        assert torch.equal(gptq(weight, hessian, 4).codes, rtn(weight, None, 4).codes)
+        for scheme in SCHEMES:
+            found = gptq(weight, hessian, scheme, scales="minmax")
+            assert torch.equal(found.codes, rtn(weight, None, scheme).codes)
+            assert torch.allclose(found.latent, weights.clamp(weight, found.step, scheme))
+
+
+@given(matrices(multiple=4), st.sampled_from(WEIGHT_BITS), st.booleans(), st.sampled_from([0, 4]))
+@settings(max_examples=150)
+def test_mse_never_leaves_more_weight_error_than_rounding_to_nearest(
+    weight: Tensor, bits: int, symmetric: bool, group: int
+):
+    """Group by group."""
+    scheme = Weights(bits, symmetric, group)
+    ours, nearest = (group_errors(weight, f(weight, None, scheme).weight, scheme) for f in (mse, rtn))
+    assert (ours <= nearest * (1 + 1e-5)).all()
+
+
+@given(matrices(multiple=4), SEEDS, st.sampled_from(WEIGHT_BITS), st.booleans(), st.sampled_from([0, 4]))
+@settings(max_examples=150)
+def test_clip_never_leaves_more_output_error_than_rounding_to_nearest(
+    weight: Tensor, seed: int, bits: int, symmetric: bool, group: int
+):
+    """Group by group, which without groups is the output error itself; to what float32 sums can tell."""
+    scheme = Weights(bits, symmetric, group)
+    x = random(seed, 40, weight.shape[1]) @ random(seed + 1, weight.shape[1], weight.shape[1])
+    hessian = x.T @ x
+    found, nearest = clip(weight, hessian, scheme).weight, rtn(weight, None, scheme).weight
+    theirs = group_errors(weight, nearest, scheme, hessian)
+    assert (group_errors(weight, found, scheme, hessian) <= theirs * (1 + 1e-4)).all()
+    if not group:
+        assert output_error(weight, found, x) <= output_error(weight, nearest, x) * (1 + 1e-4)
+
+
+@named
+def test_clip_leaves_less_output_error_in_all(scheme: Weights):
+    """Groups together, too, where their errors meet in the output."""
+    errors = []
+    for seed in range(12):
+        weight, x, hessian = problem(seed)
+        pair = clip(weight, hessian, scheme).weight, rtn(weight, None, scheme).weight
+        errors.append([output_error(weight, approximation, x) for approximation in pair])
+    ours, nearest = torch.tensor(errors).sum(dim=0)
+    assert ours < {2: 0.7, 3: 0.85, 4: 0.9, 8: 0.95}[scheme.bits] * nearest
+
+
+@pytest.mark.parametrize("method", [mse, clip])
+@named
+def test_the_search_comes_near_the_best_of_many_shares_by_brute_force(scheme: Weights, method):
+    """In the sum over groups."""
+    ours = best = 0.0
+    for seed in range(4):
+        weight, _, hessian = problem(seed)
+        hessian = hessian if method is clip else None
+        tried = []
+        for share in torch.linspace(0.3, 1, 141):
+            step = weights.weight_step(share * weight, scheme)
+            found = weights.dequantize(weights.quantize(weight, step, scheme), step, scheme)
+            tried.append(group_errors(weight, found, scheme, hessian))
+        best += float(torch.stack(tried).amin(dim=0).sum())
+        ours += float(group_errors(weight, method(weight, hessian, scheme).weight, scheme, hessian).sum())
+    assert ours <= 1.1 * best
 
 
 def test_rtn_gives_the_codes_of_compressed_tensors_and_keeps_the_weight_as_latent():
     weight = problem(0)[0]
-    found = rtn(weight, None, 4)
-    args = QuantizationArgs(num_bits=4, type="int", symmetric=True, strategy=QuantizationStrategy.CHANNEL)
-    expected = their_quantize(weight, found.scale, torch.zeros_like(found.scale), args)
-    assert torch.equal(found.codes.float(), expected)
-    assert torch.equal(found.latent, weight)
+    for group, strategy in ((0, "channel"), (4, "group")):
+        found = rtn(weight, None, Weights(4, group=group))
+        args = QuantizationArgs(num_bits=4, symmetric=True, strategy=strategy, group_size=group or None)
+        expected = their_quantize(weight, found.step.scale, torch.zeros_like(found.step.scale), args)
+        assert torch.equal(found.codes.float(), expected)
+        assert torch.equal(found.latent, weight)
 
 
-@pytest.mark.parametrize("method", sorted(PTQ_METHODS))
-def test_every_method_gives_codes_that_its_latent_weight_rounds_to(method: str):
-    weight, _, hessian = problem(5)
+@pytest.mark.parametrize("method", ROUNDINGS)
+@given(matrices(multiple=4), SEEDS, st.sampled_from(WEIGHT_BITS), st.booleans(), st.sampled_from([0, 1, 2, 4]))
+@settings(max_examples=100)
+def test_every_method_gives_codes_that_its_latent_weight_rounds_to(
+    method: str, weight: Tensor, seed: int, bits: int, symmetric: bool, group: int
+):
+    scheme = Weights(bits, symmetric, group)
+    x = random(seed, 30, weight.shape[1])
+    hessian = x.T @ x
     before = weight.clone(), hessian.clone()
-    found = PTQ_METHODS[method](weight, hessian, 4)
-    assert (found.codes.dtype, found.scale.dtype, found.latent.dtype) == (torch.int8, torch.float32, torch.float32)
-    assert torch.equal(quantize(found.latent, found.scale, 4), found.codes.float())
-    assert torch.equal(found.scale, channel_scale(weight, 4))
-    assert torch.equal(found.weight, found.codes.float() * found.scale)
+    found = ROUNDINGS[method](weight, hessian, scheme)
+    check_rounded(found, weight, scheme)
     assert torch.equal(weight, before[0])
     assert torch.equal(hessian, before[1])
+
+
+def check_rounded(found: Rounded, weight: Tensor, scheme: Weights) -> None:
+    """Types, shapes, and codes that fit the grid, the latent weight and the weight that they stand for."""
+    groups = weight.shape[1] // (scheme.group or weight.shape[1])
+    assert found.scheme == scheme
+    assert found.codes.dtype == (torch.int8 if scheme.symmetric else torch.uint8)
+    assert found.codes.shape == found.latent.shape == weight.shape
+    assert found.latent.dtype == torch.float32
+    low, high = weights.grid_of(scheme).range
+    assert low <= found.codes.min() <= found.codes.max() <= high
+    for part in found.step:
+        assert (part.shape, part.dtype) == ((len(weight), groups), torch.float32)
+    assert torch.equal(found.step.scale.half().float(), found.step.scale)
+    assert torch.equal(found.step.zero, found.step.zero.round().clamp(0, 0 if scheme.symmetric else high))
+    assert torch.equal(weights.quantize(found.latent, found.step, scheme), found.codes.float())
+    assert torch.equal(found.weight, weights.dequantize(found.codes, found.step, scheme))
 
 
 def test_damping_is_raised_tenfold_until_a_singular_hessian_inverts():
     weight, x, _ = problem(1, tokens=4)
     hessian = x.T @ x  # rank 4 of 16
-    found = gptq(weight, hessian, 4, damping=1e-12)
+    found = gptq(weight, hessian, FOUR, damping=1e-12)
     assert 1e-12 < found.damping <= 1
     assert math.log10(found.damping) == pytest.approx(round(math.log10(found.damping)))
-    assert output_error(weight, found.weight, x) < output_error(weight, rtn(weight, None, 4).weight, x)
-    assert gptq(weight, problem(1)[2], 4, damping=0.01).damping == 0.01
+    assert output_error(weight, found.weight, x) < output_error(weight, rtn(weight, None, FOUR).weight, x)
+    with_less = hessian.double() + found.damping / 10 * hessian.double().diagonal().mean() * torch.eye(16)
+    assert torch.linalg.cond(with_less) > 1e6  # where float32 gives up
 
 
-def test_an_input_that_is_always_zero_does_no_harm():
+@pytest.mark.parametrize("damping", [0.01, 0.3, 1.0])
+def test_a_damping_that_is_enough_is_kept(damping: float):
+    weight, _, hessian = problem(1)
+    assert gptq(weight, hessian, FOUR, damping=damping).damping == damping
+    assert rtn(weight, None, FOUR).damping == mse(weight, None, FOUR).damping == 0.0
+
+
+def test_damping_is_a_share_of_the_mean_diagonal():
+    hessian = problem(1)[2]
+    upper, used = inverse_factor(hessian, 0.3)
+    damped = hessian.double() + 0.3 * hessian.double().diagonal().mean() * torch.eye(16)
+    assert used == 0.3
+    assert torch.equal(upper, upper.triu())
+    assert torch.allclose((upper.T @ upper).double(), torch.linalg.inv(damped), rtol=1e-3, atol=1e-7)
+
+
+def test_a_hessian_that_inverts_under_no_damping_is_refused_with_the_last_one_tried():
+    hessian = torch.eye(4)
+    hessian[0, 1] = hessian[1, 0] = 10.0  # indefinite however damped
+    with pytest.raises(ValueError, match=rf"does not invert with damping {MAX_DAMPING}"):
+        gptq(torch.ones(2, 4), hessian, FOUR, damping=0.03)
+
+
+@named
+def test_an_input_that_is_always_zero_does_no_harm(scheme: Weights):
     weight, x, _ = problem(2)
     x[:, 3] = 0
-    found = gptq(weight, x.T @ x, 4)
-    assert torch.equal(found.codes[:, 3], rtn(weight, None, 4).codes[:, 3])
+    found = gptq(weight, x.T @ x, scheme, scales="minmax")
+    assert torch.equal(found.codes[:, 3], rtn(weight, None, scheme).codes[:, 3])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [(3, 3), (3, 4)])
-def test_a_hessian_that_is_not_finite_is_refused(value: float, place: tuple[int, int]):
+@pytest.mark.parametrize("scales", SCALES)
+def test_a_hessian_that_is_not_finite_is_refused(value: float, place: tuple[int, int], scales: str):
     weight, _, hessian = problem(0)
     hessian[place] = hessian[place[::-1]] = value
     with pytest.raises(ValueError, match="finite"):
-        gptq(weight, hessian, 4)
+        gptq(weight, hessian, FOUR, scales=scales)
 
 
 def test_output_sqnr_is_that_of_the_outputs_themselves():
     weight, x, hessian = problem(0)
-    approximation = rtn(weight, None, 4).weight
+    approximation = rtn(weight, None, FOUR).weight
     signal = output_error(weight, torch.zeros_like(weight), x)
     expected = 10 * math.log10(signal / output_error(weight, approximation, x))
     assert output_sqnr(weight, approximation, hessian) == pytest.approx(expected, abs=1e-4)
     assert output_sqnr(weight, weight, hessian) == 200.0
+    assert output_sqnr(torch.zeros_like(weight), weight, hessian) == -200.0
+    assert output_sqnr(weight, approximation, torch.zeros_like(hessian)) == 200.0

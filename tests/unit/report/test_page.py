@@ -24,13 +24,24 @@ CONTENT: dict[str, Any] = {
     "benchmark_note": "note",
     "training_text": "text",
     "training_plot": '<svg id="training"></svg>',
-    "signal_text": "text",
-    "signal_plots": [("caption one", '<svg id="signals"></svg>')],
+    "signals": {
+        "freeze_text": "o lies above",
+        "claim": [["", "o : q, k"], ["ptq", "0.96"]],
+        "claim_plot": '<svg id="claim"></svg>',
+        "flow": [("caption one", '<svg id="flow"></svg>')],
+        "distributions": [("caption two", '<svg id="kurtosis"></svg>')],
+        "cost_text": "dearest layer 7",
+        "cost_plot": '<svg id="cost"></svg>',
+        "plan": {"text": "5 bits", "rows": [["layer", "31"], ["down", "8"]], "plot": '<svg id="plan"></svg>'},
+    },
     "errors": [["role", "output"], ["q", "20.1"]],
     "lineage": [{"name": "corpus", "sha256": HASH, "facts": "length: 3"}],
     "params": "seed: 0",
     "libraries": {"torch": "2.0"},
 }
+
+
+SVGS = ("tasks", "training", "claim", "flow", "kurtosis", "cost", "plan")
 
 
 class Resources(HTMLParser):
@@ -76,19 +87,37 @@ def test_text_is_escaped_and_pictures_are_not():
     assert "INT4 &lt;without&gt; data" in text
     assert "<without>" not in text
     assert "tiny &amp; random" in text
-    assert all(f'<svg id="{name}"></svg>' in text for name in ("tasks", "training", "signals"))
+    assert all(f'<svg id="{name}"></svg>' in text for name in SVGS)
 
 
 def test_everything_given_is_shown():
     text = page.render(**CONTENT)
-    for part in ("It works.", "20.00", "26.00", "20.1", "caption one", HASH, "length: 3", "seed: 0", "torch==2.0"):
+    signals = ("caption one", "caption two", "o lies above", "0.96", "dearest layer 7", "5 bits", ">31<", ">8<")
+    for part in (*signals, "It works.", "20.00", "26.00", "20.1", HASH, "length: 3", "seed: 0", "torch==2.0"):
         assert part in text
+
+
+def test_what_a_model_has_not_is_left_out():
+    """No claim without q, k, v and o; no costs and no plan without a quantized variant."""
+    bare = CONTENT["signals"] | {"claim_plot": "", "cost_plot": "", "plan": None}
+    text = page.render(**CONTENT | {"signals": bare})
+    assert not [name for name in ("claim", "cost", "plan") if f'id="{name}"' in text]
+    assert "mixed-precision" not in text
+    parsed = Resources(text)
+    assert (parsed.unbalanced, parsed.open) == ([], [])
 
 
 @pytest.mark.parametrize("name", CONTENT)
 def test_content_that_is_not_given_is_an_error(name: str):
     with pytest.raises(jinja2.UndefinedError, match=name):
         page.render(**{key: value for key, value in CONTENT.items() if key != name})
+
+
+@pytest.mark.parametrize("name", CONTENT["signals"])
+def test_a_part_of_the_signals_that_is_not_given_is_an_error(name: str):
+    part = {key: value for key, value in CONTENT["signals"].items() if key != name}
+    with pytest.raises(jinja2.UndefinedError, match=name):
+        page.render(**CONTENT | {"signals": part})
 
 
 def test_the_last_row_of_the_scores_is_marked_as_ours():

@@ -1,3 +1,4 @@
+import math
 import re
 from xml.etree import ElementTree
 
@@ -39,14 +40,32 @@ def tasks() -> str:
     return plots.tasks(SUMMARY, ["arc_easy", "piqa"], VARIANTS)
 
 
+def claim() -> str:
+    found = pd.DataFrame({"layer": [0, 1, 2], "o_ratio": [0.5, 1.0, 3.0], "v_ratio": [9.0, 12.0, 4.0]})
+    return plots.claim({"float": found, "ptq": found})
+
+
+def sensitivity() -> str:
+    predicted = pd.DataFrame({"layer": [0, 1, 2], "first_order_kl": [0.2, 0.1, 0.4]})
+    return plots.sensitivity({"ptq": predicted.assign(one_layer_kl=[0.3, 0.1, 0.2]), "student": predicted})
+
+
+def plan() -> str:
+    curve = pd.DataFrame({"bits": [2, 3, 4], "uniform": [1.0, 0.2, 0.05], "plan": [1.0, 0.1, 0.02]})
+    return plots.plan(curve, 3.5, 0.07)
+
+
 @pytest.mark.parametrize(
     ("draw", "words"),
     [
+        (claim, ["float", "ptq", "layer", "o", "v", "as q and k"]),
+        (sensitivity, ["ptq", "student", "KL, nats a token", "measured, one layer on", "predicted, first order"]),
+        (plan, ["predicted KL, nats a token", "the plan", "the same bits everywhere"]),
         (by_layer, ["float", "ptq", "layer", "squared norm", "q", "o", "other"]),
         (training, ["step", "nats a token", "learning rate (dashed)"]),
         (tasks, ["arc_easy", "piqa", "accuracy, %", *VARIANTS]),
     ],
-    ids=["by_layer", "training", "tasks"],
+    ids=["claim", "sensitivity", "plan", "by_layer", "training", "tasks"],
 )
 class TestEveryPicture:
     def test_says_what_it_shows(self, draw, words):
@@ -91,6 +110,42 @@ def test_numbers_that_are_not_positive_are_drawn_on_a_linear_scale():
     shown = plots.by_layer({"ptq": TABLE.assign(q=[0.0, 1.0, 2.0])}, "mean square")
     assert shown != plots.by_layer({"ptq": TABLE.assign(q=[0.1, 1.0, 2.0])}, "mean square")
     assert plots.by_layer({"ptq": TABLE.assign(q=[0.0, 1.0, 2.0])}, "mean square", log=False) == shown
+
+
+def drawn_in(picture: str, colour: str) -> list[list[float]]:
+    """The y coordinates (downwards) of each line of several points drawn in a colour."""
+    nodes = [n for n in ElementTree.fromstring(picture).iter(f"{SVG}path") if f"stroke: {colour}" in n.get("style", "")]
+    lines = [[float(y) for _, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", node.get("d", ""))] for node in nodes]
+    return [line for line in lines if len(line) > 2]
+
+
+def test_the_claims_ratios_are_drawn_on_a_logarithmic_scale_around_1():
+    """0.5, 1 and 3 for o: from the second point, at the height of the dashed line, as their logarithms."""
+    (o, *_), (v, *_) = drawn_in(claim(), plots.COLOURS["o"]), drawn_in(claim(), plots.COLOURS["v"])
+    dashed = [n for n in ElementTree.fromstring(claim()).iter(f"{SVG}path") if "dasharray" in n.get("style", "")]
+    assert o[1] == pytest.approx(float(dashed[0].get("d", "").split()[2]), abs=0.01)
+    unit = (o[0] - o[1]) / math.log(2)
+    assert [(o[1] - y) / unit for y in (o[2], *v)] == pytest.approx([math.log(x) for x in (3, 9, 12, 4)], abs=0.01)
+
+
+def test_layers_are_whole_numbers():
+    marks = {"".join(node.itertext()).strip() for node in ElementTree.fromstring(by_layer()).iter(f"{SVG}text")}
+    assert {"0", "1", "2"} <= marks
+    assert not {"0.5", "1.5", "0.50"} & marks
+
+
+def test_panels_may_have_a_scale_of_their_own():
+    tables = {"weights": TABLE, "inputs": TABLE.assign(q=[1e3, 2e3, 3e3])}
+    shared, apart = (plots.by_layer(tables, "kurtosis", common=common) for common in (True, False))
+    small, large = (max(q) - min(q) for q in (drawn_in(p, plots.COLOURS["q"])[0] for p in (shared, apart)))
+    assert large > 1.5 * small
+
+
+def test_the_legend_names_the_roles_of_the_fullest_panel():
+    picture = plots.by_layer({"weights": TABLE, "keys and values": TABLE[["layer", "o"]]}, "kurtosis")
+    assert {"q", "o", "other"} <= {
+        "".join(n.itertext()).strip() for n in ElementTree.fromstring(picture).iter(f"{SVG}text")
+    }
 
 
 def test_every_role_has_a_colour_of_its_own():

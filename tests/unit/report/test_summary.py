@@ -86,6 +86,12 @@ def test_the_table_has_a_row_a_variant():
     assert dict(zip(header, body[0], strict=True))["KL"] == "-"
 
 
+@pytest.mark.parametrize("rtn", [19.0, 20.0])
+def test_where_rtn_is_no_worse_than_the_teacher_the_table_says_nothing_of_a_gap(rtn: float):
+    header, *body = rows(summarize(scores_with(rtn=rtn)), "gptq")
+    assert [dict(zip(header, row, strict=True))["gap won back"] for row in body] == ["-"] * 4
+
+
 def test_the_command_prints_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -1,0 +1,144 @@
+"""All signals of a float model and of any number of models quantized from it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel
+
+from pipeline import artifacts, models
+from pipeline.distill.losses import LossWeights
+from pipeline.quant.model import QuantizedModel
+from pipeline.signals import plan
+from pipeline.signals.gradients import Probe, Row, Text
+from pipeline.signals.rescaled import rescales
+from pipeline.signals.sensitivity import one_layer_on
+from pipeline.signals.table import COLUMNS, FLOAT
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A quantized model: what loads it, and whether its weights were rescaled against its norms."""
+
+    load: Callable[[], QuantizedModel]
+    rescaled: bool = False
+
+
+def variants(entries: Sequence[str]) -> dict[str, Variant]:
+    """Variants as written in a command, `name=folder` each.
+
+    Raises:
+        ValueError: an entry is no such thing, a name stands twice, or a folder holds no quantized model.
+    """
+    split = [entry.partition("=") for entry in entries]
+    names = [name for name, _, _ in split]
+    bad = [entry for entry, (name, _, folder) in zip(entries, split, strict=True) if not (name and folder)]
+    if bad or FLOAT in names or len({*names}) < len(names):
+        raise ValueError(
+            f"expected variants as name=folder, each name once and none called {FLOAT!r}, got {[*entries]}"
+        )
+    return {name: _variant(folder) for name, _, folder in split}
+
+
+def _variant(folder: str) -> Variant:
+    method = artifacts.reading(folder, artifacts.QUANTIZED).get("method", "")
+    return Variant(lambda: QuantizedModel.load(folder)[0], rescales(method))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure.
+
+    weights: of the loss. sensitivity_sequences: on which one layer at a time is quantized; 0: that is left out. widths:
+    bits for which the loss of each linear is predicted; none: that is left out.
+    """
+
+    weights: LossWeights
+    sensitivity_sequences: int = 0
+    widths: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Signals:
+    """table: see table.py. curves: predicted losses of the linears that the first variant quantizes."""
+
+    table: pd.DataFrame
+    curves: list[plan.Curve]
+
+
+def steps(teacher: PreTrainedModel, variants: int, text: Text, options: Options) -> int:
+    """How often `probe` advances (less where the first variant leaves linears in float)."""
+    passes = (variants + 1) * _batches(len(text.tokens), text.batch)
+    layers = len(models.decoder_layers(teacher)[1]) * _batches(options.sensitivity_sequences, text.batch)
+    return passes + variants * layers + (len(models.linears(teacher)) if options.widths and variants else 0)
+
+
+def probe(
+    teacher: PreTrainedModel,
+    load_float: Callable[[], PreTrainedModel],
+    variants: Mapping[str, Variant],
+    text: Text,
+    options: Options,
+    advance: Callable[[], object],
+) -> Signals:
+    """Measure the signals of a float model and of models quantized from it, two of which are held at a time.
+
+    Args:
+        teacher: the float model. load_float: gives another one like it, each time.
+        variants: by name. The curves are for the grids of the first.
+        advance: called after each piece of the work.
+
+    Raises:
+        ValueError: a statistic is not finite.
+    """
+    probed = Probe(teacher, text, options.weights)
+    rows = probed.float_model(advance)
+    first = slice(options.sensitivity_sequences)
+    few = Text(text.tokens[first], text.valid[first], text.batch)
+    curves: list[plan.Curve] = []
+    for i, (name, variant) in enumerate(variants.items()):
+        quantized = variant.load()
+        quantized.latent = {}
+        if i == 0 and options.widths:
+            grids = quantized.schemes
+            curves = plan.curves(teacher, probed.gradients, grids, text.predicted, options.widths, advance)
+        costs = one_layer_on(teacher, quantized, few, advance) if len(few.tokens) else {}
+        model = load_float()
+        undo = quantized.put_into(model)
+        mine = probed.quantized(name, model, variant.rescaled, advance)
+        undo()
+        rows += mine + _of_layers(name, teacher, mine, costs, text.predicted)
+    return Signals(_finite(pd.DataFrame(rows, columns=COLUMNS)), curves)
+
+
+def _of_layers(
+    variant: str, teacher: PreTrainedModel, rows: list[Row], costs: dict[int, float], tokens: int
+) -> list[Row]:
+    """Of each layer: the KL with it alone quantized, and the KL that first-order sensitivity predicts for it."""
+    prefix, layers = models.decoder_layers(teacher)
+    predicted = dict.fromkeys(range(len(layers)), 0.0)
+    for _, layer, _, _, _, statistic, value in rows:
+        if statistic == "first_order":
+            predicted[layer] += tokens / 2 * value
+    found = {"first_order_kl": predicted, "one_layer_kl": costs}
+    return [
+        (variant, layer, "layer", f"{prefix}.{layer}", "layer", statistic, value)
+        for statistic, values in found.items()
+        for layer, value in values.items()
+    ]
+
+
+def _finite(table: pd.DataFrame) -> pd.DataFrame:
+    bad = table[~np.isfinite(table.value)]
+    if len(bad):
+        first = bad.iloc[0]
+        raise ValueError(
+            f"{len(bad)} statistics are not finite, the first of them {first.statistic} of the {first.tensor} of "
+            f"{first['name']} in {first.variant}; are the models sound?"
+        )
+    return table
+
+
+def _batches(sequences: int, batch: int) -> int:
+    return -(-sequences // batch)

@@ -1,0 +1,35 @@
+"""inspect: the student looked at as analyze, which comes before distill, looks at the calibrated models."""
+
+from pathlib import Path
+
+from pipeline import artifacts, models, params, progress
+from pipeline.corpus import Corpus, valid_mask
+from pipeline.distill.losses import LossWeights
+from pipeline.signals import probe, suggest, table
+from pipeline.signals.gradients import Text
+from stages import run
+
+
+def work() -> None:
+    args = run.paths("inspect", "teacher", "corpus", "out", repeated="variant")
+    loaded = params.load()
+    knobs = loaded.analyze
+    artifacts.reading(args.teacher, artifacts.TEACHER)
+    variants = probe.variants(args.variant)
+    tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
+    text = Text(tokens, valid_mask(lengths, tokens.shape[1]), knobs.batch)
+    options = probe.Options(LossWeights(knobs.ce, knobs.kl), loaded.inspect.sensitivity_sequences)
+    teacher = models.load_model(args.teacher)
+    with progress.bar("inspect", probe.steps(teacher, len(variants), text, options), " piece") as bar:
+        found = probe.probe(teacher, lambda: models.load_model(args.teacher), variants, text, options, bar.update)
+    names = [table.FLOAT, *variants]
+    with artifacts.writing(Path(args.out), artifacts.SIGNALS) as draft:
+        table.write(found.table, names, draft.path)
+        for name in names:
+            claim = suggest.claim(found.table, name)
+            claim.to_csv(draft.path / f"freeze_claim_{name}.csv", index=False, float_format="%.6g")
+        draft.facts = {"variants": names, "tokens": int(lengths.sum())}
+
+
+if __name__ == "__main__":
+    run.main("inspect", work)

@@ -1,0 +1,129 @@
+"""Our GPTQ against llm-compressor's, side by side: same teacher, same corpus, same text, seconds and perplexity.
+
+    python -m venv peer && peer/bin/pip install llmcompressor==0.14.0
+    python -m tests.bench.gptq --peer peer/bin/python --benchmarks folder --text wikitext2
+
+Both quantize the decoder's linears to symmetric INT4, a scale an output channel, and leave inputs in float; one after
+the other, each in a process of its own with all cores. Seconds are of the quantization alone, without loading.
+Perplexity is measured here for both, on the weights that they leave behind. llm-compressor's GPTQ has its own defaults.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from pipeline import models, params
+from pipeline.bench import text
+from pipeline.calibration.driver import Options, calibrate
+from pipeline.corpus import Corpus, valid_mask
+from pipeline.quant.model import QuantizedModel
+from pipeline.scheme import from_short
+
+PEER = """
+import json, sys, time
+import torch
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.gptq import GPTQModifier
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+teacher, corpus, sequences, out = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+model = AutoModelForCausalLM.from_pretrained(teacher, dtype="float32")
+tokenizer = AutoTokenizer.from_pretrained(teacher)
+tokens = load_file(corpus + "/corpus.safetensors")["tokens"][:sequences].long()
+data = Dataset.from_dict({"input_ids": tokens.tolist(), "attention_mask": torch.ones_like(tokens).tolist()})
+weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}
+recipe = GPTQModifier(ignore=["lm_head"], config_groups={"all": {"targets": ["Linear"], "weights": weights}})
+begun = time.monotonic()
+oneshot(model=model, dataset=data, recipe=recipe, tokenizer=tokenizer, num_calibration_samples=sequences,
+        max_seq_length=tokens.shape[1])
+seconds = time.monotonic() - begun
+left = {}
+for name, module in model.named_modules():
+    if hasattr(module, "weight_scale"):
+        scale = module.weight_scale.float()
+        left[name] = ((module.weight.float() / scale).round().clamp(-8, 7) * scale).contiguous()
+save_file(left, out + "/weights.safetensors")
+json.dump({"seconds": seconds}, open(out + "/seconds.json", "w"))
+"""
+
+
+def ours(args: argparse.Namespace, method: str, out: Path) -> None:
+    """Calibrate in this process, and leave the model and the seconds behind."""
+    knobs = params.load().calibrate
+    model = models.load_model(args.teacher)
+    tokens, lengths = Corpus.load(args.corpus).train(args.sequences)
+    gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales")}
+    options = Options(method, gptq, batch=knobs.batch, dtype=knobs.dtype, measure=False)
+    begun = time.monotonic()
+    valid = valid_mask(lengths, tokens.shape[1])
+    found = calibrate(model, tokens, valid, from_short("W4"), options, None, lambda: None).model
+    seconds = time.monotonic() - begun
+    found.save(out / "model", {}, {})
+    (out / "seconds.json").write_text(json.dumps({"seconds": seconds}))
+
+
+def perplexity(args: argparse.Namespace, model: PreTrainedModel) -> float:
+    """Of a float32 model under bfloat16 autocast."""
+    prose = text.read_text(args.text, args.benchmarks)
+    windows = text.windows(prose, models.load_tokenizer(args.teacher), args.windows, 1024)
+    with models.autocast("bfloat16"):
+        return text.perplexity(model, windows, lambda: None)["perplexity"]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="the Python of an environment that has llm-compressor")
+    parser.add_argument("--teacher", default="data/teacher")
+    parser.add_argument("--corpus", default="data/corpus")
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--benchmarks", default="data/benchmarks")
+    parser.add_argument("--text", default=text.PYDOC)
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--only", choices=["rtn", "gptq"], help=argparse.SUPPRESS)
+    parser.add_argument("--left", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        ours(args, args.only, args.left)
+        return
+    teacher = models.load_model(args.teacher)
+    print(f"{'float':16} perplexity {perplexity(args, teacher):6.2f}", flush=True)
+    again = [sys.executable, "-m", "tests.bench.gptq", *sys.argv[1:]]
+    taken = {}
+    for name in ("rtn", "gptq", *(["llm-compressor"] if args.peer else [])):
+        with tempfile.TemporaryDirectory() as left:
+            if name == "llm-compressor":
+                command = [args.peer, "-c", PEER, args.teacher, args.corpus, str(args.sequences), left]
+            else:
+                command = [*again, "--only", name, "--left", left]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=None)
+            if done.returncode:
+                raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+            taken[name] = json.loads((Path(left) / "seconds.json").read_text())["seconds"]
+            model = models.load_model(args.teacher)
+            if name == "llm-compressor":
+                with torch.no_grad():
+                    for module, weight in load_file(Path(left) / "weights.safetensors").items():
+                        model.get_submodule(module).weight.copy_(weight)
+            else:
+                QuantizedModel.load(Path(left) / "model")[0].put_into(model)
+            print(f"{name:16} perplexity {perplexity(args, model):6.2f}  {taken[name]:6.1f} s", flush=True)
+    if args.peer:
+        print(f"ours takes {taken['gptq'] / taken['llm-compressor']:.2f} of llm-compressor's time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What bits cost: round to nearest and the best PTQ method at many W-A-KV schemes, as a table.
+
+    python -m tests.bench.schemes --out docs/schemes.md
+    python -m tests.bench.schemes --benchmarks folder --text wikitext2 --limit 100 --out docs/schemes.md
+
+First every method at W4A16; the one with the least KL to the teacher is called the best, and goes with round to nearest
+through all schemes. Weights are calibrated once a method and number of bits: neither inputs nor KV cache are quantized
+meanwhile. It needs data/teacher and data/corpus (`dvc repro synthesize`), and goes on where it was stopped.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from transformers import PreTrainedModel
+
+from pipeline import models, params
+from pipeline.artifacts import fingerprint, write_json, write_text
+from pipeline.bench import agreement, harness, text
+from pipeline.calibration.driver import PTQ_METHODS, Options, calibrate
+from pipeline.corpus import Corpus, valid_mask
+from pipeline.quant.activations import Quantizer
+from pipeline.quant.model import QuantizedModel
+from pipeline.scheme import from_short
+
+SCHEMES = ("W4A16", "W4A8", "W4A8KV8", "W4A6", "W4A8KV4", "W8A8KV4", "W8A8KV8", "W4A16KV4", "W3A16", "W2A16")
+TWO_PERCENT = 0.98  # of the float model's accuracy: 2402.18158's bound for what may be called lossless
+
+
+class Bench:
+    """The teacher, the corpus and the texts; results are kept in a JSON file."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.knobs = params.load()
+        self.tokenizer = models.load_tokenizer(args.teacher)
+        corpus = Corpus.load(args.corpus)
+        self.train, self.test = corpus.train(self.knobs.calibrate.sequences), corpus.test()
+        prose = text.read_text(args.text, args.benchmarks)
+        self.windows = text.windows(prose, self.tokenizer, args.windows, 1024)
+        self.file = args.keep / "results.json"
+        self.results: dict[str, dict[str, float]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def weights(self, method: str, bits: int) -> QuantizedModel:
+        """The model with weights of so many bits by this method, and static INT16 inputs."""
+        folder = self.args.keep / f"{method}-W{bits}"
+        if not folder.exists():
+            c = self.knobs.calibrate
+            gptq = {key: getattr(c, key) for key in ("damping", "block", "act_order", "scales")}
+            options = Options(method, gptq, c.migration, c.batch, c.dtype, measure=False)
+            model, (tokens, lengths) = models.load_model(self.args.teacher), self.train
+            valid = valid_mask(lengths, tokens.shape[1])
+            found = calibrate(model, tokens, valid, from_short(f"W{bits}A16"), options, None, lambda: None).model
+            found.latent = {}
+            found.save(folder, {"method": method}, {})
+        return QuantizedModel.load(folder)[0]
+
+    def model(self, method: str | None, scheme_text: str) -> PreTrainedModel:
+        """The teacher in bfloat16, quantized if a method is given."""
+        model = models.load_model(self.args.teacher)
+        if method:
+            scheme = from_short(scheme_text)
+            quantized = self.weights(method, scheme.weights.bits)
+            if scheme.activations.dynamic:
+                quantized.inputs = dict.fromkeys(quantized.inputs, Quantizer(scheme.activations))
+            quantized.kv_cache = scheme.kv_cache
+            quantized.put_into(model)
+        return model.bfloat16()
+
+    def fidelity(self, method: str | None, scheme: str) -> dict[str, float]:
+        """Perplexity, and agreement with the teacher; method None: the teacher itself."""
+
+        def measure() -> dict[str, float]:
+            model, teacher = self.model(method, scheme), self.model(None, "")
+            tokens, lengths = self.test
+            valid = valid_mask(lengths, tokens.shape[1])
+            found = text.perplexity(model, self.windows, lambda: None)
+            return found | agreement.agreement(model, teacher, tokens, valid, lambda: None)
+
+        return self._kept(f"{method} {scheme}", measure)
+
+    def accuracy(self, method: str | None, scheme: str) -> dict[str, float]:
+        """Zero-shot accuracy."""
+
+        def measure() -> dict[str, float]:
+            tasks, where = list(self.knobs.evaluate.tasks), self.args.keep / "datasets"
+            model = self.model(method, scheme)
+            return harness.accuracy(model, self.tokenizer, tasks, self.args.benchmarks, self.args.limit, 16, where)
+
+        return self._kept(f"{method} {scheme} accuracy", measure)
+
+    def _kept(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        if name not in self.results:
+            self.results[name] = measure()
+            write_json(self.file, self.results)
+            print(
+                name, *(f"{key} {value:.3f}" for key, value in self.results[name].items() if "." not in key), flush=True
+            )
+        return self.results[name]
+
+
+def row(name: str, fidelity: dict[str, float], *more: str) -> str:
+    """A line of a table in Markdown."""
+    cells = (
+        name,
+        f"{fidelity['perplexity']:.2f}",
+        f"{fidelity['kl']:.3f} ± {fidelity['kl.stderr']:.3f}",
+        f"{100 * fidelity['top1']:.1f} %",
+        *more,
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def header(*more: str) -> str:
+    """The head of a table in Markdown."""
+    names = ("", "perplexity", "KL to teacher", "top-1 agreement", *more)
+    return "| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|"
+
+
+def methods_table(bench: Bench) -> tuple[str, str]:
+    """Every method at W4A16; the best one's name, and the table."""
+    found = {method: bench.fidelity(method, "W4A16") for method in PTQ_METHODS}
+    lines = [header(), row("float", bench.fidelity(None, ""))]
+    lines += [row(method, scores) for method, scores in found.items()]
+    return min((m for m in PTQ_METHODS if m != "rtn"), key=lambda m: found[m]["kl"]), "\n".join(lines)
+
+
+def schemes_table(bench: Bench, best: str) -> str:
+    """Round to nearest and the best method at every scheme."""
+    teacher = bench.accuracy(None, "")
+    lines = [
+        header("accuracy", f"within {100 * (1 - TWO_PERCENT):.0f} %"),
+        row("float", bench.fidelity(None, ""), _percent(teacher), ""),
+    ]
+    for scheme in SCHEMES:
+        for method in ("rtn", best):
+            scores = bench.accuracy(method, scheme)
+            kept = scores["accuracy"] / teacher["accuracy"]
+            verdict = f"{'yes' if kept >= TWO_PERCENT else 'no'} ({100 * (kept - 1):+.1f} %)"
+            lines.append(row(f"{scheme} {method}", bench.fidelity(method, scheme), _percent(scores), verdict))
+    return "\n".join(lines)
+
+
+def _percent(scores: dict[str, float]) -> str:
+    return f"{100 * scores['accuracy']:.1f} ± {100 * scores['accuracy.stderr']:.1f} %"
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="data/teacher")
+    parser.add_argument("--corpus", default="data/corpus")
+    parser.add_argument("--benchmarks", default="data/benchmarks")
+    parser.add_argument("--text", default=text.PYDOC)
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--limit", type=int, default=0, help="items a task; 0: all")
+    parser.add_argument("--keep", type=Path, default=None, help="where calibrated models and results are kept")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    knobs = dataclasses.asdict(params.load().calibrate)
+    key = json.dumps([fingerprint(args.teacher), fingerprint(args.corpus), knobs, args.text, args.windows, args.limit])
+    args.keep = args.keep or Path("runs/schemes")
+    args.keep.mkdir(parents=True, exist_ok=True)
+    kept = args.keep / "key.json"
+    if kept.exists() and kept.read_text() != key:
+        raise SystemExit(f"{args.keep} holds results of other inputs; remove it, or give another --keep")
+    kept.write_text(key)
+    limit = f", at most {args.limit} items each" if args.limit else ""
+    bench = Bench(args)
+    best, methods = methods_table(bench)
+    page = f"""# What bits cost
+
+Perplexity: {args.windows} windows of 1024 tokens of {args.text}. KL (nats a token) and top-1 agreement: on held-out
+text of the teacher's own. Accuracy: zero-shot mean over six tasks{limit}; "within 2 %" is the relative loss that
+"Evaluating Quantized Large Language Models" (2402.18158) allows. ± is one standard error. Made by
+`python -m tests.bench.schemes`.
+
+## Methods at W4A16, per channel
+
+{methods}
+
+## Schemes, by round to nearest and by {best}
+
+{schemes_table(bench, best)}
+"""
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, page)
+
+
+if __name__ == "__main__":
+    main()

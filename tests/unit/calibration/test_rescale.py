@@ -1,0 +1,269 @@
+"""Rescaling: the float model stays the same function, and the scales are the papers', in float64 and by brute force."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline import models
+from pipeline.calibration.layers import Inputs, Runner
+from pipeline.calibration.rescale import EXPONENTS, RESCALINGS, awq, fold, pairs, rescale, smoothquant
+from pipeline.quant.methods import rtn
+from pipeline.quant.model import float_tensors
+from pipeline.scheme import Weights
+from tests.families import family
+
+V_O, UP_DOWN = "v_proj -> o_proj", "up_proj -> down_proj"
+GELU = "mlp.dense_h_to_4h -> dense_4h_to_h"  # a nonlinearity stands between
+SKIPPED = {  # what does not fold, in each layer
+    "llama": [f"self_attn.{V_O}"],  # two query heads share a value head
+    "longchat": [],
+    "gemma": [f"self_attn.{V_O}"],
+    "opt": [],  # a ReLU lets a factor through
+    "falcon-7b": ["self_attention.query_key_value -> dense", GELU],
+    "gpt-neox": [GELU],
+    "phi3": ["self_attn.qkv_proj -> o_proj"],
+}
+
+
+def rounded(name: str) -> PreTrainedModel:
+    """A family's model as calibration takes it: what is not quantized is representable in float16."""
+    model = family(name)
+    quantized = {linear.name for linear in models.linears(model)}
+    for each, values in float_tensors(model, quantized).items():
+        model.get_parameter(each).copy_(values)
+    return model
+
+
+def rescaled(
+    model: PreTrainedModel, tokens: Tensor, valid: Tensor, method: str, see: Callable[..., None] = lambda *_: None
+) -> list[str]:
+    """Rescale every layer of a float model; returns the pairs that were skipped."""
+    runner = Runner.start(model, tokens, valid, 4, "float32")
+    skipped = []
+    for index, layer in enumerate(models.decoder_layers(model)[1]):
+        group = [linear for linear in models.linears(model) if linear.layer == index]
+        inputs = runner.gather(layer, group)
+        skipped += rescale(runner, layer, group, inputs, {x.name: Weights(4) for x in group}, method, 0.5)
+        see(runner, layer, group, inputs)
+        runner.advance(layer, group, set())
+    return skipped
+
+
+@pytest.mark.parametrize("method", RESCALINGS)
+@pytest.mark.parametrize("name", SKIPPED)
+def test_without_rounding_the_model_says_what_it_said(tokens: Tensor, valid: Tensor, name: str, method: str):
+    model = rounded(name)
+    expected = model(input_ids=tokens, use_cache=False).logits
+    before = {key: parameter.clone() for key, parameter in model.named_parameters()}
+    skipped = rescaled(model, tokens, valid, method)
+    prefix = models.decoder_layers(model)[0]
+    assert skipped == [f"{prefix}.{i}.{pair}" for i in (0, 1) for pair in SKIPPED[name]]
+    found = model(input_ids=tokens, use_cache=False).logits
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    changed = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
+    readers = {f"{linear.name}.weight" for linear in models.linears(model)}
+    unmoved = {f"{prefix}.{i}.{pair}" for i in (0, 1) for pair in SKIPPED[name]}
+    unmoved = {re.sub(r"[^.]+ -> (.*)", r"\1", pair) + ".weight" for pair in unmoved}
+    assert unmoved <= readers - changed
+    assert readers - changed == unmoved or method == "awq"  # to which a scale of ones may seem best
+    for key, parameter in model.named_parameters():
+        assert key in readers or torch.equal(parameter, parameter.half().float()), key
+
+
+@pytest.mark.parametrize("name", ["llama", "stablelm", "stablelm-2", "gpt-neox", "phi3", "gemma", "opt"])
+@pytest.mark.parametrize("method", RESCALINGS)
+def test_inputs_become_those_of_the_rescaled_layer(tokens: Tensor, valid: Tensor, name: str, method: str):
+    """Those of linears that read one tensor after another included, as under a parallel residual."""
+
+    def see(runner: Runner, layer: torch.nn.Module, group: list[models.Linear], inputs: dict[str, Inputs]) -> None:
+        for linear, expected in runner.gather(layer, group).items():
+            for part in ("hessian", "absmax", "mean_abs"):
+                ours, theirs = (getattr(each, part) for each in (inputs[linear], expected))
+                torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4 * float(theirs.abs().max()))
+
+    rescaled(rounded(name), tokens, valid, method, see)
+
+
+def seen(x: Tensor) -> Inputs:
+    inputs = Inputs.empty(x.shape[1])
+    inputs.add(x)
+    inputs.finish()
+    return inputs
+
+
+def problem(seed: int = 0) -> tuple[list[Tensor], Tensor]:
+    """Weights of three linears that read the same inputs [tokens, 16], some of whose channels are large."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(40, 16, generator=generator) @ torch.randn(16, 16, generator=generator)
+    x[:, [2, 11]] *= 25
+    return [torch.randn(rows, 16, generator=generator) for rows in (12, 8, 5)], x
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.5, 1.0])
+def test_smoothquants_scale_is_that_of_the_paper(strength: float):
+    """Equation 4 in float64; the weights' maximum goes over all linears that read the input."""
+    weights, x = problem()
+    found = smoothquant(weights, seen(x), [Weights(8)] * 3, strength)
+    top = torch.cat(weights).double().abs().amax(dim=0)
+    expected = x.double().abs().amax(dim=0) ** strength / top ** (1 - strength)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_half_of_smoothquants_migration_makes_both_maxima_equal():
+    weights, x = problem()
+    scale = smoothquant(weights, seen(x), [Weights(8)] * 3, 0.5)
+    torch.testing.assert_close((x / scale).abs().amax(dim=0), (torch.cat(weights) * scale).abs().amax(dim=0))
+
+
+def candidate(weights: list[Tensor], x: Tensor, exponent: float) -> Tensor:
+    """AWQ's scale at an exponent, in float64, its extremes balanced around one."""
+    if exponent == 0:
+        return torch.ones(x.shape[1], dtype=torch.float64)
+    normal = torch.cat([w.double().abs() / w.double().abs().amax(dim=1, keepdim=True) for w in weights]).mean(dim=0)
+    scale = x.double().abs().mean(dim=0) ** exponent / normal ** (1 - exponent)
+    return scale / (scale.max() * scale.min()).sqrt()
+
+
+def output_error(weights: list[Tensor], x: Tensor, schemes: list[Weights], scale: Tensor) -> float:
+    """Squared error of the outputs x W^T with W replaced by Q(W s) / s, over the readers that are quantized."""
+    total = 0.0
+    for weight, scheme in zip(weights, schemes, strict=True):
+        if scheme.bits:
+            rounded = rtn(weight * scale.float(), None, scheme).weight.double() / scale.double()
+            total += float((x.double() @ (rounded - weight.double()).T).square().sum())
+    return total
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "schemes",
+    [[Weights(3)] * 3, [Weights(4, group=8), Weights(2), Weights(0)], [Weights(4, symmetric=False)] * 3],
+    ids=["one scheme", "mixed, one in float", "asymmetric"],
+)
+def test_awq_takes_the_exponent_with_the_least_output_error(schemes: list[Weights], seed: int):
+    weights, x = problem(seed)
+    weights[2] *= 100  # its error, where it has any, outweighs the others'
+    found = awq(weights, seen(x), schemes, 0.5)
+    errors = {exponent: output_error(weights, x, schemes, candidate(weights, x, exponent)) for exponent in EXPONENTS}
+    best = min(errors, key=errors.__getitem__)
+    assert output_error(weights, x, schemes, found) == pytest.approx(errors[best], rel=1e-3)
+    torch.testing.assert_close(found.double(), candidate(weights, x, best), rtol=1e-4, atol=0)
+    assert best > 0
+    assert errors[best] < 0.9 * errors[0.0]
+
+
+def test_awqs_exponents_run_from_zero_to_just_below_one_in_twentieths():
+    assert pytest.approx([i / 20 for i in range(20)]) == EXPONENTS
+
+
+def test_awq_leaves_weights_alone_that_their_grid_already_holds():
+    weights, x = problem()
+    exact = [rtn(weight, None, Weights(4)).weight for weight in weights]
+    assert torch.equal(awq(exact, seen(x), [Weights(4)] * 3, 0.5), torch.ones(16))
+
+
+@pytest.mark.parametrize("method", RESCALINGS)
+def test_channels_that_are_always_zero_do_no_harm(method: str):
+    weights, x = problem()
+    x[:, 4] = 0
+    for weight in weights:
+        weight[:, 7] = 0
+    scale = RESCALINGS[method](weights, seen(x), [Weights(4)] * 3, 0.5)
+    assert bool(scale.isfinite().all())
+    assert bool((scale > 0).all())
+
+
+def first_layer(name: str, tokens: Tensor, valid: Tensor) -> tuple[Runner, torch.nn.Module, list[models.Linear]]:
+    model = rounded(name)
+    group = [linear for linear in models.linears(model) if linear.layer == 0]
+    return Runner.start(model, tokens, valid, 4, "float32"), models.decoder_layers(model)[1][0], group
+
+
+def test_pairs_are_each_norm_with_its_readers_then_v_with_o_and_up_with_down(tokens: Tensor, valid: Tensor):
+    found = pairs(*first_layer("llama", tokens, valid))
+    assert [str(pair) for pair in found] == [
+        "model.layers.0.input_layernorm -> q_proj, k_proj, v_proj",
+        "model.layers.0.post_attention_layernorm -> gate_proj, up_proj",
+        f"model.layers.0.self_attn.{V_O}",
+        f"model.layers.0.mlp.{UP_DOWN}",
+    ]
+    (parallel, *_) = pairs(*first_layer("falcon-7b", tokens, valid))
+    assert str(parallel) == "transformer.h.0.input_layernorm -> query_key_value, dense_h_to_4h"
+
+
+@pytest.mark.parametrize(("name", "maker"), [("gpt-neox", "query_key_value"), ("phi3", "gate_up_proj")])
+def test_only_the_rows_of_the_part_are_divided(tokens: Tensor, valid: Tensor, name: str, maker: str):
+    runner, layer, group = first_layer(name, tokens, valid)
+    (pair,) = [each for each in pairs(runner, layer, group) if each.maker.endswith(maker)]
+    (linear,) = [each for each in group if each.name == pair.maker]
+    module = runner.model.get_submodule(pair.maker)
+    before, scale = module.weight.clone(), torch.linspace(0.5, 2, len(pair.rows))
+    used = fold(runner, layer, pair, scale)
+    assert used is not None
+    part = "v" if maker == "query_key_value" else "up"
+    assert torch.equal(pair.rows, linear.rows[part])
+    others = torch.ones(len(before), dtype=torch.bool)
+    others[pair.rows] = False
+    assert torch.equal(module.weight[others], before[others])
+    torch.testing.assert_close(module.weight[pair.rows], before[pair.rows] / used[:, None])
+    torch.testing.assert_close(used, scale, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "gpt-neox"])
+def test_a_norms_scale_is_what_its_float16_weight_really_divides_by(tokens: Tensor, valid: Tensor, name: str):
+    """What is folded differs from what was asked for by the rounding of the norm's weight, and by nothing more."""
+    runner, layer, group = first_layer(name, tokens, valid)
+    pair = pairs(runner, layer, group)[0]
+    norm, readers = runner.model.get_submodule(pair.maker), [runner.model.get_submodule(x.name) for x in pair.readers]
+    before = norm.weight.clone(), [reader.weight.clone() for reader in readers]
+    asked = torch.rand(32, generator=torch.Generator().manual_seed(0)) * 3 + 0.4
+    used = fold(runner, layer, pair, asked)
+    offset = 1.0 if name == "gemma" else 0.0
+    assert torch.equal(norm.weight, norm.weight.half().float())
+    torch.testing.assert_close(used, (before[0] + offset) / (norm.weight + offset), rtol=1e-6, atol=0)
+    torch.testing.assert_close(used, asked, rtol=0.1 if hasattr(norm, "bias") else 2e-3, atol=0)
+    for reader, old in zip(readers, before[1], strict=True):
+        assert torch.equal(reader.weight, old * used)
+
+
+def test_a_norms_weight_of_zero_stays(tokens: Tensor, valid: Tensor):
+    runner, layer, group = first_layer("llama", tokens, valid)
+    layer.input_layernorm.weight[5] = 0
+    used = fold(runner, layer, pairs(runner, layer, group)[0], torch.full((32,), 2.0))
+    assert (used[5], layer.input_layernorm.weight[5]) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-neox", "falcon-7b"])
+def test_a_pair_that_does_not_fold_changes_nothing(tokens: Tensor, valid: Tensor, name: str):
+    runner, layer, group = first_layer(name, tokens, valid)
+    before = {key: parameter.clone() for key, parameter in runner.model.named_parameters()}
+    barred = [
+        pair
+        for pair in pairs(runner, layer, group)
+        if str(pair).split(".", 3)[-1] in SKIPPED[name] or any(str(pair).endswith(x) for x in SKIPPED[name])
+    ]
+    assert barred
+    for pair in barred:
+        width = runner.model.get_submodule(pair.readers[0].name).in_features
+        assert fold(runner, layer, pair, torch.linspace(0.5, 2, width)) is None
+    assert all(torch.equal(parameter, before[key]) for key, parameter in runner.model.named_parameters())
+
+
+def test_a_norm_that_something_else_reads_too_is_skipped(tokens: Tensor, valid: Tensor):
+    """A router, say, or whatever is no linear that is quantized."""
+    runner, layer, group = first_layer("llama", tokens, valid)
+    barred = [linear for linear in group if linear.role != "q"]
+    inputs = runner.gather(layer, barred)
+    skipped = rescale(runner, layer, barred, inputs, {x.name: Weights(4) for x in barred}, "smoothquant", 0.5)
+    assert "model.layers.0.input_layernorm -> k_proj, v_proj" in skipped
+
+
+@pytest.mark.parametrize("method", RESCALINGS)
+def test_no_hook_is_left(tokens: Tensor, valid: Tensor, method: str):
+    model = rounded("llama")
+    rescaled(model, tokens, valid, method)
+    assert all(not module._forward_pre_hooks and not module._forward_hooks for module in model.modules())

@@ -1,0 +1,74 @@
+"""Fake-quantized keys and values against a plain loop over tokens and groups."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipeline.quant.grid import Grid
+from pipeline.quant.kv_cache import fake_quantize
+from pipeline.scheme import KVCache
+from tests.unit.quant.strategies import SEEDS, WEIGHT_BITS, random
+
+
+def looped(x: Tensor, scheme: KVCache) -> Tensor:
+    """Token by token: the values of its heads one after the other, group by group."""
+    grid, out = Grid(scheme.bits, scheme.symmetric), torch.full_like(x, torch.nan)
+    batch, heads, tokens, size = x.shape
+    group = scheme.group or heads * size
+    for b in range(batch):
+        for t in range(tokens):
+            values = torch.cat([x[b, h, t] for h in range(heads)])
+            parts = []
+            for start in range(0, heads * size, group):
+                part = values[start : start + group].float()
+                step = grid.step(part.min(), part.max())
+                parts.append(grid.dequantize(grid.quantize(part, step), step))
+            for h, head in enumerate(torch.cat(parts).split(size)):
+                out[b, h, t] = head.to(x.dtype)
+    return out
+
+
+@given(
+    SEEDS,
+    st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 4), st.sampled_from([2, 4, 8])),
+    st.sampled_from(WEIGHT_BITS),
+    st.booleans(),
+    st.integers(0, 4),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+@settings(max_examples=400)
+def test_each_token_or_group_has_its_own_grid(
+    seed: int, shape: tuple[int, int, int, int], bits: int, symmetric: bool, halvings: int, dtype: torch.dtype
+):
+    """Groups run over the heads of a token, and may hold several heads or a part of one."""
+    width = shape[1] * shape[3]
+    scheme = KVCache(bits, symmetric, 0 if halvings == 4 or width % 2**halvings else width // 2**halvings)
+    x = (random(seed, *shape) * torch.logspace(-2, 2, shape[2])[:, None]).to(dtype)
+    x[0, :, 0, 0] = 0
+    found = fake_quantize(x, scheme)
+    assert found.dtype == dtype
+    assert torch.equal(found, looped(x, scheme))
+
+
+@pytest.mark.parametrize("scheme", [KVCache(4), KVCache(8, symmetric=False), KVCache(2, group=4)])
+def test_the_gradient_is_the_identity(scheme: KVCache):
+    x, upstream = random(0, 2, 2, 3, 8).requires_grad_(), random(1, 2, 2, 3, 8)
+    found = fake_quantize(x, scheme)
+    found.backward(upstream)
+    assert torch.equal(x.grad, upstream)
+    assert not torch.equal(found, x)
+
+
+@pytest.mark.parametrize("scheme", [KVCache(4), KVCache(3, symmetric=False, group=8)])
+def test_a_token_does_not_depend_on_the_others(scheme: KVCache):
+    """So that a prefill and token by token generation see the same keys and values."""
+    x = random(0, 1, 2, 5, 8)
+    together = fake_quantize(x, scheme)
+    for t in range(5):
+        assert torch.equal(together[:, :, t : t + 1], fake_quantize(x[:, :, t : t + 1], scheme))
+
+
+def test_zeros_stay_zero():
+    assert torch.equal(fake_quantize(torch.zeros(1, 2, 3, 4), KVCache(4, symmetric=False)), torch.zeros(1, 2, 3, 4))
