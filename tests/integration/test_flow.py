@@ -200,7 +200,13 @@ def test_a_killed_flow_leaves_no_process_and_no_lock(project: Path, number: int,
     log = project / "runs/log"
     with log.open("w") as output:
         flow = subprocess.Popen(
-            FLOW, cwd=project, env=environment(), stdout=output, stderr=output, start_new_session=True
+            FLOW,
+            cwd=project,
+            env=environment(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
         )
     started: list[psutil.Process] = []
     try:
