@@ -79,12 +79,30 @@ def gptq(
 
     Returns:
         Codes and scales in the weight's own column order. The latent weight is what each column had become when it was
-        rounded, held inside the grid's range.
+        rounded, held inside the grid's range. An output channel whose error, e H e^T, came out above that of round to
+        nearest is rounded to nearest: the feedback can push columns out of their group's range.
 
     Raises:
         ValueError: the Hessian does not invert however it is damped, as when it is not finite.
     """
-    step, grid = SCALES[scales](weight, hessian, scheme), weights.grid_of(scheme)
+    step = SCALES[scales](weight, hessian, scheme)
+    found, nearest = feed_back(weight, hessian, step, scheme, damping, block, act_order), rtn(weight, None, scheme)
+    ours, theirs = (_output_errors(each.weight - weight, hessian) for each in (found, nearest))
+    worse = (ours > theirs)[:, None]
+    return Rounded(
+        torch.where(worse, nearest.codes, found.codes),
+        Step(*(torch.where(worse, *parts) for parts in zip(nearest.step, found.step, strict=True))),
+        torch.where(worse, nearest.latent, found.latent),
+        scheme,
+        found.damping,
+    )
+
+
+def feed_back(
+    weight: Tensor, hessian: Tensor, step: Step, scheme: Weights, damping: float, block: int, act_order: bool
+) -> Rounded:
+    """The rounding of `gptq`, on scales and zero points that are given, whatever error it leaves."""
+    grid = weights.grid_of(scheme)
     columns = weight.shape[1]
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else torch.arange(columns)
     upper, used = inverse_factor(hessian[order][:, order], damping)
@@ -104,6 +122,11 @@ def gptq(
     back = torch.argsort(order)
     latent = weights.clamp(left[back].T.contiguous(), step, scheme)
     return Rounded(codes[back].T.contiguous().to(grid.dtype), step, latent, scheme, used)
+
+
+def _output_errors(error: Tensor, hessian: Tensor) -> Tensor:
+    """Squared error of each output channel, e H e^T of the rows of a weight's error [out, in]: [out]."""
+    return ((error @ hessian) * error).sum(dim=1)
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
@@ -188,8 +211,7 @@ def _best_step(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor]
 def output_sqnr(weight: Tensor, approximation: Tensor, hessian: Tensor) -> float:
     """SQNR in dB of a linear's output on the inputs behind the Hessian: tr(W H W^T) / tr(E H E^T) with E = W - W'."""
     error = weight - approximation
-    signal = ((weight @ hessian) * weight).sum().double()
-    noise = ((error @ hessian) * error).sum().double()
+    signal, noise = (_output_errors(each, hessian).sum().double() for each in (weight, error))
     return 200.0 if noise <= 0 else float(10 * torch.log10(signal / noise).clamp(-20, 20))
 
 

@@ -19,6 +19,7 @@ from pipeline.quant.methods import (
     SCALES,
     Rounded,
     clip,
+    feed_back,
     gptq,
     inverse_factor,
     mse,
@@ -88,8 +89,7 @@ def test_gptq_takes_the_steps_of_optimal_brain_quantization(scheme: Weights, act
     compared = 0
     for seed in range(6):
         weight, _, hessian = problem(seed)
-        found = gptq(weight, hessian, scheme, act_order=act_order, scales=scales)
-        assert all(map(torch.equal, found.step, SCALES[scales](weight, hessian, scheme)))
+        found = feed_back(weight, hessian, SCALES[scales](weight, hessian, scheme), scheme, 0.01, 128, act_order)
         expected, rounded_from = brain_surgery(weight, hessian, scheme, found.step, 0.01, act_order)
         sure = (from_tie(rounded_from) > 1e-4).all(dim=1)
         assert torch.equal(found.codes[sure].double(), expected[sure])
@@ -120,29 +120,40 @@ def test_the_block_changes_speed_and_not_the_codes(scheme: Weights, block: int, 
 
 
 @named
-def test_gptq_leaves_less_output_error_than_rounding_to_nearest_each_time(scheme: Weights):
-    """With the scales it takes unless told otherwise.
-
-    No law: the feedback can push a column out of its group's range. Of 2,400 heavy-tailed weights or strongly
-    correlated inputs, three in groups came out worse, one of them by half.
-    """
+def test_gptq_leaves_less_output_error_than_rounding_to_nearest(scheme: Weights):
+    """With the scales it takes unless told otherwise, on ordinary problems."""
     for seed in range(20):
         weight, x, hessian = problem(seed)
         ours, nearest = gptq(weight, hessian, scheme).weight, rtn(weight, None, scheme).weight
         assert output_error(weight, ours, x) < output_error(weight, nearest, x)
 
 
-@named
-def test_on_min_max_scales_gptq_leaves_less_output_error_in_all(scheme: Weights):
-    """Not each time: an asymmetric group of one sign has no codes for what the feedback moves across zero."""
-    errors = []
-    for seed in range(20):
+@pytest.mark.parametrize("scales", SCALES)
+@given(SEEDS, st.sampled_from(WEIGHT_BITS), st.booleans(), st.sampled_from([0, 4]), st.sampled_from([0.0, 0.9, 0.99]))
+@settings(max_examples=100)
+def test_in_no_output_channel_gptq_leaves_more_error(
+    scales: str, seed: int, bits: int, symmetric: bool, group: int, correlation: float
+):
+    """Nor on heavy-tailed weights and strongly correlated inputs, where the feedback alone can; to float32's sums."""
+    scheme, draw = Weights(bits, symmetric, group), torch.Generator().manual_seed(seed)
+    weight = torch.randn(8, 16, generator=draw) / torch.rand(8, 16, generator=draw).clamp(min=1e-2)
+    x = torch.randn(60, 16, generator=draw) * (1 - correlation) + torch.randn(60, 1, generator=draw) * correlation
+    hessian = x.T @ x
+    pair = (f(weight, hessian, scheme, **more).weight for f, more in ((gptq, {"scales": scales}), (rtn, {})))
+    ours, nearest = ((x.double() @ (weight - each).double().T).square().sum(dim=0) for each in pair)
+    assert (ours <= nearest * (1 + 1e-3)).all()
+
+
+def test_the_feedback_alone_can_leave_more():
+    """Which is what the comparison by output channel is for: some channel of some such problem comes out worse."""
+    scheme, worse = Weights(3, symmetric=False, group=4), 0
+    for seed in range(40):
         weight, x, hessian = problem(seed)
-        pair = gptq(weight, hessian, scheme, scales="minmax").weight, rtn(weight, None, scheme).weight
-        errors.append([output_error(weight, approximation, x) for approximation in pair])
-    ours, nearest = torch.tensor(errors).T
-    assert ours.sum() < 0.8 * nearest.sum()
-    assert (ours <= nearest).float().mean() >= 0.9
+        step = SCALES["minmax"](weight, hessian, scheme)
+        alone, nearest = feed_back(weight, hessian, step, scheme, 0.01, 128, True), rtn(weight, None, scheme)
+        errors = ((x @ (weight - each.weight).T).square().sum(dim=0) for each in (alone, nearest))
+        worse += int((next(errors) > 1.01 * next(errors)).sum())
+    assert worse
 
 
 def test_without_correlation_gptq_is_rounding_to_nearest():
