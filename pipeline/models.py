@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-ROLES = ("q", "k", "v", "o", "gate", "up", "down", "in", "x", "out", "other")
 ROLE_OF_NAME = {
     "q_proj": "q",
     "k_proj": "k",
@@ -202,17 +201,27 @@ def hidden_states(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
 
 
+def head_module(model: PreTrainedModel) -> nn.Linear:
+    """The output head.
+
+    Raises:
+        ValueError: it is no plain linear.
+    """
+    module = model.get_output_embeddings()
+    if module is None or getattr(module, "bias", None) is not None:
+        raise ValueError(f"{type(model).__name__} has no plain linear head")
+    return module
+
+
 def head_weight(model: PreTrainedModel) -> Tensor:
     """The head's weight [vocabulary, hidden].
 
     Raises:
         ValueError: the logits are not hidden states times this weight (a bias, a cap, a scale come after).
     """
-    head = model.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise ValueError(f"{type(model).__name__} has no plain linear head")
+    head = head_module(model)
     with torch.no_grad():
-        probe = torch.arange(2).reshape(1, 2)
+        probe = torch.arange(2, device=model.device).reshape(1, 2)
         logits = model(input_ids=probe, use_cache=False).logits.float()
         ours = (hidden_states(model, probe) @ head.weight.T).float()
     if not torch.allclose(logits, ours, rtol=1e-2, atol=1e-2, equal_nan=True):
@@ -227,9 +236,14 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def autocast(dtype: str) -> AbstractContextManager:
-    """The context in which a forward runs: bfloat16 autocast on the CPU, or nothing for float32."""
-    return torch.autocast("cpu", dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+def device() -> torch.device:
+    """Where a model runs: an accelerator where torch finds one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def autocast(dtype: str, where: torch.device | str = "cpu") -> AbstractContextManager:
+    """The context in which a forward runs on a device: bfloat16 autocast, or nothing for float32."""
+    return torch.autocast(torch.device(where).type, dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
 def cast_linears(model: PreTrainedModel, dtype: str) -> None:

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import yaml
 
-from pipeline import scheme
+from pipeline import freezing, scheme
 from pipeline.names import unknown
 from pipeline.scheme import Scheme
 
 Dtype = Literal["bfloat16", "float32"]
 Method = Literal["rtn", "mse", "gptq", "awq", "smoothquant", "awq+gptq", "smoothquant+gptq"]
-FreezeName = Literal["none", "o", "v", "ov", "qk", "qkv", "qkvo", "mlp", "auto"]
+Divergence = Literal["forward", "reverse", "symmetric"]
 PlanBits = Literal[2, 3, 4, 5, 6, 7, 8]
 Task = Literal["piqa", "hellaswag", "winogrande", "openbookqa", "arc_easy", "arc_challenge"]
 
@@ -74,12 +74,24 @@ class Analyze:
 
 
 @dataclass(frozen=True)
+class Targets:
+    text: str
+    share: float
+    batch: int
+    dtype: Dtype
+
+
+@dataclass(frozen=True)
 class Distill:
-    freeze: FreezeName | list[str]
-    scale: Literal["static", "minmax"]
+    freeze: str | list[str]
+    scale: Literal["static", "minmax", "learned"]
+    scale_lr: float
     train_norms: bool
+    train_embeddings: bool
+    seed: int
     steps: int
     batch: int
+    accumulate: int
     lr: float
     warmup: float
     min_lr: float
@@ -87,10 +99,16 @@ class Distill:
     clip: float
     ce: float
     kl: float
+    divergence: Divergence
+    kl_reduction: Literal["token", "batchmean"]
+    hidden: float
     temperature: float
     chunk: int
+    gradient_checkpointing: bool
     dtype: Dtype
     checkpoint_every: int
+    processes: int
+    shard: bool
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,7 @@ class Params:
     synthesize: Synthesize
     calibrate: Calibrate
     analyze: Analyze
+    targets: Targets
     distill: Distill
     inspect: Inspect
     export: Export
@@ -298,7 +317,12 @@ def _ranges(p: Params) -> list[str]:
         "analyze.sensitivity_sequences": (p.analyze.sensitivity_sequences, 0),
         "analyze.average_bits": (p.analyze.average_bits, min(p.analyze.plan_bits)),
         "inspect.sensitivity_sequences": (p.inspect.sensitivity_sequences, 0),
+        "targets.batch": (p.targets.batch, 1),
         "distill.steps": (p.distill.steps, 1),
+        "distill.seed": (p.distill.seed, 0),
+        "distill.accumulate": (p.distill.accumulate, 1),
+        "distill.processes": (p.distill.processes, 1),
+        "distill.hidden": (p.distill.hidden, 0),
         "distill.batch": (p.distill.batch, 1),
         "distill.chunk": (p.distill.chunk, 1),
         "distill.checkpoint_every": (p.distill.checkpoint_every, 1),
@@ -320,11 +344,13 @@ def _ranges(p: Params) -> list[str]:
     above_zero = {
         "synthesize.temperature": p.synthesize.temperature,
         "distill.lr": p.distill.lr,
+        "distill.scale_lr": p.distill.scale_lr,
         "distill.clip": p.distill.clip,
         "distill.temperature": p.distill.temperature,
     }
     problems += [f"{name}: must be above 0, got {value}" for name, value in above_zero.items() if not value > 0]
     shares = {
+        "targets.share": p.targets.share,
         "distill.warmup": p.distill.warmup,
         "distill.min_lr": p.distill.min_lr,
         "calibrate.migration": p.calibrate.migration,
@@ -358,9 +384,11 @@ def _ranges(p: Params) -> list[str]:
             problems.append(
                 f"{name}.sensitivity_sequences: {few} are more than analyze.sequences, {p.analyze.sequences}"
             )
-    for name, ce, kl in (("analyze", p.analyze.ce, p.analyze.kl), ("distill", p.distill.ce, p.distill.kl)):
-        if not ce + kl > 0:
-            problems.append(f"{name}.ce, {name}.kl: both are 0, which leaves no loss")
+    if not p.analyze.ce + p.analyze.kl > 0:
+        problems.append("analyze.ce, analyze.kl: both are 0, which leaves no loss")
+    problems += _distill_ranges(p.distill)
+    if p.targets.share and not Path(p.targets.text).exists():
+        problems.append(f"targets.text: {p.targets.text!r} does not exist (targets.share is {p.targets.share})")
     if p.teacher.source == "path" and not Path(p.teacher.path).exists():
         problems.append(f"teacher.path: {p.teacher.path!r} does not exist (teacher.source is path)")
     if p.evaluate.source == "folder":
@@ -374,6 +402,25 @@ def _ranges(p: Params) -> list[str]:
             problems += [
                 f"evaluate: benchmark file {file} does not exist" for file in wanted_files if not file.is_file()
             ]
+    return problems
+
+
+def _distill_ranges(d: Distill) -> list[str]:
+    problems = []
+    if not d.ce + d.kl + d.hidden > 0:
+        problems.append("distill.ce, distill.kl, distill.hidden: all are 0, which leaves no loss")
+    if d.batch % (max(d.processes, 1) * max(d.accumulate, 1)):
+        problems.append(
+            f"distill.batch: {d.batch} sequences do not divide among {d.processes} processes x {d.accumulate} forwards "
+            "(distill.processes, distill.accumulate)"
+        )
+    if d.shard and d.processes == 1:
+        problems.append("distill.shard: there is one process to share with; set distill.processes to 2 or more")
+    if d.freeze != freezing.AUTO:
+        try:
+            freezing.terms(d.freeze)
+        except ValueError as error:
+            problems.append(f"distill.freeze: {error}")
     return problems
 
 

@@ -1,65 +1,73 @@
 """distill: train the quantized student to say what the teacher says, with some projections frozen."""
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline import artifacts, models, params, progress
-from pipeline.corpus import Corpus
-from pipeline.distill import loop, losses
+from pipeline.distill import loop, losses, parallel
 from pipeline.distill.freeze import frozen_rows
-from pipeline.distill.student import prepare
+from pipeline.distill.schedule import Schedule
+from pipeline.distill.student import Learns, prepare
+from pipeline.distill.targets import Targets
+from pipeline.freezing import AUTO
 from pipeline.quant.model import QuantizedModel
 from stages import run
 
 
 def work() -> None:
-    args = run.paths("distill", "teacher", "corpus", "calibration", "signals", "out")
+    args = run.paths("distill", "teacher", "targets", "calibration", "signals", "out")
     loaded = params.load()
     knobs = loaded.distill
+    if knobs.processes > 1 and not parallel.launched():
+        parallel.launch("stages.distill", sys.argv[1:], knobs.processes)
+        return
     artifacts.reading(args.teacher, artifacts.TEACHER)
-    teacher, base = models.load_model(args.teacher), models.load_model(args.teacher)
-    data = Corpus.load(args.corpus).train()
+    data = Targets.load(args.targets)
     start, calibration = QuantizedModel.load(args.calibration)
-    freeze = _suggested(args.signals) if knobs.freeze == "auto" else knobs.freeze
-    frozen = frozen_rows(freeze, [linear for linear in models.linears(base) if linear.name in start.codes])
-    models.cast_linears(teacher, knobs.dtype)
-    student = prepare(base, start, frozen, knobs.scale, knobs.train_norms, models.torch_dtype(knobs.dtype))
+    freeze = _suggested(args.signals) if knobs.freeze == AUTO else knobs.freeze
+    processes = parallel.join(knobs.shard)
+    model = models.load_model(args.teacher)
+    teacher_head = models.head_weight(model).detach().to(models.torch_dtype(knobs.dtype), copy=True)
+    frozen = frozen_rows(freeze, [linear for linear in models.linears(model) if linear.name in start.codes])
+    learns = Learns(knobs.scale, knobs.train_norms, knobs.train_embeddings)
+    student = prepare(model, start, frozen, learns, models.torch_dtype(knobs.dtype), processes)
+    if knobs.gradient_checkpointing:
+        loop.save_memory(model)
 
     inputs = {
-        "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.corpus, args.calibration)],
+        "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.targets, args.calibration)],
         "knobs": {**dataclasses.asdict(knobs), "freeze": freeze, "checkpoint_every": 0},
         "seed": loaded.seed,
     }
     scratch = progress.scratch("distill", inputs)
-    schedule = loop.Schedule(
-        steps=knobs.steps,
-        batch=knobs.batch,
-        lr=knobs.lr,
-        warmup=knobs.warmup,
-        min_lr=knobs.min_lr,
-        weight_decay=knobs.weight_decay,
-        clip=knobs.clip,
-        checkpoint_every=knobs.checkpoint_every,
-        dtype=knobs.dtype,
-        seed=loaded.seed,
+    schedule = Schedule(
+        **{field.name: getattr(knobs, field.name) for field in dataclasses.fields(Schedule) if field.name != "seed"},
+        seed=loaded.seed + knobs.seed,
     )
-    weights = losses.LossWeights(knobs.ce, knobs.kl, knobs.temperature, knobs.chunk)
-    log = loop.train(student, teacher, data, schedule, weights, scratch, lambda done: _Bar(knobs.steps, done).show)
+    weights = losses.LossWeights(knobs.ce, knobs.kl, knobs.temperature, knobs.chunk, knobs.divergence, knobs.hidden)
+
+    def begin(done: int) -> loop.Report:
+        return _Bar(knobs.steps, done).show if processes.first else lambda row: None
+
+    log = loop.train(student, teacher_head, data, schedule, weights, scratch, begin, knobs.kl_reduction == "batchmean")
     trained = student.finished()
-    facts = {
-        "freeze": freeze,
-        "freeze_knob": knobs.freeze,
-        "frozen": {name: "all" if rows is None else len(rows) for name, rows in sorted(frozen.items())},
-        "scale": knobs.scale,
-        "steps": knobs.steps,
-        "seed": loaded.seed,
-        "method": calibration.get("method", ""),
-    }
-    trained.save(args.out, facts, {"log": pd.DataFrame(log, columns=list(loop.LOG_COLUMNS))})
-    progress.clear("distill")
+    if processes.first:
+        facts = {
+            "freeze": freeze,
+            "freeze_knob": knobs.freeze,
+            "frozen": {name: "all" if rows is None else len(rows) for name, rows in sorted(frozen.items())},
+            "scale": knobs.scale,
+            "steps": knobs.steps,
+            "seed": schedule.seed,
+            "method": calibration.get("method", ""),
+        }
+        trained.save(args.out, facts, {"log": pd.DataFrame(log)})
+        progress.clear("distill")
+    processes.leave()
 
 
 def _suggested(folder: str) -> str:

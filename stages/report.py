@@ -26,6 +26,7 @@ def work() -> None:
         "rtn",
         "signals",
         "inspected",
+        "targets",
         "student",
         "int4",
         "scores",
@@ -45,7 +46,7 @@ def work() -> None:
     table, variants = _signals(args.signals, args.inspected, facts)
     log = pd.read_csv(Path(args.student) / "log.csv")
     tasks = summaries.task_names(scores)
-    folders = {name: Path(getattr(args, name)) for name in names[:7]}
+    folders = {name: Path(getattr(args, name)) for name in names[:8]}
     folders |= {f"int4/{v}": Path(args.int4) / v for v in ("rtn", "ptq", "student")}
     folders |= {f"scores/{v}": Path(args.scores) / f"{v}.json" for v in summaries.VARIANTS}
     content = page.render(

@@ -5,6 +5,7 @@ Time and memory differ from run to run, so they go to runs/usage/, which no arti
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
@@ -30,14 +31,18 @@ def paths(stage: str, *names: str, repeated: str = "") -> argparse.Namespace:
 
 
 def main(stage: str, work: Callable[[], str | None]) -> None:
-    """Run a stage's work, which may return its variant's name. A ValueError is the user's, and shown as one line."""
-    started = time.monotonic()
+    """Run a stage's work, which may return its variant's name. A ValueError is the user's, and shown as one line.
+
+    Of a stage in several processes, the one that launched them notes what they took.
+    """
+    started, rank = time.monotonic(), os.environ.get("RANK")
     try:
         with quiet_libraries():
             variant = work()
-        _note_usage(f"{stage}@{variant}" if variant else stage, time.monotonic() - started)
+        if rank is None:
+            _note_usage(f"{stage}@{variant}" if variant else stage, time.monotonic() - started)
     except ValueError as error:
-        sys.exit(f"{stage}: {error}")
+        sys.exit(f"{stage}: {error}" if rank is None else f"{stage}, process {rank}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:

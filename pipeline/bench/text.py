@@ -5,7 +5,6 @@ from the start; each window stands alone, its first token is context only. No BO
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from pipeline.texts import json_lines
 
 PYDOC = "pydoc"
 
@@ -33,19 +34,7 @@ def read_text(name: str, folder: str | Path) -> str:
         raise ValueError(
             f"evaluate.text: {file} does not exist; give the name of a JSON lines file there, or {PYDOC!r}"
         )
-    pages = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
-        try:
-            row = json.loads(line)
-            page = row["page"] if "page" in row else row["text"]
-            if not isinstance(page, str):
-                raise TypeError(f"its text is {page!r}")
-            pages.append(page)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file}, line {number}: expected an object with a 'page' or a 'text': {error!r}"
-            ) from None
-    return "\n\n".join(pages)
+    return "\n\n".join(json_lines(file))
 
 
 def windows(text: str, tokenizer: Any, count: int, length: int) -> Tensor:

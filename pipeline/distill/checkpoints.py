@@ -1,7 +1,8 @@
 """Checkpoints that a killed run goes on from: atomic, checked, the last two kept, no pickle.
 
 A checkpoint is one safetensors file: masters, AdamW's moments, and in its header the step and the log so far. It is
-written under another name and renamed when whole.
+written under another name and renamed when whole. The order of the data and the learning rate are functions of the
+step, and nothing else is drawn by chance. Of sharded masters the first process writes all rows.
 """
 
 import json
@@ -10,37 +11,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
+
+from pipeline.distill.student import Student
 
 KEPT = 2
+PARTS = ("master", "exp_avg", "exp_avg_sq")
 
 
-def save(
-    folder: Path,
-    step: int,
-    masters: dict[str, nn.Parameter],
-    optimizer: torch.optim.AdamW,
-    log: list[dict[str, Any]],
-) -> None:
-    """Write the state after `step` steps, and drop all but the last two checkpoints."""
+def save(folder: Path, step: int, student: Student, optimizer: torch.optim.AdamW, log: list[dict[str, Any]]) -> None:
+    """Write the state after `step` steps, and drop all but the last two checkpoints. Every process must call it.
+
+    Raises:
+        ValueError: it cannot be written, as when the disk is full; the checkpoints before it are as they were.
+    """
     tensors = {}
-    for name, master in masters.items():
+    for name, master in student.masters.items():
         state = optimizer.state[master]
-        tensors[f"master/{name}"] = master.detach()
-        tensors[f"exp_avg/{name}"], tensors[f"exp_avg_sq/{name}"] = state["exp_avg"], state["exp_avg_sq"]
+        for part, values in zip(PARTS, (master.detach(), state["exp_avg"], state["exp_avg_sq"]), strict=True):
+            whole = student.processes.gather(values) if _split(student, name) else values
+            if student.processes.first:
+                tensors[f"{part}/{name}"] = whole.cpu()
+    if not student.processes.first:
+        return
     file = folder / f"step-{step:08d}.safetensors"
-    part = file.with_suffix(".part")
-    save_file(tensors, part, metadata={"step": str(step), "log": json.dumps(log)})
-    part.replace(file)
+    part_file = file.with_suffix(".part")
+    try:
+        save_file(tensors, part_file, metadata={"step": str(step), "log": json.dumps(log)})
+        part_file.replace(file)
+    except (OSError, SafetensorError) as error:
+        part_file.unlink(missing_ok=True)
+        raise ValueError(
+            f"the checkpoint after step {step} cannot be written to {folder}: {error}; make room and run again, which "
+            f"goes on from the last one before it"
+        ) from None
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
         old.unlink()
 
 
-def restore(
-    folder: Path, masters: dict[str, nn.Parameter], optimizer: torch.optim.AdamW
-) -> tuple[int, list[dict[str, Any]]]:
+def restore(folder: Path, student: Student, optimizer: torch.optim.AdamW) -> tuple[int, list[dict[str, Any]]]:
     """Load the newest whole checkpoint into masters and optimizer; returns its step and log, or 0 and an empty log.
 
     A checkpoint that cannot be read is passed over for the one before it, with a warning on standard error.
@@ -51,18 +62,30 @@ def restore(
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  not a dict
                 header = stored.metadata()
             step, log = int(header["step"]), json.loads(header["log"])
-            if {key.split("/", 1)[1] for key in tensors} != set(masters):
+            if tensors.keys() != {f"{part}/{name}" for part in PARTS for name in student.masters}:
                 raise ValueError("it holds other tensors")
         except Exception as error:  # safetensors has a class of its own for a truncated file
             print(f"distill: {file.name} cannot be used ({error}); trying the one before it", file=sys.stderr)
             continue
         with torch.no_grad():
-            for name, master in masters.items():
-                master.copy_(tensors[f"master/{name}"])
-                optimizer.state[master] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": tensors[f"exp_avg/{name}"],
-                    "exp_avg_sq": tensors[f"exp_avg_sq/{name}"],
-                }
+            for name, master in student.masters.items():
+                mine = {part: _mine(student, name, tensors[f"{part}/{name}"]).to(master.device) for part in PARTS}
+                master.copy_(mine.pop("master"))
+                optimizer.state[master] = {"step": torch.tensor(float(step), device=master.device), **mine}
         return step, log
     return 0, []
+
+
+def _split(student: Student, name: str) -> bool:
+    """Whether a master is spread over the processes: those of the decoder's linears are, where these are sharded."""
+    return student.processes.sharded and name.rpartition(".")[0] in student.trained
+
+
+def _mine(student: Student, name: str, whole: Tensor) -> Tensor:
+    """This process's rows of a master (or a moment) that holds every trained row."""
+    if not _split(student, name):
+        return whole
+    of_all = student.trained[name.rpartition(".")[0]].of_all
+    number = len(student.start.codes[name.rpartition(".")[0]])
+    rows, held = torch.arange(number) if of_all is None else of_all, student.processes.rows(number)
+    return whole[(rows >= held.start) & (rows < held.stop)].contiguous()

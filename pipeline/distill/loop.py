@@ -1,148 +1,166 @@
 """Knowledge distillation of a fake-quantized student: the loop over steps.
 
-The teacher is the float model; both run under the same autocast. What is left out on purpose: gradient accumulation and
-more than one process.
+The teacher is not run here: its last hidden states were recorded (targets.py), and its head makes logits of them.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pipeline import models
-from pipeline.corpus import valid_mask
 from pipeline.distill import checkpoints
-from pipeline.distill.losses import LossWeights, distillation_loss
+from pipeline.distill.losses import Loss, LossWeights, distillation_loss
+from pipeline.distill.schedule import Schedule
 from pipeline.distill.student import Student
+from pipeline.distill.targets import Targets
 
 STUCK_STEPS = 5  # a loss of zero for so long means that the student is the teacher, or that nothing is learned from
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast: see the section `distill` of params.yaml for the units."""
-
-    steps: int
-    batch: int
-    lr: float
-    warmup: float
-    min_lr: float
-    weight_decay: float
-    clip: float
-    checkpoint_every: int
-    dtype: str
-    seed: int
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0: linear warm-up, then a cosine down to min_lr * lr."""
-        warm = max(1, round(self.warmup * self.steps))
-        if step < warm:
-            return self.lr * (step + 1) / warm
-        progress = (step - warm) / max(1, self.steps - warm)
-        return self.lr * (self.min_lr + (1 - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-    def sequences(self, step: int, available: int) -> list[int]:
-        """Indices of a step's sequences: a new permutation each epoch, a function of seed and step alone."""
-        positions = range(step * self.batch, (step + 1) * self.batch)
-        orders = {epoch: self._order(epoch, available) for epoch in {p // available for p in positions}}
-        return [int(orders[p // available][p % available]) for p in positions]
-
-    def _order(self, epoch: int, available: int) -> np.ndarray:
-        return np.random.Generator(np.random.Philox(key=[self.seed, 2**32 + epoch])).permutation(available)
+LOG_COLUMNS = ("step", "loss", "ce", "kl", "hidden", "lr", "tokens", "gradient_norm")  # then gradient_norm.{role}
+Report = Callable[[dict[str, Any]], object]
 
 
 def train(
     student: Student,
-    teacher: PreTrainedModel,
-    data: tuple[Tensor, Tensor],
+    teacher_head: Tensor,
+    data: Targets,
     schedule: Schedule,
     weights: LossWeights,
     folder: Path,
-    begin: Callable[[int], Any],
+    begin: Callable[[int], Report],
+    batchmean: bool = False,
 ) -> list[dict[str, Any]]:
     """Train a student to the end of the schedule, going on from the newest checkpoint in `folder`.
 
     Args:
-        student: changed in place. teacher: the float model, its linears in the forward's dtype.
-        data: tokens int64 [sequences, length] and their valid lengths [sequences].
+        student: changed in place. teacher_head: the float model's head weight [vocabulary, hidden].
+        data: token ids, and the float model's hidden states over them.
         folder: of the checkpoints.
         begin: called with the step to start from; what it returns is called after each step with its row of the log.
+        batchmean: weigh the KL as a sum over a sequence's tokens, a mean over sequences, as torch's kl_div does by
+            `batchmean` on logits [batch, length, vocabulary]; the CE stays a mean over tokens. The log's kl is a mean
+            over tokens all the same.
 
     Returns:
-        A row for each step: step, loss, ce, kl (nats a token), lr, gradient_norm (before clipping), tokens seen.
+        A row for each step: LOG_COLUMNS (loss as minimized; ce, kl in nats a token; gradient norm before clipping;
+        tokens seen so far), and the norm of the gradient by the trained weights of each role that has any.
 
     Raises:
         ValueError: a loss or gradient that is not finite, or a loss that stays at zero; names the step and the layer.
     """
-    tokens, lengths = data
-    with models.autocast(schedule.dtype):
-        heads = models.head_weight(student.model), models.head_weight(teacher)
-    if schedule.dtype == "bfloat16":
-        heads = heads[0].bfloat16(), heads[1].bfloat16()
-    optimizer = torch.optim.AdamW(
-        student.masters.values(),
-        lr=schedule.lr,
-        betas=(0.9, 0.95),
-        weight_decay=schedule.weight_decay,
-        fused=True,
-    )
-    done, log = checkpoints.restore(folder, student.masters, optimizer)
+    processes, read = student.processes, models.torch_dtype(schedule.dtype)
+    teacher_head = teacher_head.to(device=processes.device, dtype=read)
+    head, optimizer = student.head(read), _optimizer(student, schedule)
+    done, log = checkpoints.restore(folder, student, optimizer)
     student.refresh()
-    seen = int(log[-1]["tokens"]) if log else 0
     report = begin(done)
     for step in range(done, schedule.steps):
-        rows = schedule.sequences(step, len(tokens))
-        batch, valid = tokens[rows], valid_mask(lengths[rows], tokens.shape[1])
-        loss, ce, kl = _step_loss(student, teacher, heads, batch, valid, weights, schedule.dtype)
-        if not bool(loss.isfinite()):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {step + 1}: {_first_bad(student, batch, schedule.dtype)}"
-            )
-        loss.backward()
-        student.collect_gradients()
-        norm = nn.utils.clip_grad_norm_(student.masters.values(), schedule.clip)
+        sequences = schedule.sequences(step, len(data))
+        counted = data.predicted(sequences)
+        kl = weights.kl * (counted / len(sequences) if batchmean else 1)
+        terms = dataclasses.replace(weights, kl=kl)
+        sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
+        for part in schedule.parts(sequences, processes.rank, processes.count):
+            if student.learns.embeddings:
+                head = student.head(read)
+            loss = _loss(student, (head, teacher_head), data.rows(part), terms, counted, schedule.dtype)
+            sums += torch.stack([term.detach().double() for term in loss])
+            (loss.total * (processes.count if processes.sharded else 1)).backward()  # FSDP takes the mean
+            student.collect_gradients()
+        processes.sum_([sums])
+        if not bool(sums.isfinite().all()):
+            where = _first_bad(student, data.rows(part)[0], schedule.dtype)
+            raise ValueError(f"the loss is {float(sums[0])} at step {step + 1}: {where}")
+        norm, by_role = _gradient_norms(student)
         if not bool(norm.isfinite()):
-            bad = [name for name, master in student.masters.items() if not bool(master.grad.isfinite().all())]  # type: ignore[union-attr]
+            bad = [name for name, m in student.masters.items() if not bool(m.grad.isfinite().all())]  # type: ignore[union-attr]
             raise ValueError(f"the gradient is not finite at step {step + 1}, in {bad[-1] if bad else 'its norm'}")
-        optimizer.param_groups[0]["lr"] = schedule.rate(step)
+        nn.utils.clip_grads_with_norm_(student.masters.values(), schedule.clip, norm.float())
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * schedule.factor(step)
         optimizer.step()
+        optimizer.zero_grad()
         student.refresh()
-        seen += int(valid[:, 1:].sum())
-        values = (step + 1, loss.item(), ce.item(), kl.item(), schedule.rate(step), norm.item(), seen)
-        log.append(dict(zip(LOG_COLUMNS, values, strict=True)))
+        seen = counted + (log[-1]["tokens"] if log else 0)
+        values = (step + 1, *sums.tolist(), schedule.lr * schedule.factor(step), seen, norm.item())
+        log.append(dict(zip(LOG_COLUMNS, values, strict=True)) | by_role)
         if len(log) >= STUCK_STEPS and all(abs(row["loss"]) < 1e-9 for row in log[-STUCK_STEPS:]):
             raise ValueError(
                 f"the loss has been zero for {STUCK_STEPS} steps, at step {step + 1}; there is nothing to learn"
             )
         report(log[-1])
         if (step + 1) % schedule.checkpoint_every == 0 and step + 1 < schedule.steps:
-            checkpoints.save(folder, step + 1, student.masters, optimizer, log)
+            checkpoints.save(folder, step + 1, student, optimizer, log)
     return log
 
 
-LOG_COLUMNS: Sequence[str] = ("step", "loss", "ce", "kl", "lr", "gradient_norm", "tokens")
+def save_memory(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: keep each layer's input alone, and run the layer again in the backward."""
+    for layer in models.decoder_layers(model)[1]:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def _step_loss(
+def _optimizer(student: Student, schedule: Schedule) -> torch.optim.AdamW:
+    """AdamW; weight decay is for the linears, and learned scales have a rate of their own."""
+    groups: dict[str, list[nn.Parameter]] = {"linears": [], "scales": [], "others": []}
+    for key, master in student.masters.items():
+        linear = key.removesuffix(".weight") in student.trained
+        groups["linears" if linear else "scales" if key.endswith(".scale") else "others"].append(master)
+    rates = {"linears": schedule.lr, "scales": schedule.scale_lr, "others": schedule.lr}
+    decay = {"linears": schedule.weight_decay, "scales": 0.0, "others": 0.0}
+    settings = [
+        {"params": masters, "lr": rates[name], "peak": rates[name], "weight_decay": decay[name]}
+        for name, masters in groups.items()
+        if masters
+    ]
+    return torch.optim.AdamW(settings, betas=(0.9, 0.95), fused=True)
+
+
+def _loss(
     student: Student,
-    teacher: PreTrainedModel,
     heads: tuple[Tensor, Tensor],
-    batch: Tensor,
-    valid: Tensor,
+    batch: tuple[Tensor, Tensor, Tensor],
     weights: LossWeights,
+    counted: int,
     dtype: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    with models.autocast(dtype):
-        with torch.no_grad():
-            target = models.hidden_states(teacher, batch)
-        hidden = models.hidden_states(student.model, batch)
-    return distillation_loss(hidden.to(heads[0].dtype), target.to(heads[1].dtype), heads, batch, valid, weights)
+) -> Loss:
+    tokens, valid, target = (part.to(student.processes.device) for part in batch)
+    with models.autocast(dtype, tokens.device):
+        hidden = models.hidden_states(student.model, tokens)
+    narrow = heads[0].dtype
+    return distillation_loss(hidden.to(narrow), target.to(narrow), heads, tokens, valid, weights, counted)
+
+
+def _gradient_norms(student: Student) -> tuple[Tensor, dict[str, float]]:
+    """Sum the masters' gradients over the processes; their norm, float64, and its part by the weights of each role."""
+    processes = student.processes
+    mine = {key for key in student.masters if processes.sharded and key.rpartition(".")[0] in student.trained}
+    processes.sum_([m.grad for key, m in student.masters.items() if key not in mine])  # type: ignore[misc]
+    roles = sorted({role for parts in student.roles.values() for role in parts})
+    squares = torch.zeros(2 + len(roles), dtype=torch.float64, device=processes.device)  # mine, all's, by role
+    for key, master in student.masters.items():
+        parts: dict[str, Tensor | None] = student.roles.get(key.removesuffix(".weight"), {})
+        found = {role: _square(master.grad, rows) for role, rows in parts.items()}
+        squares[0 if key in mine else 1] += sum(found.values()) if found else _square(master.grad, None)
+        for role, square in found.items():
+            squares[2 + roles.index(role)] += square
+    if processes.sharded:
+        whole = squares[1].clone()
+        processes.sum_([squares])
+        squares[1] = whole
+    norms = {f"gradient_norm.{role}": float(square**0.5) for role, square in zip(roles, squares[2:], strict=True)}
+    return squares[:2].sum().sqrt(), norms
+
+
+def _square(gradient: Tensor | None, rows: Tensor | None) -> Tensor:
+    chosen = gradient if rows is None else gradient[rows]  # type: ignore[index]
+    return torch.linalg.vector_norm(chosen).double() ** 2
 
 
 def _first_bad(student: Student, batch: Tensor, dtype: str) -> str:
@@ -156,8 +174,9 @@ def _first_bad(student: Student, batch: Tensor, dtype: str) -> str:
             bad.append(index)
 
     handles = [layer.register_forward_hook(lambda _, __, out, i=i: see(i, out)) for i, layer in enumerate(layers)]
-    with torch.no_grad(), models.autocast(dtype):
-        models.hidden_states(student.model, batch)
+    device = student.processes.device
+    with torch.no_grad(), models.autocast(dtype, device):
+        models.hidden_states(student.model, batch.to(device))
     for handle in handles:
         handle.remove()
     where = (

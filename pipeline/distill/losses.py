@@ -1,13 +1,18 @@
 """The distillation loss, from hidden states, a chunk of tokens at a time.
 
-loss = ce * CE(student, next token) + kl * T^2 * KL(teacher || student at temperature T), both means over valid tokens.
+loss = ce * CE(student, next token) + kl * T^2 * D(teacher, student at temperature T)
+       + hidden * |h_s - h_t|^2 / |h_t|^2
+
+All are means over valid tokens. D is KL(teacher || student) (forward), KL(student || teacher) (reverse), or the mean of
+the two (symmetric, half of Jeffreys' divergence). h are the last hidden states, which the head reads.
 
 Logits are the memory: [tokens, vocabulary] in float32 is 400 MB for 2048 tokens of SmolLM2. Here they are made, turned
 into their gradient and dropped chunk by chunk within the forward, so that one chunk of them is all that is ever held.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,94 +20,140 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossWeights:
-    """ce, kl: weights of the two terms. temperature: of both distributions under KL. chunk: tokens held at once."""
+    """ce, kl, hidden: weights of the terms. temperature: of both distributions under KL. chunk: tokens held at once.
+    divergence: a name of DIVERGENCES."""
 
     ce: float
     kl: float
     temperature: float = 1.0
     chunk: int = 256
+    divergence: str = "forward"
+    hidden: float = 0.0
+
+
+class Loss(NamedTuple):
+    """total, differentiable by the student's hidden states and head; the terms, unweighted: float64 scalars."""
+
+    total: Tensor
+    ce: Tensor
+    kl: Tensor
+    hidden: Tensor
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Loss and its gradient by the student's hidden states; the head and the teacher are constants."""
+    """Loss, and its gradient by the student's hidden states and, where it learns, the student's head."""
 
     @staticmethod
     def forward(
         ctx: Any,
         student: Tensor,
+        head: Tensor,
         teacher: Tensor,
-        heads: tuple[Tensor, Tensor],
+        teacher_head: Tensor,
         targets: Tensor,
         weights: LossWeights,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        counted: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tokens, wide = len(student), torch.promote_types(student.dtype, torch.float32)
-        room = _Room(min(weights.chunk, tokens), heads, student.dtype, wide)
+        room = _Room(min(weights.chunk, max(tokens, 1)), head, wide, weights)
         gradient = torch.empty_like(student)
-        ce_sum = kl_sum = torch.zeros((), dtype=torch.float64)
+        by_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None
+        sums = torch.zeros(3, dtype=torch.float64, device=student.device)
         for start in range(0, tokens, weights.chunk):
             rows = slice(start, min(start + weights.chunk, tokens))
-            ce, kl, by_logits = room.chunk(student[rows], teacher[rows], heads, targets[rows], weights)
-            ce_sum, kl_sum = ce_sum + ce, kl_sum + kl
-            torch.mm(by_logits, heads[0], out=gradient[rows])
-        ctx.save_for_backward(gradient.div_(tokens))
-        ce_mean, kl_mean = ce_sum / tokens, kl_sum / tokens
-        ctx.mark_non_differentiable(ce_mean, kl_mean)
-        return (weights.ce * ce_mean + weights.kl * kl_mean).to(wide), ce_mean, kl_mean
+            terms, by_logits = room.chunk(student[rows], head, teacher[rows], teacher_head, targets[rows])
+            sums[:2] += terms
+            torch.mm(by_logits, head, out=gradient[rows])
+            if by_head is not None:
+                by_head += by_logits.T @ student[rows]
+        if weights.hidden:
+            sums[2] = _hidden(student, teacher, gradient, weights.hidden)
+        ctx.save_for_backward(gradient.div_(counted), None if by_head is None else by_head.div_(counted))
+        ce, kl, hidden = sums / counted
+        ctx.mark_non_differentiable(ce, kl, hidden)
+        return (weights.ce * ce + weights.kl * kl + weights.hidden * hidden).to(wide), ce, kl, hidden
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, by_head = ctx.saved_tensors
+        by_head = None if by_head is None else by_head * grads[0]
+        return gradient * grads[0].to(gradient.dtype), by_head, None, None, None, None, None
+
+
+def _hidden(student: Tensor, teacher: Tensor, gradient: Tensor, weight: float) -> Tensor:
+    """Sum over tokens of ||h_s - h_t||^2 / ||h_t||^2; `weight` times its gradient is added to `gradient`."""
+    wide = torch.promote_types(student.dtype, torch.float32)
+    difference, size = student.to(wide) - teacher.to(wide), teacher.to(wide).square().sum(dim=1, keepdim=True)
+    share = difference / size.clamp(min=torch.finfo(wide).tiny)
+    gradient.add_(share.to(gradient.dtype), alpha=2 * weight)
+    return (share * difference).sum().double()
 
 
 class _Room:
     """Buffers [chunk, vocabulary] that every chunk reuses: fresh ones would cost more in page faults than the sums."""
 
-    def __init__(self, chunk: int, heads: tuple[Tensor, Tensor], narrow: torch.dtype, wide: torch.dtype) -> None:
-        shape = chunk, heads[0].shape[0]
-        self.logits = torch.empty(shape, dtype=narrow)
-        self.z_s, self.z_t, self.q, self.p = (torch.empty(shape, dtype=wide) for _ in range(4))
+    def __init__(self, chunk: int, head: Tensor, wide: torch.dtype, weights: LossWeights) -> None:
+        shape = chunk, head.shape[0]
+        self.weights = weights
+        self.logits = head.new_empty(shape)
+        self.z_s, self.z_t, self.q, self.p = (head.new_empty(shape, dtype=wide) for _ in range(4))
 
     def chunk(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        heads: tuple[Tensor, Tensor],
-        targets: Tensor,
-        weights: LossWeights,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums of CE and of T^2 KL over a chunk, and the loss's gradient by its logits times the number of tokens.
-
-        With q = softmax(z_s), p = softmax(z_t): KL = sum p (z_t - z_s) - log Z_t + log Z_s; its gradient is q - p.
-        """
-        n, t = len(student), weights.temperature
+        self, student: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of CE and of T^2 D over a chunk, float64 [2], and the loss's gradient by its logits."""
+        n, t, ce, kl = len(student), self.weights.temperature, self.weights.ce, self.weights.kl
         narrow, z_s, z_t, q, p = (b[:n] for b in (self.logits, self.z_s, self.z_t, self.q, self.p))
         gold = targets[:, None]
-        z_s.copy_(torch.mm(student, heads[0].T, out=narrow))
+        z_s.copy_(torch.mm(student, head.T, out=narrow))
         log_sum = _exponentials(z_s, q)
-        ce = (log_sum - z_s.gather(1, gold)).sum().double()
-        by_ce = None
-        if weights.ce and t != 1:
-            by_ce = q.div(log_sum.exp()).mul_(weights.ce)
+        cross = (log_sum - z_s.gather(1, gold)).sum().double()
+        by_ce = q.div(log_sum.exp()).mul_(ce) if ce and t != 1 else None
         if t != 1:
             z_s.div_(t)
             log_sum = _exponentials(z_s, q)
-        z_t.copy_(torch.mm(teacher, heads[1].T, out=narrow))
+        q.div_(log_sum.exp())
+        z_t.copy_(torch.mm(teacher, teacher_head.T, out=narrow))
         if t != 1:
             z_t.div_(t)
         log_sum_t = _exponentials(z_t, p)
         p.div_(log_sum_t.exp())
-        kl = (z_t.sub_(z_s).mul_(p).sum(dim=1, keepdim=True) - log_sum_t + log_sum).sum().double() * t * t
-        q.div_(log_sum.exp())
-        if weights.ce and t == 1:  # both terms share q
-            gradient = q.mul_(weights.ce + weights.kl).sub_(p, alpha=weights.kl)
-        else:
-            gradient = q.sub_(p).mul_(weights.kl * t)
-            if by_ce is not None:
-                gradient.add_(by_ce)
-        if weights.ce:
-            gradient.scatter_add_(1, gold, torch.full_like(gradient[:, :1], -weights.ce))
-        return ce, kl, narrow.copy_(gradient)
+        z_t.sub_(z_s).sub_(log_sum_t - log_sum)  # log p - log q
+        if by_ce is None and ce:
+            by_ce = z_s.copy_(q).mul_(ce)
+        divergence, gradient = DIVERGENCES[self.weights.divergence](z_t, p, q)
+        gradient.mul_(kl * t)
+        if by_ce is not None:
+            gradient.add_(by_ce)
+        if ce:
+            gradient.scatter_add_(1, gold, torch.full_like(gradient[:, :1], -ce))
+        return torch.stack([cross, divergence * t * t]), narrow.copy_(gradient)
+
+
+def _forward(log_ratio: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p || q) = sum p log(p / q); by z_s its gradient is q - p."""
+    return log_ratio.mul_(p).sum().double(), q.sub_(p)
+
+
+def _reverse(log_ratio: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(q || p) = -sum q log(p / q); by z_s its gradient is -q (log(p / q) + KL)."""
+    kl = -(log_ratio * q).sum(dim=1, keepdim=True)
+    return kl.sum().double(), log_ratio.add_(kl).mul_(q).neg_()
+
+
+def _symmetric(log_ratio: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """(KL(p || q) + KL(q || p)) / 2, and half the sum of the two gradients."""
+    total = (log_ratio * p).sum().double()
+    backward, gradient = _reverse(log_ratio, p, q)
+    return (total + backward) / 2, gradient.add_(q).sub_(p).div_(2)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "forward": _forward,
+    "reverse": _reverse,
+    "symmetric": _symmetric,
+}
+"""From log(p / q), p and q, which they may use up: the divergence, summed, and its gradient by the student's logits."""
 
 
 def _exponentials(z: Tensor, out: Tensor) -> Tensor:
@@ -118,19 +169,25 @@ def distillation_loss(
     tokens: Tensor,
     valid: Tensor,
     weights: LossWeights,
-) -> tuple[Tensor, Tensor, Tensor]:
+    counted: int | None = None,
+) -> Loss:
     """Loss of predicting each valid next token.
 
     Args:
         student, teacher: last hidden states [batch, length, hidden].
-        heads: the student's and the teacher's head weights [vocabulary, hidden], constants.
+        heads: the student's and the teacher's head weights [vocabulary, hidden]; the teacher's is a constant.
         tokens: int64 [batch, length]. valid: bool of the same shape; positions whose next token is valid count.
-        weights: of the terms, the temperature and the chunk.
+        weights: of the terms, the temperature, the divergence and the chunk.
+        counted: how many tokens the means are over; None: those that count here. A part of a larger step passes the
+            whole step's, so that the parts' losses and gradients add up to the step's.
 
     Returns:
-        The loss, differentiable by `student`, the mean CE and the mean T^2 KL, scalars in nats a token.
+        The loss and its terms, in nats a token; the hidden term has no unit.
     """
-    counted = valid[:, 1:]
-    return _ChunkedLoss.apply(
-        student[:, :-1][counted], teacher[:, :-1][counted], heads, tokens[:, 1:][counted], weights
+    mask = valid[:, 1:]
+    whole = bool(mask.all())  # the common case needs no copy by index
+    ours, theirs, targets = (
+        part.flatten(0, 1) if whole else part[mask] for part in (student[:, :-1], teacher[:, :-1], tokens[:, 1:])
     )
+    number = len(targets) if counted is None else counted
+    return Loss(*_ChunkedLoss.apply(ours, heads[0], theirs, heads[1], targets, weights, number))

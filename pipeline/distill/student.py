@@ -1,86 +1,160 @@
 """The student: a float model whose linears are fake-quantized once an optimizer step.
 
 Each trained linear's float32 master weight lives here, and the module's own weight holds what its codes stand for, in
-the dtype of the forward. The gradient lands on the module's weight and is handed to the master straight through. Frozen
-linears, and frozen rows of fused ones, hold their calibrated codes from the start and have no master.
+the dtype of the forward. The gradient lands on the module's weight and is handed to the master straight through, and to
+the scale, where scales are learned. Frozen linears, and frozen rows of fused ones, hold their calibrated codes from the
+start and have no master.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline import models
 from pipeline.distill.freeze import Frozen
+from pipeline.distill.parallel import ALONE, Processes, local
 from pipeline.quant import weights
-from pipeline.quant.grid import Step
+from pipeline.quant.grid import SCALE_DTYPE, Step
 from pipeline.quant.model import FLOAT_DTYPE, QuantizedModel, float_tensors
+
+
+@dataclass(frozen=True)
+class Learns:
+    """What learns beside the weights that are not frozen, and how scales are found.
+
+    scale: static (as calibrated) | minmax (of the master's range, at each step, as LLM-QAT does) | learned (LSQ,
+    1902.08153). norms: the one-dimensional parameters (norms, biases). embeddings: the embedding, and the head where it
+    is not quantized.
+    """
+
+    scale: str = "static"
+    norms: bool = True
+    embeddings: bool = False
+
+
+class Rows(NamedTuple):
+    """A linear's trained rows, int64 (None: all): among all of its rows, and among those that this process holds."""
+
+    of_all: Tensor | None
+    here: Tensor | None
 
 
 @dataclass
 class Student:
     """The fake-quantized model and its float32 masters, by parameter name.
 
-    masters: what the optimizer steps, the trained linears' weights (of a partly frozen one the trained rows alone),
-    then the norms. modules: the parameter that the forward reads, by the same name. trained: of each linear with a
-    master, the rows that it stands for (int64; None: all).
+    masters: what the optimizer steps: the trained rows of linears, {linear}.scale where those are learned, then norms
+    and embeddings. modules: the parameter that the forward reads, by the same name. trained: of each linear with a
+    master, the rows that it stands for. steps: their calibrated scales and zero points [rows, n]. roles: of each such
+    linear, its roles and where their rows are in the master (None: everywhere). inside: which of a linear's values the
+    grid does not clip, where it clips any.
     """
 
     model: PreTrainedModel
     start: QuantizedModel
-    trained: dict[str, Tensor | None]
-    scale_mode: str
-    masters: dict[str, nn.Parameter]
-    modules: dict[str, nn.Parameter]
+    learns: Learns
+    processes: Processes
+    masters: dict[str, nn.Parameter] = field(default_factory=dict)
+    modules: dict[str, nn.Parameter] = field(default_factory=dict)
+    trained: dict[str, Rows] = field(default_factory=dict)
+    steps: dict[str, Step] = field(default_factory=dict)
+    roles: dict[str, dict[str, Tensor | None]] = field(default_factory=dict)
+    inside: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, name: str) -> Step:
-        """Scales and zero points [rows, n] of a linear's trained rows: as calibrated, or of the master's range."""
-        if self.scale_mode == "static":
-            return Step(*(_of(part, self.trained[name]) for part in self.start.steps[name]))
-        return weights.weight_step(self.masters[f"{name}.weight"].detach(), self.start.schemes[name])
+        """Scales and zero points [rows, n] of a linear's trained rows: calibrated, learned, or of the master."""
+        if self.learns.scale == "minmax":
+            return weights.weight_step(self.masters[f"{name}.weight"].detach(), self.start.schemes[name])
+        if self.learns.scale == "learned":
+            return Step(_stored(self.masters[f"{name}.scale"].detach()), self.steps[name].zero)
+        return self.steps[name]
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Put what the masters stand for into the model, after each optimizer step."""
-        for key, master in self.masters.items():
-            name = key.removesuffix(".weight")
+        for key, module in self.modules.items():
+            name, master = key.removesuffix(".weight"), self.masters[key]
             if name in self.trained:
                 step, scheme = self.step(name), self.start.schemes[name]
-                values = weights.dequantize(weights.quantize(master, step, scheme), step, scheme)
-                _put(self.modules[key], self.trained[name], values)
+                codes, inside = weights.quantize_and_tell(master, step, scheme)
+                _put(local(module), self.trained[name].here, weights.dequantize(codes, step, scheme))
+                self.inside.pop(name, None)
+                if inside is not None and self.learns.scale != "minmax":
+                    self.inside[name] = inside
             else:
-                self.modules[key].copy_(master.to(FLOAT_DTYPE))  # what the export will store
+                module.copy_(master.to(FLOAT_DTYPE))  # what the export will store
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
-        """Move the gradients from the model to the masters: the straight-through estimator.
+        """Add the model's gradients to the masters', and take them off the model: the straight-through estimator.
 
-        A static range clips, so the gradient is zero outside it; a range taken from the weight itself never clips.
+        A static or learned range clips, so the gradient is zero outside it; a range taken from the weight itself never
+        clips.
         """
-        for key, master in self.masters.items():
-            gradient = self.modules[key].grad
-            if gradient is None:
+        for key, module in self.modules.items():
+            if module.grad is None:
                 raise ValueError(f"{key} got no gradient; is it used in the model's forward?")
-            name = key.removesuffix(".weight")
-            master.grad = _of(gradient, self.trained.get(name)).float()
-            if name in self.trained and self.scale_mode == "static":
-                master.grad.mul_(weights.inside(master, self.step(name), self.start.schemes[name]))
-            self.modules[key].grad = None
+            gradient, name = local(module.grad), key.removesuffix(".weight")
+            module.grad = None
+            if name not in self.trained:
+                _add(self.masters[key], gradient.float())
+                continue
+            gradient = _of(gradient, self.trained[name].here).float()
+            if self.learns.scale == "learned":
+                _add(self.masters[f"{name}.scale"], self._scale_gradient(name, gradient))
+            if name in self.inside:
+                gradient = gradient * self.inside[name]
+            _add(self.masters[key], gradient)
+
+    def _scale_gradient(self, name: str, gradient: Tensor) -> Tensor:
+        """LSQ's gradient of a linear's scales (1902.08153, eq. 3 and section 2.2): [rows, n].
+
+        By the scale s, s * (clamp(round(w / s) + z) - z) has the derivative round(w / s) - w / s inside the range, and
+        the clamped code less z outside it. All is divided by sqrt(N Q), N the elements that share the scale, Q the
+        greatest code, which makes it about as large against the scale as the weights' gradients are against them.
+        """
+        master, step, scheme = self.masters[f"{name}.weight"].detach(), self.step(name), self.start.schemes[name]
+        grid, group = weights.grid_of(scheme), scheme.group or master.shape[1]
+        codes = weights.quantize(master, step, scheme)
+        ones = Step(torch.ones_like(step.scale), step.zero)
+        slope, exact = weights.dequantize(codes, ones, scheme), weights.quotient(master, step)
+        inside = self.inside.get(name)
+        slope.sub_(exact if inside is None else exact * inside)
+        return slope.mul_(gradient).unflatten(1, (-1, group)).sum(dim=2).div_((group * grid.range[1]) ** 0.5)
 
     @torch.no_grad()
     def finished(self) -> QuantizedModel:
-        """The trained model: codes and steps of the masters, the frozen codes as they were, the rest in float16."""
+        """The trained model: codes and steps of the masters, the frozen codes as they were, the rest in float16.
+
+        Every process must ask for it, since each may hold some rows only.
+        """
         start = self.start
         codes, steps = dict(start.codes), dict(start.steps)
         for name, rows in self.trained.items():
             step, scheme = self.step(name), start.schemes[name]
-            mine = weights.quantize(self.masters[f"{name}.weight"], step, scheme).to(codes[name].dtype)
-            whole = Step(*(part.clone() for part in steps[name]))
-            for part, values in zip(whole, step, strict=True):
-                _put(part, rows, values)
-            codes[name], steps[name] = _put(codes[name].clone(), rows, mine), whole
-        floats = float_tensors(self.model, set(codes))
+            mine = weights.quantize(self.masters[f"{name}.weight"].detach(), step, scheme).to(codes[name].dtype)
+            codes[name] = _put(codes[name].clone(), rows.of_all, self.processes.gather(mine))
+            steps[name] = Step(*(part.clone() for part in steps[name]))
+            for part, values in zip(steps[name], step, strict=True):
+                _put(part, rows.of_all, self.processes.gather(values))
+        floats = {name: values.cpu() for name, values in float_tensors(self.model, set(codes)).items()}
         return QuantizedModel(dict(start.schemes), codes, steps, dict(start.inputs), start.kv_cache, floats)
+
+    def head(self, dtype: torch.dtype) -> Tensor:
+        """The head's weight [vocabulary, hidden] in the loss's dtype; differentiable where it learns."""
+        return models.head_module(self.model).weight.to(dtype)
+
+
+def _stored(scale: Tensor) -> Tensor:
+    """A learned scale as the export holds it, and above zero."""
+    return scale.clamp(min=torch.finfo(SCALE_DTYPE).tiny).to(SCALE_DTYPE).float()
+
+
+def _add(master: nn.Parameter, gradient: Tensor) -> None:
+    master.grad = gradient if master.grad is None else master.grad.add_(gradient)
 
 
 def _of(values: Tensor, rows: Tensor | None) -> Tensor:
@@ -90,7 +164,7 @@ def _of(values: Tensor, rows: Tensor | None) -> Tensor:
 def _put(into: Tensor, rows: Tensor | None, values: Tensor) -> Tensor:
     if rows is None:
         return into.copy_(values)
-    into[rows] = values.to(into.dtype)
+    into[rows] = values.to(device=into.device, dtype=into.dtype)
     return into
 
 
@@ -98,47 +172,71 @@ def prepare(
     model: PreTrainedModel,
     start: QuantizedModel,
     frozen: Frozen,
-    scale_mode: str,
-    train_norms: bool,
+    learns: Learns,
     dtype: torch.dtype,
+    processes: Processes = ALONE,
 ) -> Student:
     """Make a student of a float32 model.
 
     Args:
-        model: gets `start`'s numbers; its linears' weights are cast to `dtype`, the forward's.
+        model: gets `start`'s numbers, on the process's device; its linears' weights are cast to `dtype`, the forward's.
         start: the calibrated model; its latent weights become the masters, without a copy. The head keeps its codes.
         frozen: linears, or rows of them, that keep their codes.
-        scale_mode: static or minmax.
-        train_norms: whether the other one-dimensional parameters (norms, biases) learn too.
+        learns: what else learns, and how scales are found.
+        processes: that share the work, and perhaps the rows.
 
     Raises:
         ValueError: `start` has no latent weights.
     """
     head = model.get_output_embeddings()
-    inner = {name for name in start.codes if model.get_submodule(name) is not head}
-    missing = [name for name in inner if frozen.get(name, ...) is not None and name not in start.latent]
+    inner = [linear for linear in models.linears(model) if linear.name in start.codes]
+    whole = {name for name, rows in frozen.items() if rows is None}
+    missing = [linear.name for linear in inner if linear.name not in whole | start.latent.keys()]
     if missing:
         raise ValueError(f"the calibrated model has no latent weights to train from: {sorted(missing)[:4]}")
     start.put_into(model)
-    masters, modules, trained = {}, {}, {}
-    parameters = dict(model.named_parameters())
-    for name in start.codes:
-        if name not in inner:
+    for linear in inner:
+        module = model.get_submodule(linear.name)
+        module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=linear.name not in whole)
+    model.to(processes.device)
+    processes.shard(model)
+    student = Student(model, start, learns, processes)
+    for linear in inner:
+        if linear.name not in whole:
+            _add_linear(student, linear, frozen.get(linear.name))
+    quantized_head = any(model.get_submodule(name) is head for name in start.codes)
+    for key, parameter in model.named_parameters():
+        if key.removesuffix(".weight") in start.codes:
             continue
-        module, whole = model.get_submodule(name), name in frozen and frozen[name] is None
-        module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=not whole)
-        if not whole:
-            trained[name] = _others(frozen.get(name), len(start.latent[name]))
-            masters[f"{name}.weight"] = nn.Parameter(_of(start.latent[name], trained[name]))
-            modules[f"{name}.weight"] = module.weight
-    if train_norms:
-        for key, parameter in parameters.items():
-            if parameter.ndim == 1 and key.removesuffix(".weight") not in start.codes:
-                parameter.requires_grad_(True)
-                masters[key], modules[key] = nn.Parameter(parameter.detach().clone()), parameter
-    student = Student(model, start, trained, scale_mode, masters, modules)
+        vocabulary = parameter is model.get_input_embeddings().weight or (
+            head is not None and parameter is head.weight and not quantized_head
+        )
+        if (parameter.ndim == 1 and learns.norms) or (vocabulary and learns.embeddings):
+            parameter.requires_grad_(True)
+            student.masters[key], student.modules[key] = nn.Parameter(parameter.detach().clone()), parameter
     student.refresh()
     return student
+
+
+@torch.no_grad()
+def _add_linear(student: Student, linear: models.Linear, frozen: Tensor | None) -> None:
+    """Give the student a linear's masters: this process's rows that are not frozen."""
+    name, start, device = linear.name, student.start, student.processes.device
+    number = len(start.codes[name])
+    held, of_all = student.processes.rows(number), _others(frozen, number)
+    here = None if of_all is None else of_all[(of_all >= held.start) & (of_all < held.stop)] - held.start
+    rows = torch.arange(number)[held] if here is None else here + held.start  # among all, those that are in the master
+    student.trained[name] = Rows(of_all, None if here is None else here.to(device))
+    latent = start.latent[name] if len(rows) == number else start.latent[name][rows]
+    student.masters[f"{name}.weight"] = nn.Parameter(latent.to(device))
+    student.modules[f"{name}.weight"] = student.model.get_submodule(name).weight
+    student.steps[name] = Step(*(part[rows].to(device) for part in start.steps[name]))
+    if student.learns.scale == "learned":
+        student.masters[f"{name}.scale"] = nn.Parameter(student.steps[name].scale.clone())
+    student.roles[name] = {
+        role: None if isinstance(part, slice) else torch.isin(rows, part).nonzero().squeeze(1).to(device)
+        for role, part in linear.parts().items()
+    }
 
 
 def _others(frozen: Tensor | None, rows: int) -> Tensor | None:

@@ -45,19 +45,14 @@ class FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, step: Step | None, grid: Grid) -> Tensor:
         ctx.inside = None
         wide = x.float()
-        low, high = grid.range
         mine = grid.step_of(wide, STEP_DTYPE) if step is None else step
-        codes = torch.div(wide, mine.scale).round_()
-        if not grid.symmetric:
-            codes.add_(mine.zero)
-        if step is not None:
-            least, most = codes.aminmax()
-            if least < low or most > high:  # rare at 16 bits: the common case needs no mask
-                ctx.inside = (codes >= low) & (codes <= high) if ctx.needs_input_grad[0] else None
-        codes.clamp_(low, high)
+        codes, inside = grid.quantize_and_tell(wide, mine)
+        if step is not None and ctx.needs_input_grad[0]:
+            ctx.inside = inside
         if not grid.symmetric:
             codes.sub_(mine.zero)
-        reader = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        where = x.device.type
+        reader = torch.get_autocast_dtype(where) if torch.is_autocast_enabled(where) else x.dtype
         return codes.mul_(mine.scale).to(reader)
 
     @staticmethod

@@ -71,23 +71,23 @@ class Grid:
 
     def quantize(self, x: Tensor, step: Step) -> Tensor:
         """Codes clamp(round(x / scale) + zero), as float32 of x's shape."""
+        return self._rounded(x, step).clamp_(*self.range)
+
+    def quantize_and_tell(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+        """`quantize`, and which values are not clipped: bool of x's shape; None where none is, the common case."""
+        codes, (low, high) = self._rounded(x, step), self.range
+        least, most = codes.aminmax()
+        inside = None if least >= low and most <= high else (codes >= low) & (codes <= high)
+        return codes.clamp_(low, high), inside
+
+    def _rounded(self, x: Tensor, step: Step) -> Tensor:
         codes = torch.div(x, step.scale).round_()
-        if not self.symmetric:
-            codes.add_(step.zero)
-        return codes.clamp_(*self.range)
+        return codes if self.symmetric else codes.add_(step.zero)
 
     def dequantize(self, codes: Tensor, step: Step) -> Tensor:
         """(codes - zero) * scale in float32."""
         codes = codes.float()
         return (codes if self.symmetric else codes - step.zero) * step.scale
-
-    def inside(self, x: Tensor, step: Step) -> Tensor:
-        """Which values are not clipped: bool of x's shape."""
-        low, high = self.range
-        codes = torch.div(x, step.scale).round_()
-        if not self.symmetric:
-            codes.add_(step.zero)
-        return (codes >= low) & (codes <= high)
 
     @property
     def dtype(self) -> torch.dtype:

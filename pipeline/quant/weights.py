@@ -30,9 +30,15 @@ def dequantize(codes: Tensor, step: Step, scheme: Weights) -> Tensor:
     return grid_of(scheme).dequantize(_groups(codes, step), _wide(step)).flatten(1)
 
 
-def inside(weight: Tensor, step: Step, scheme: Weights) -> Tensor:
-    """Which values the grid does not clip: bool [out, in]."""
-    return grid_of(scheme).inside(_groups(weight, step), _wide(step)).flatten(1)
+def quantize_and_tell(weight: Tensor, step: Step, scheme: Weights) -> tuple[Tensor, Tensor | None]:
+    """`quantize`, and which values the grid does not clip: bool [out, in]; None where it clips none."""
+    codes, inside = grid_of(scheme).quantize_and_tell(_groups(weight, step), _wide(step))
+    return codes.flatten(1), None if inside is None else inside.flatten(1)
+
+
+def quotient(weight: Tensor, step: Step) -> Tensor:
+    """A weight in units of its scales: float32 [out, in]."""
+    return _groups(weight, step).div(step.scale[..., None]).flatten(1)
 
 
 def clamp(weight: Tensor, step: Step, scheme: Weights) -> Tensor:

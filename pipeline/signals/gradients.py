@@ -115,7 +115,7 @@ class Probe:
             with torch.enable_grad(), watch.watching(mask) as extra:
                 hidden = model.base_model(input_ids=part, use_cache=False, **extra).last_hidden_state
                 target = hidden.detach() if target is None else target
-                loss, _, _ = distillation_loss(hidden, target, heads, part, mask, weights)
+                loss = distillation_loss(hidden, target, heads, part, mask, weights).total
                 (loss * (int(mask[:, 1:].sum()) / text.predicted)).backward()
             _release(handles)
             advance()

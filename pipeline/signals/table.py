@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.models import ROLES
+from pipeline.freezing import ROLES
 
 COLUMNS = ["variant", "layer", "role", "name", "tensor", "statistic", "value"]
 FLOAT = "float"  # the variant that the others are compared with

@@ -15,9 +15,9 @@ from pipeline import params
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
-    {"names", "scheme", "params", "artifacts", "progress"},
+    {"names", "scheme", "freezing", "params", "artifacts", "progress"},
     {"quant"},
-    {"models", "corpus", "sources"},
+    {"models", "corpus", "texts", "sources"},
     {"synth", "signals", "calibration", "distill", "export", "bench", "report"},
     {"stages"},
 ]

@@ -17,8 +17,9 @@ from pipeline.calibration.layers import Runner
 from pipeline.calibration.rescale import Pair, fold, pairs, rescale
 from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.losses import LossWeights, distillation_loss
-from pipeline.distill.student import Student, prepare
+from pipeline.distill.student import Learns, Student, prepare
 from pipeline.export.formats import export, load_exported
+from pipeline.freezing import ROLES
 from pipeline.quant.kv_cache import quantize_cache
 from pipeline.quant.model import FLOAT_DTYPE
 from pipeline.scheme import KVCache, Weights, from_short
@@ -248,7 +249,7 @@ def stored(name: str) -> PreTrainedModel:
 
 
 def described(pair: Pair) -> str:
-    readers = sorted((role for reader in pair.readers for role in reader.parts()), key=models.ROLES.index)
+    readers = sorted((role for reader in pair.readers for role in reader.parts()), key=ROLES.index)
     return f"{'norm' if pair.rows is None else {'o': 'v', 'down': 'up'}[readers[0]]} -> {' '.join(readers)}"
 
 
@@ -393,7 +394,7 @@ def test_the_export_reloads_as_the_same_numbers(name: str, tmp_path: Path, token
 def student(name: str, policy: str, mode: str, tokens: Tensor, valid: Tensor) -> Student:
     start = calibrated(family(name), tokens, valid).model
     model = family(name)
-    return prepare(model, start, frozen_rows(policy, models.linears(model)), mode, True, torch.float32)
+    return prepare(model, start, frozen_rows(policy, models.linears(model)), Learns(mode), torch.float32)
 
 
 def learn(made: Student, name: str, tokens: Tensor, valid: Tensor) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.distill.freeze import FREEZE_POLICIES
+from pipeline.freezing import FREEZE_POLICIES
 from pipeline.names import look_up, unknown
 
 TABLE = {"none": 0, "ov": 1, "qkvo": 2}

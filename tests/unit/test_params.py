@@ -10,7 +10,7 @@ import yaml
 from pipeline import params
 from pipeline.bench.harness import TASKS
 from pipeline.calibration.driver import PTQ_METHODS
-from pipeline.distill.freeze import FREEZE_POLICIES
+from pipeline.distill.losses import DIVERGENCES
 from pipeline.export.formats import EXPORT_FORMATS
 from pipeline.quant.methods import SCALES
 from pipeline.quant.observers import OBSERVERS
@@ -105,7 +105,7 @@ def test_the_long_scheme_in_the_comments_of_the_shipped_knobs_loads(tmp_path: Pa
 @pytest.mark.parametrize(
     ("hint", "table"),
     [
-        (params.FreezeName, [*FREEZE_POLICIES, "auto"]),
+        (params.Divergence, [*DIVERGENCES]),
         (params.Method, PTQ_METHODS),
         (params.Calibrate.__annotations__["scales"], SCALES),
         (params.Synthesize.__annotations__["strategy"], SAMPLERS),
@@ -113,7 +113,7 @@ def test_the_long_scheme_in_the_comments_of_the_shipped_knobs_loads(tmp_path: Pa
         (params.Task, TASKS),
         (Observer, OBSERVERS),
     ],
-    ids=["freeze", "method", "scales", "strategy", "format", "task", "observer"],
+    ids=["divergence", "method", "scales", "strategy", "format", "task", "observer"],
 )
 def test_the_names_a_knob_admits_are_the_keys_of_the_table_behind_it(hint: object, table: dict):
     assert sorted(typing.get_args(hint)) == sorted(table)
@@ -156,7 +156,7 @@ def test_unknown_missing_and_ill_typed_knobs_are_all_named_at_once(tmp_path: Pat
 @pytest.mark.parametrize(
     ("knob", "value", "meant"),
     [
-        ("distill__freeze", "mpl", "'mlp'"),
+        ("distill__divergence", "revers", "'reverse'"),
         ("synthesize__strategy", "hybird", "'hybrid'"),
         ("calibrate__method", "gpqt", "'gptq'"),
         ("calibrate__scales", "min-max", "'minmax'"),
@@ -205,6 +205,41 @@ def test_an_integer_may_stand_where_a_float_is_due(tmp_path: Path):
 
 def test_patterns_may_stand_where_a_freeze_policy_is_due(tmp_path: Path):
     assert load_with(tmp_path, distill__freeze=["model.layers.0.*"]).distill.freeze == ["model.layers.0.*"]
+
+
+@pytest.mark.parametrize("policy", ["auto", "none", "q,k", "ov@0-7,v@8-", "*.down_proj@3", ["q@1", "mlp@2-3"]])
+def test_a_freeze_policy_may_be_terms(tmp_path: Path, policy: str | list[str]):
+    assert load_with(tmp_path, distill__freeze=policy).distill.freeze == policy
+
+
+def test_a_freeze_policy_that_cannot_be_read_is_answered_with_all_that_is_wrong(tmp_path: Path):
+    (found,) = problems(tmp_path, distill__freeze="vo,q@,k@7-3,auto")
+    for part in ("'vo'; did you mean 'ov'?", "'q@' has no layers after its @", "'k@7-3' ends before", "'auto' stands"):
+        assert part in found
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"batch": 9, "accumulate": 2}, "distill.batch: 9 sequences do not divide among 1 processes x 2 forwards"),
+        ({"batch": 8, "accumulate": 2, "processes": 3}, "among 3 processes x 2 forwards"),
+        ({"shard": True}, "distill.shard: there is one process to share with"),
+        ({"kl": 0.0, "ce": 0.0}, "distill.ce, distill.kl, distill.hidden: all are 0"),
+        ({"accumulate": 0}, "distill.accumulate: must be at least 1"),
+        ({"processes": 0}, "distill.processes: must be at least 1"),
+        ({"hidden": -0.5}, "distill.hidden: must be at least 0"),
+        ({"scale_lr": 0.0}, "distill.scale_lr: must be above 0"),
+    ],
+)
+def test_knobs_of_distillation_that_make_no_sense_together(tmp_path: Path, knobs: dict, message: str):
+    (found,) = problems(tmp_path, **{f"distill__{name}": value for name, value in knobs.items()})
+    assert message in found
+
+
+def test_a_text_that_is_asked_for_must_be_there(tmp_path: Path):
+    (found,) = problems(tmp_path, targets__text="no/such", targets__share=0.5)
+    assert "targets.text: 'no/such' does not exist" in found
+    assert load_with(tmp_path, targets__text="no/such").targets.text == "no/such"  # it is not read
 
 
 @pytest.mark.parametrize(

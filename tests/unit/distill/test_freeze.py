@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.distill.freeze import FREEZE_POLICIES, frozen_rows
+from pipeline.distill.freeze import frozen_rows
+from pipeline.freezing import FREEZE_POLICIES, terms
 from pipeline.models import Linear
 from tests import tiny
 from tests.families import family
@@ -82,8 +83,8 @@ def test_a_role_that_the_model_lacks_is_named_with_what_it_has():
 
 
 def test_every_pattern_that_matches_nothing_is_named(linears: list[Linear]):
-    with pytest.raises(ValueError, match=r"\['\*\.attn\.\*', 'lm_head'\]"):
-        frozen_rows(["*.attn.*", "*.q_proj", "lm_head"], linears)
+    with pytest.raises(ValueError, match=r"no linear matches '\*\.attn\.\*'; no linear matches 'h\.lm_head'"):
+        frozen_rows(["*.attn.*", "*.q_proj", "h.lm_head"], linears)
 
 
 def test_freezing_everything_is_refused(linears: list[Linear]):
@@ -100,3 +101,45 @@ def test_all_of_a_fused_projection_but_one_part_leaves_something_to_train():
     )
     with pytest.raises(ValueError, match="freezes all 2 linears"):
         frozen_rows("qkv", kept)
+
+
+def names(linears: list[Linear], *projections: tuple[str, int]) -> set[str]:
+    return {x.name for x in linears if (x.name.rsplit(".", 1)[-1].removesuffix("_proj"), x.layer) in projections}
+
+
+def test_terms_of_roles_layers_and_patterns_add_up():
+    four = models.linears(tiny.llama(layers=4))
+    for policy, expected in {
+        "q,k": [(role, layer) for role in "qk" for layer in range(4)],
+        "ov@0-1": [(role, layer) for role in "ov" for layer in (0, 1)],
+        "ov@2-": [(role, layer) for role in "ov" for layer in (2, 3)],
+        "v@3": [("v", 3)],
+        "o@0, v@1-2 ,*.down_proj@3": [("o", 0), ("v", 1), ("v", 2), ("down", 3)],
+        "none": [],
+        "none,gate": [("gate", layer) for layer in range(4)],
+    }.items():
+        assert set(frozen_rows(policy, four)) == names(four, *expected), policy
+        assert frozen_rows(policy.split(","), four) == frozen_rows(policy, four)
+
+
+def test_of_a_fused_projection_each_layer_has_its_own_rows():
+    frozen = frozen_rows("v@0,qk@1,*.down_proj@0", models.linears(family("phi3")))
+    first, second = (frozen[f"model.layers.{i}.self_attn.qkv_proj"] for i in (0, 1))
+    assert first.tolist() == [*range(48, 64)]
+    assert second.tolist() == [*range(48)]
+    assert frozen["model.layers.0.mlp.down_proj"] is None
+    assert len(frozen) == 3
+
+
+def test_layers_that_the_model_lacks_are_named(linears: list[Linear]):
+    with pytest.raises(ValueError, match=r"'ov@0-7' names layers beyond the model's last, 1; 'q@5' names layers"):
+        frozen_rows("ov@0-7,q@5,k@1-", linears)
+    with pytest.raises(ValueError, match=r"no linear matches '\*\.1\.mlp\.\*@0'"):
+        frozen_rows("*.1.mlp.*@0", linears)
+
+
+def test_every_term_that_cannot_be_read_is_named():
+    with pytest.raises(ValueError, match="unknown freeze policy 'vo'") as caught:
+        terms("vo,ov@,ov@a,ov@5-2,auto,q")
+    for part in ("did you mean 'ov'", "'ov@' has no layers", "'ov@a' has no layers", "'ov@5-2' ends", "'auto' stands"):
+        assert part in str(caught.value)

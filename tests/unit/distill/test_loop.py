@@ -12,28 +12,46 @@ from pipeline.calibration.driver import Options, calibrate
 from pipeline.distill import loop
 from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.losses import LossWeights
-from pipeline.distill.student import Student, prepare
+from pipeline.distill.schedule import Schedule
+from pipeline.distill.student import Learns, Student, prepare
+from pipeline.distill.targets import Targets, record
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights
 from tests import tiny
 from tests.families import family
 
 KNOBS = {
-    "steps": 6, "batch": 2, "lr": 1e-3, "warmup": 0.34, "min_lr": 0.1, "weight_decay": 0.01, "clip": 1.0,
-    "checkpoint_every": 2, "dtype": "float32", "seed": 0,
+    "steps": 6, "batch": 2, "accumulate": 1, "lr": 1e-3, "scale_lr": 1e-4, "warmup": 0.34, "min_lr": 0.1,
+    "weight_decay": 0.01, "clip": 1.0, "checkpoint_every": 2, "dtype": "float32", "seed": 0,
 }  # fmt: skip
 KL = LossWeights(0.0, 1.0, 1.0, 16)
+STATIC = Learns()
 
 
-def schedule(**changes: Any) -> loop.Schedule:
-    return loop.Schedule(**{**KNOBS, **changes})
+def schedule(**changes: Any) -> Schedule:
+    return Schedule(**{**KNOBS, **changes})
 
 
-def make_student(start: QuantizedModel, mode: str = "static", dtype: str = "float32") -> Student:
+def make_student(start: QuantizedModel, learns: Learns = STATIC, dtype: str = "float32") -> Student:
     model = tiny.llama()
     own = dataclasses.replace(start, latent={name: latent.clone() for name, latent in start.latent.items()})
     frozen = frozen_rows("ov", models.linears(model))
-    return prepare(model, own, frozen, mode, True, models.torch_dtype(dtype))
+    return prepare(model, own, frozen, learns, models.torch_dtype(dtype))
+
+
+def train(
+    student: Student,
+    data: Targets,
+    folder: Path,
+    begin: Any,
+    plan: Schedule | None = None,
+    weights: LossWeights = KL,
+    head: Tensor | None = None,
+    batchmean: bool = False,
+) -> list[dict[str, Any]]:
+    """The student of the tiny model, or of the one whose head is given."""
+    head = tiny.llama().lm_head.weight if head is None else head
+    return loop.train(student, head, data, plan or schedule(), weights, folder, begin, batchmean)
 
 
 def quietly(done: int) -> Any:
@@ -51,41 +69,39 @@ def killed_after(steps: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def data(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    return tokens, lengths
+def data(tokens: Tensor, lengths: Tensor) -> Targets:
+    return record(tiny.llama(), tokens, lengths, 6, "float32", lambda n: None)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(calibrated, data, tmp_path_factory) -> tuple[Student, list[dict[str, Any]]]:
     student = make_student(calibrated)
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    return student, loop.train(student, tiny.llama(), data, schedule(), KL, folder, quietly)
+    return student, train(student, data, tmp_path_factory.mktemp("uninterrupted"), quietly)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", ["static", "minmax"])
 def test_the_student_learns(calibrated, data, tmp_path, mode: str, dtype: str):
     """On the same sequences at every step, the divergence falls to less than half."""
-    teacher = tiny.llama()
-    models.cast_linears(teacher, dtype)
     plan = schedule(batch=6, steps=20, warmup=0.1, dtype=dtype, checkpoint_every=99)
-    log = loop.train(make_student(calibrated, mode, dtype), teacher, data, plan, KL, tmp_path, quietly)
+    log = train(make_student(calibrated, Learns(mode), dtype), data, tmp_path, quietly, plan)
     assert log[-1]["kl"] < 0.5 * log[0]["kl"]
 
 
 def test_the_log_tells_each_step(uninterrupted, data):
     _, log = uninterrupted
     assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
-    assert all(list(row) == list(loop.LOG_COLUMNS) for row in log)
-    assert [row["lr"] for row in log] == [schedule().rate(step) for step in range(6)]
-    used = [data[1][schedule().sequences(step, 6)].sum().item() - 2 for step in range(6)]
+    by_role = [f"gradient_norm.{role}" for role in ("down", "gate", "k", "q", "up")]  # o and v are frozen
+    assert all(list(row) == [*loop.LOG_COLUMNS, *by_role] for row in log)
+    assert [row["lr"] for row in log] == [schedule().lr * schedule().factor(step) for step in range(6)]
+    used = [data.lengths[schedule().sequences(step, 6)].sum().item() - 2 for step in range(6)]
     assert [row["tokens"] for row in log] == torch.tensor(used).cumsum(0).tolist()
 
 
 def test_the_first_logged_loss_is_the_divergence_of_the_calibrated_model(calibrated, uninterrupted, data):
     quantized, teacher = tiny.llama(), tiny.llama()
     calibrated.put_into(quantized)
-    tokens, lengths = (each[schedule().sequences(0, 6)] for each in data)
+    tokens, lengths = (each[schedule().sequences(0, 6)] for each in (data.tokens, data.lengths))
     log_q, log_p = (torch.log_softmax(m(input_ids=tokens).logits.double(), -1) for m in (quantized, teacher))
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     predicted = torch.arange(1, 20)[None] < lengths[:, None]
@@ -95,47 +111,49 @@ def test_the_first_logged_loss_is_the_divergence_of_the_calibrated_model(calibra
 @pytest.mark.parametrize(("stop", "resumed_from"), [(1, 0), (3, 2), (5, 4)])
 def test_a_killed_run_ends_in_the_same_bits(calibrated, uninterrupted, data, tmp_path, stop: int, resumed_from: int):
     with pytest.raises(KeyboardInterrupt):
-        loop.train(make_student(calibrated), tiny.llama(), data, schedule(), KL, tmp_path, killed_after(stop))
+        train(make_student(calibrated), data, tmp_path, killed_after(stop))
     begun: list[int] = []
     student = make_student(calibrated)
-    log = loop.train(student, tiny.llama(), data, schedule(), KL, tmp_path, lambda d: begun.append(d) or quietly(d))
+    log = train(student, data, tmp_path, lambda d: begun.append(d) or quietly(d))
     assert begun == [resumed_from]
     assert_same_end(student, log, uninterrupted)
 
 
 def test_a_truncated_checkpoint_is_passed_over_with_a_warning(calibrated, uninterrupted, data, tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
-        loop.train(make_student(calibrated), tiny.llama(), data, schedule(), KL, tmp_path, killed_after(5))
+        train(make_student(calibrated), data, tmp_path, killed_after(5))
     newest = sorted(tmp_path.iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
     begun: list[int] = []
     student = make_student(calibrated)
-    log = loop.train(student, tiny.llama(), data, schedule(), KL, tmp_path, lambda d: begun.append(d) or quietly(d))
+    log = train(student, data, tmp_path, lambda d: begun.append(d) or quietly(d))
     assert "step-00000004.safetensors cannot be used" in capsys.readouterr().err
     assert begun == [2]
     assert_same_end(student, log, uninterrupted)
 
 
-@pytest.mark.parametrize("mode", ["static", "minmax"])
-def test_so_does_one_of_groups_zero_points_and_partly_frozen_projections(data, tmp_path: Path, mode: str):
+@pytest.mark.parametrize("learns", [Learns(), Learns("minmax"), Learns("learned", embeddings=True)], ids=str)
+def test_so_does_one_of_groups_zero_points_and_partly_frozen_projections(data, tmp_path: Path, learns: Learns):
     scheme = Scheme(
         Weights(3, symmetric=False, group=8),
         Activations(8, dynamic=True),
         KVCache(4),
         (Override("lm_head", weights=Weights(8)),),
     )
-    valid = torch.ones_like(data[0], dtype=torch.bool)
+    valid = torch.ones_like(data.tokens, dtype=torch.bool)
     options = Options("rtn", {}, batch=6, measure=False)
-    start = calibrate(family("phi3"), data[0], valid, scheme, options, None, lambda: None).model
+    start = calibrate(family("phi3"), data.tokens, valid, scheme, options, None, lambda: None).model
 
     def fresh() -> Student:
         own = dataclasses.replace(start, latent={name: latent.clone() for name, latent in start.latent.items()})
         model = family("phi3")
-        return prepare(model, own, frozen_rows("ov", models.linears(model)), mode, True, torch.float32)
+        return prepare(model, own, frozen_rows("ov", models.linears(model)), learns, torch.float32)
 
     def end(student: Student, folder: Path, begin: Any) -> tuple[Student, list[dict[str, Any]]]:
         folder.mkdir(exist_ok=True)
-        return student, loop.train(student, family("phi3"), data, schedule(), KL, folder, begin)
+        return student, train(student, theirs, folder, begin, head=family("phi3").lm_head.weight)
+
+    theirs = record(family("phi3"), data.tokens, data.lengths, 6, "float32", lambda n: None)
 
     expected = end(fresh(), tmp_path / "whole", quietly)
     with pytest.raises(KeyboardInterrupt):
@@ -165,7 +183,7 @@ def test_a_rate_that_drives_the_loss_out_of_range_stops_at_once_and_names_the_st
         r"the loss is nan at step 2: every layer's output is finite, the head's or the loss is not; lower distill\.lr"
     )
     with pytest.raises(ValueError, match=message):
-        loop.train(make_student(calibrated), tiny.llama(), data, schedule(lr=1e38), KL, tmp_path, quietly)
+        train(make_student(calibrated), data, tmp_path, quietly, schedule(lr=1e38))
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -177,15 +195,25 @@ def test_the_first_layer_whose_output_is_not_finite_is_named(calibrated, data, t
         norm.data[0] = float("nan")
 
     with pytest.raises(ValueError, match=rf"the loss is nan at step 2: model\.layers\.{layer} is the first layer"):
-        loop.train(student, tiny.llama(), data, schedule(), KL, tmp_path, lambda done: spoil)
+        train(student, data, tmp_path, lambda done: spoil)
 
 
 def test_a_loss_that_stays_at_zero_stops_training(calibrated, data, tmp_path: Path):
     """A teacher that is the student, and a rate too small to change a code."""
     teacher = tiny.llama()
     calibrated.put_into(teacher)
+    same = dataclasses.replace(
+        data, hidden=torch.cat([models.hidden_states(teacher, data.tokens[[i]]) for i in range(len(data))])
+    )
     with pytest.raises(ValueError, match="the loss has been zero for 5 steps, at step 5"):
-        loop.train(make_student(calibrated), teacher, data, schedule(lr=1e-30), KL, tmp_path, quietly)
+        train(
+            make_student(calibrated),
+            same,
+            tmp_path,
+            quietly,
+            schedule(batch=1, lr=1e-30),
+            head=teacher.lm_head.weight,
+        )
 
 
 def test_each_step_is_as_long_as_the_schedule_says(calibrated, data, tmp_path: Path):
@@ -193,7 +221,7 @@ def test_each_step_is_as_long_as_the_schedule_says(calibrated, data, tmp_path: P
     student, start = make_student(calibrated), make_student(calibrated)
     plan = schedule(steps=4, warmup=1.0, weight_decay=0.0)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(student, tiny.llama(), data, plan, KL, tmp_path, killed_after(1))
+        train(student, data, tmp_path, killed_after(1), plan)
     moved = torch.stack([(m - start.masters[name]).abs().max() for name, m in student.masters.items()]).detach()
     torch.testing.assert_close(moved, torch.full_like(moved, 2.5e-4), rtol=0.01, atol=0)
 
@@ -201,10 +229,90 @@ def test_each_step_is_as_long_as_the_schedule_says(calibrated, data, tmp_path: P
 def test_the_gradient_is_clipped_at_its_global_norm(calibrated, data, tmp_path: Path):
     """AdamW's first moment after one step is a tenth of the clipped gradient (betas 0.9, 0.95)."""
     student = make_student(calibrated)
-    log = loop.train(
-        student, tiny.llama(), data, schedule(clip=1e-3, checkpoint_every=1, steps=2), KL, tmp_path, quietly
-    )
+    log = train(student, data, tmp_path, quietly, schedule(clip=1e-3, checkpoint_every=1, steps=2))
     assert log[0]["gradient_norm"] > 0.01
     moments = {k: v for k, v in load_file(tmp_path / "step-00000001.safetensors").items() if k.startswith("exp_avg/")}
     norm = torch.stack([moment.double().square().sum() for moment in moments.values()]).sum().sqrt()
     assert norm.item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("divergence", ["forward", "symmetric"])
+@pytest.mark.parametrize("learns", [Learns(), Learns("learned", embeddings=True)], ids=str)
+def test_one_forward_of_four_and_four_of_one_give_the_same_step(
+    calibrated, data, tmp_path: Path, learns: Learns, divergence: str
+):
+    """Loss, every norm, and the masters after the step, to what float32's order of sums may change."""
+    weights, ends = LossWeights(0.3, 0.7, 1.5, 16, divergence, 0.1), []
+    for accumulate in (1, 2, 4):
+        student, folder = make_student(calibrated, learns), tmp_path / str(accumulate)
+        folder.mkdir()
+        plan = schedule(batch=4, accumulate=accumulate, steps=1, warmup=0.0)
+        (row,) = train(student, data, folder, quietly, plan, weights)
+        ends.append((row, student))
+    for row, student in ends[1:]:
+        assert row == pytest.approx(ends[0][0], rel=1e-5)
+        for name, master in student.masters.items():
+            gradient = ends[0][1].masters[name].detach() - make_student(calibrated, learns).masters[name].detach()
+            difference = (master - ends[0][1].masters[name]).detach()
+            assert difference.norm() <= 2e-2 * gradient.norm(), name  # AdamW's first step is the gradient's sign
+
+
+def test_gradient_checkpointing_changes_no_bit(calibrated, uninterrupted, data, tmp_path: Path):
+    student = make_student(calibrated)
+    loop.save_memory(student.model)
+    log = train(student, data, tmp_path, quietly)
+    assert_same_end(student, log, uninterrupted)
+
+
+def test_norms_by_role_are_those_of_the_roles_gradients(calibrated, data, tmp_path: Path):
+    """And make up, with that of the norms, the whole one."""
+    student, kept = make_student(calibrated), {}
+    add = student.collect_gradients
+    student.collect_gradients = lambda: add() or kept.update({k: m.grad.clone() for k, m in student.masters.items()})
+    (row,) = train(student, data, tmp_path, quietly, schedule(steps=1, clip=1e9))
+    for role in ("q", "k", "gate", "up", "down"):
+        squares = [g.double().square().sum() for key, g in kept.items() if f".{role}_proj." in key]
+        assert len(squares) == 2
+        assert row[f"gradient_norm.{role}"] == pytest.approx(sum(squares).item() ** 0.5)
+    whole = sum(g.double().square().sum() for g in kept.values()).item() ** 0.5
+    assert row["gradient_norm"] == pytest.approx(whole)
+
+
+def test_batchmean_weighs_the_divergence_as_torch_would(calibrated, data, tmp_path: Path):
+    """torch's kl_div by batchmean on [batch, length, vocabulary] divides a sum over tokens by the batch alone."""
+    weights, plan = LossWeights(0.5, 0.5, 1.0, 16), schedule(steps=1)
+    (row,) = train(make_student(calibrated), data, tmp_path, quietly, plan, weights, batchmean=True)
+    quantized, teacher = tiny.llama(), tiny.llama()
+    calibrated.put_into(quantized)
+    chosen = plan.sequences(0, 6)
+    log_q, log_p = (
+        torch.log_softmax(m(input_ids=data.tokens[chosen]).logits.double(), -1) for m in (quantized, teacher)
+    )
+    mask = (torch.arange(1, 20)[None] < data.lengths[chosen][:, None])[..., None]
+    log_q, log_p = ((log * mask) for log in (log_q[:, :-1], log_p[:, :-1]))
+    both = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    assert row["loss"] == pytest.approx(0.5 * both.item() + 0.5 * row["ce"], rel=1e-4)
+    assert row["kl"] == pytest.approx(2 * both.item() / (data.lengths[chosen].sum().item() - 2), rel=1e-4)
+
+
+def test_weight_decay_is_for_the_linears_and_scales_have_a_rate_of_their_own(calibrated):
+    student = make_student(calibrated, Learns("learned", embeddings=True))
+    groups = loop._optimizer(student, schedule(weight_decay=0.3)).param_groups
+    found = {id(p): (group["peak"], group["weight_decay"]) for group in groups for p in group["params"]}
+    expected = {"linear": (1e-3, 0.3), "scale": (1e-4, 0.0), "other": (1e-3, 0.0)}
+    assert len(found) == len(student.masters)
+    for name, master in student.masters.items():
+        kind = "scale" if name.endswith(".scale") else "linear" if "_proj" in name else "other"
+        assert found[id(master)] == expected[kind], name
+
+
+@pytest.mark.parametrize("learns", [Learns("static"), Learns("minmax"), Learns("learned")], ids=str)
+def test_a_student_of_quantized_inputs_and_cache_learns(data, tmp_path: Path, learns: Learns):
+    """W4A8KV4: the gradient passes the inputs' and the cache's grids straight through."""
+    valid = torch.ones_like(data.tokens, dtype=torch.bool)
+    options = Options("gptq", {}, batch=6, measure=False)
+    scheme = Scheme(Weights(4), Activations(8, dynamic=True), KVCache(4))
+    start = calibrate(tiny.llama(), data.tokens, valid, scheme, options, None, lambda: None).model
+    plan = schedule(batch=6, steps=20, warmup=0.1, checkpoint_every=99)
+    log = train(make_student(start, learns), data, tmp_path, quietly, plan)
+    assert log[-1]["kl"] < 0.5 * log[0]["kl"]

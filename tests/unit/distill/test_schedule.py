@@ -6,10 +6,18 @@ import pytest
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from pipeline.distill.loop import Schedule
+from pipeline.distill.schedule import Schedule
 
 LR = 1e-3
-REST = {"min_lr": 0.1, "weight_decay": 0.0, "clip": 1.0, "checkpoint_every": 9, "dtype": "float32"}
+REST = {
+    "accumulate": 1,
+    "scale_lr": 1e-5,
+    "min_lr": 0.1,
+    "weight_decay": 0.0,
+    "clip": 1.0,
+    "checkpoint_every": 9,
+    "dtype": "float32",
+}
 
 
 def schedule(**changes: Any) -> Schedule:
@@ -18,7 +26,7 @@ def schedule(**changes: Any) -> Schedule:
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.05, 100), (0.3, 10), (0.0, 7), (1.0, 4)])
 def test_the_rate_rises_in_a_line_then_falls_in_a_cosine(warmup: float, steps: int):
-    found = [schedule(steps=steps, warmup=warmup).rate(step) for step in range(steps)]
+    found = [LR * schedule(steps=steps, warmup=warmup).factor(step) for step in range(steps)]
     warm = max(1, round(warmup * steps))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
     theirs = get_cosine_with_min_lr_schedule_with_warmup(optimizer, warm, steps, min_lr_rate=0.1)
@@ -46,3 +54,12 @@ def test_the_order_is_a_function_of_seed_and_step():
     later_first = [schedule(batch=3).sequences(step, 10) for step in reversed(range(8))]
     assert later_first[::-1] == [plan.sequences(step, 10) for step in range(8)]
     assert plan.sequences(0, 10) != schedule(batch=3, seed=1).sequences(0, 10)
+
+
+def test_processes_and_forwards_share_a_step_evenly_and_miss_nothing():
+    sequences = [*range(100, 112)]
+    for processes, accumulate in ((1, 1), (1, 4), (4, 1), (2, 3), (3, 2)):
+        plan = schedule(batch=12, accumulate=accumulate)
+        parts = [plan.parts(sequences, rank, processes) for rank in range(processes)]
+        assert {len(part) for mine in parts for part in mine} == {12 // processes // accumulate}
+        assert sorted(i for mine in parts for part in mine for i in part) == sequences

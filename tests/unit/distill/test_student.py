@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from pipeline import models
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.distill.freeze import Frozen, frozen_rows
-from pipeline.distill.student import Student, prepare
+from pipeline.distill.student import Learns, Student, prepare
 from pipeline.quant import weights
 from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
@@ -79,7 +79,7 @@ def student(
     start = start_of(name, scheme)
     latent = {key: values.clone() for key, values in start.latent.items()}
     own = dataclasses.replace(start, **{"latent": latent, **changes})
-    return prepare(float_model(name), own, frozen_of(name, start, policy), mode, norms, dtype)
+    return prepare(float_model(name), own, frozen_of(name, start, policy), Learns(mode, norms), dtype)
 
 
 def learn(made: Student, tokens: Tensor, lr: float = 0.05, steps: int = 3) -> None:
@@ -206,7 +206,8 @@ def test_the_gradient_is_float64_autograds(name: str, scheme: str, policy: str, 
             whole = start.weight(linear).double()
             whole[rows] = straight_through(leaf, step, kind, mode == "static")
             parameters[key] = whole
-            clipped += int((~weights.inside(leaf.detach().float(), step, kind)).sum())
+            inside = weights.quantize_and_tell(leaf.detach().float(), step, kind)[1]
+            clipped += 0 if inside is None else int((~inside).sum())
         else:
             parameters[key] = leaf + (leaf.half() - leaf).detach()
     loss = torch.func.functional_call(reference, parameters, (), {"input_ids": tokens, "labels": tokens}).loss

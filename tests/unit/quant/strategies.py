@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.quant.grid import Grid
+from pipeline.quant.grid import Grid, Step
 
 SEEDS = st.integers(0, 2**32)
 WEIGHT_BITS = [2, 3, 4, 5, 6, 7, 8]
@@ -52,3 +52,11 @@ def from_tie(quotient: Tensor) -> Tensor:
     """How far a number is from the middle between two whole ones: float64."""
     quotient = quotient.double()
     return (quotient - quotient.floor() - 0.5).abs()
+
+
+def inside(grid: Grid, x: Tensor, step: Step) -> Tensor:
+    """Which values a grid does not clip: bool of x's shape."""
+    codes, found = grid.quantize_and_tell(x, step)
+    assert torch.equal(codes, grid.quantize(x, step))
+    assert found is None or not found.all()
+    return torch.ones_like(x, dtype=torch.bool) if found is None else found

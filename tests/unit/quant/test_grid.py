@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.quant.grid import Grid, Step, grouped, sqnr
-from tests.unit.quant.strategies import SEEDS, WEIGHT_BITS, from_tie, grids, matrices, random, with_ties
+from tests.unit.quant.strategies import SEEDS, WEIGHT_BITS, from_tie, grids, inside, matrices, random, with_ties
 
 BITS = [*WEIGHT_BITS, 10, 12, 16]
 FLOAT16, FLOAT32 = torch.float16, torch.float32
@@ -51,9 +51,9 @@ def on_power_of_two_grids(draw: st.DrawFn) -> tuple[Grid, Tensor, Step]:
 def test_fake_quantization_is_torch_per_channel_affine_ties_included(drawn: tuple[Grid, Tensor, Step]):
     grid, x, step = drawn
     scale, zero = step.scale[:, 0], step.zero[:, 0].int()
-    expected, inside = torch.ops.aten.fake_quantize_per_channel_affine_cachemask(x, scale, zero, 0, *grid.range)
+    expected, kept = torch.ops.aten.fake_quantize_per_channel_affine_cachemask(x, scale, zero, 0, *grid.range)
     assert torch.equal(fake_quantize(grid, x, step), expected)
-    assert torch.equal(grid.inside(x, step), inside)
+    assert torch.equal(inside(grid, x, step), kept)
 
 
 @given(on_power_of_two_grids())
@@ -182,7 +182,7 @@ def test_a_min_max_grid_errs_by_half_a_step(grid: Grid, x: Tensor):
 @many
 def test_a_symmetric_min_max_grid_clips_nothing(x: Tensor, bits: int):
     grid = Grid(bits)
-    assert grid.inside(x, grid.step_of(x)).all()
+    assert inside(grid, x, grid.step_of(x)).all()
     assert grid.quantize(x, grid.step_of(x)).abs().max() <= 2 ** (bits - 1) - 1
 
 
@@ -232,14 +232,14 @@ def test_ties_round_to_even_and_what_is_outside_is_clamped():
     x = torch.tensor([-9.0, -8.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 7.5, 100.0])
     step = Step(torch.tensor(1.0), torch.tensor(0.0))
     assert Grid(4).quantize(x, step).tolist() == [-8, -8, -2, -2, 0, 0, 2, 2, 7, 7]
-    assert Grid(4).inside(x, step).tolist() == [False, True, True, True, True, True, True, True, False, False]
+    assert inside(Grid(4), x, step).tolist() == [False, True, True, True, True, True, True, True, False, False]
 
 
 def test_ties_round_to_even_before_the_zero_point_is_added():
     x = torch.tensor([-9.0, -7.5, -1.5, -0.5, 0.5, 1.5, 2.5, 8.5, 9.0])
     step = Step(torch.tensor(1.0), torch.tensor(7.0))
     assert Grid(4, symmetric=False).quantize(x, step).tolist() == [0, 0, 5, 7, 7, 9, 9, 15, 15]
-    assert Grid(4, symmetric=False).inside(x, step).tolist() == [False, False, *[True] * 6, False]
+    assert inside(Grid(4, symmetric=False), x, step).tolist() == [False, False, *[True] * 6, False]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -320,7 +320,7 @@ def test_quantizing_leaves_its_input_alone(symmetric: bool):
     codes = grid.quantize(x, step)
     kept = codes.clone()
     grid.dequantize(codes, step)
-    grid.inside(x, step)
+    grid.quantize_and_tell(x, step)
     assert torch.equal(x, before)
     assert torch.equal(codes, kept)
 

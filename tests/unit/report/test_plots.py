@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from pipeline.models import ROLES
+from pipeline.freezing import ROLES
 from pipeline.report import plots
 
 SVG = "{http://www.w3.org/2000/svg}"
