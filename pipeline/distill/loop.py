@@ -71,7 +71,7 @@ def train(
                 head = student.head(read)
             loss = _loss(student, (head, teacher_head), data.rows(part), terms, counted, schedule.dtype)
             sums += torch.stack([term.detach().double() for term in loss])
-            (loss.total * (processes.count if processes.sharded else 1)).backward()  # FSDP takes the mean
+            loss.total.backward()
             student.collect_gradients()
         processes.sum_([sums])
         if not bool(sums.isfinite().all()):

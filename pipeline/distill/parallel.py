@@ -75,7 +75,9 @@ class Processes:
             exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
             for layer in models.decoder_layers(model)[1]:
                 whole = {parameter for parameter in layer.parameters() if parameter.ndim < 2}
-                fully_shard(layer, mesh=mesh, mp_policy=exact, ignored_params=whole)
+                sharded = fully_shard(layer, mesh=mesh, mp_policy=exact, ignored_params=whole)
+                sharded.set_force_sum_reduction_for_comms(True)  # the loss is a share of the step's mean already
+                sharded.set_gradient_divide_factor(1.0)
 
     def leave(self) -> None:
         """Part from the others, when all is done."""

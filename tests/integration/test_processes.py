@@ -1,0 +1,134 @@
+"""distill in several processes, as a user starts it: the same curve as one, sharded or not; a killed one; resuming."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.integration.conftest import change_params, environment, run
+
+INPUTS = ("teacher", "targets", "calibration", "signals")
+DISTILL = [
+    *[sys.executable, "-m", "stages.distill"],
+    *[part for name in INPUTS for part in (f"--{name}", f"data/{name}")],
+    *["--out", "data/student"],
+]
+KNOBS = {"dtype": "float32", "steps": 12, "checkpoint_every": 4, "freeze": "ov@0,v@1", "scale": "learned"}
+
+
+@pytest.fixture(scope="module")
+def workplace(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the pipeline without its student, to train in float32, which several processes may not change."""
+    where = tmp_path_factory.mktemp("processes") / "copy"
+    shutil.copytree(pipeline, where, symlinks=True, ignore=shutil.ignore_patterns(".dvc", "student", "runs"))
+    change_params(where, {"distill": KNOBS})
+    return where
+
+
+def train(workplace: Path, name: str, **knobs: object) -> Path:
+    """Where a training with these knobs left its student."""
+    where = workplace.parent / name
+    shutil.copytree(workplace, where, symlinks=True)
+    change_params(where, {"distill": knobs})
+    run(DISTILL, where)
+    return where / "data/student"
+
+
+def curve(student: Path) -> list[dict[str, float]]:
+    with (student / "log.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def alone(workplace: Path) -> Path:
+    return train(workplace, "alone")
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
+def test_two_processes_train_as_one(workplace: Path, alone: Path, shard: bool):
+    """The same steps, each with the same sequences, to float error; and frozen codes that are the same bits."""
+    student = train(workplace, f"two-{shard}", processes=2, accumulate=2, shard=shard)
+    expected, found = curve(alone), curve(student)
+    assert len(found) == 12
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-3)
+    start, ours, one = (
+        load_file(folder / "codes.safetensors") for folder in (workplace / "data/calibration", student, alone)
+    )
+    assert ours.keys() == one.keys()
+    same = sum(int((ours[name] == one[name]).sum()) for name in one) / sum(codes.numel() for codes in one.values())
+    assert same > 0.995
+    for name in (
+        "model.layers.0.self_attn.o_proj",
+        "model.layers.0.self_attn.v_proj",
+        "model.layers.1.self_attn.v_proj",
+    ):
+        assert (ours[name] == start[name]).all()
+    assert not (ours["model.layers.1.self_attn.o_proj"] == start["model.layers.1.self_attn.o_proj"]).all()
+
+
+def test_a_killed_process_ends_the_run_with_its_name_and_the_run_goes_on(workplace: Path):
+    whole = train(workplace, "whole", processes=2, shard=True)
+    where = workplace.parent / "killed"
+    shutil.copytree(workplace, where, symlinks=True)
+    change_params(where, {"distill": {"processes": 2, "shard": True}})
+    process = subprocess.Popen(
+        DISTILL, cwd=where, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(where, process)
+    victim = next(child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1")
+    victim.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.search(r"distill: process 1 \(pid \d+\) was killed by SIGKILL, .* run again to go on", output), output
+    assert "Traceback" not in output.split("distill: process 1")[-1]
+    assert not (where / "data/student").exists()
+    done = run(DISTILL, where)
+    assert "going on after step" in done.stdout
+    for file in ("codes.safetensors", "scales.safetensors", "floats.safetensors", "log.csv", "manifest.json"):
+        assert (where / "data/student" / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_when_the_launcher_is_killed_no_process_stays(workplace: Path):
+    where = workplace.parent / "orphans"
+    shutil.copytree(workplace, where, symlinks=True)
+    change_params(where, {"distill": {"processes": 2, "steps": 10000}})
+    process = subprocess.Popen(
+        DISTILL, cwd=where, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(where, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert sum(child.environ().get("RANK") is not None for child in children) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _gone, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+def test_bad_knobs_are_told_once_and_not_by_every_process(workplace: Path):
+    where = workplace.parent / "bad"
+    shutil.copytree(workplace, where, symlinks=True)
+    change_params(where, {"distill": {"processes": 3}})
+    done = run(DISTILL, where, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("distill.batch: 8 sequences do not divide among 3 processes") == 1
+    assert yaml.safe_load((where / "params.yaml").read_text())["distill"]["processes"] == 3
+
+
+def wait_for(where: Path, process: subprocess.Popen) -> None:
+    """Until the first checkpoint is there."""
+    deadline = time.monotonic() + 120
+    while not list(where.glob("runs/scratch/distill/*/*.safetensors")):
+        assert process.poll() is None, "distill ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
