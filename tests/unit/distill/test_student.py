@@ -74,12 +74,13 @@ def student(
     mode: str = "static",
     norms: bool = True,
     dtype: torch.dtype = torch.float32,
+    embeddings: bool = False,
     **changes: object,
 ) -> Student:
     start = start_of(name, scheme)
     latent = {key: values.clone() for key, values in start.latent.items()}
     own = dataclasses.replace(start, **{"latent": latent, **changes})
-    return prepare(float_model(name), own, frozen_of(name, start, policy), Learns(mode, norms), dtype)
+    return prepare(float_model(name), own, frozen_of(name, start, policy), Learns(mode, norms, embeddings), dtype)
 
 
 def learn(made: Student, tokens: Tensor, lr: float = 0.05, steps: int = 3) -> None:
@@ -361,3 +362,91 @@ def test_a_start_without_latent_weights_is_refused_unless_all_of_it_is_frozen():
 def test_a_parameter_without_gradient_is_named():
     with pytest.raises(ValueError, match=r"q_proj\.weight got no gradient"):
         student().collect_gradients()
+
+
+def learned_weight(master: Tensor, scale: Tensor, zero: Tensor, scheme: Weights) -> Tensor:
+    """LSQ in float64: rounding passes the gradient on, clamping does not, and the scale takes part in both."""
+    group = scheme.group or master.shape[1]
+    stored = scale + (scale.half() - scale).detach()  # rounded as the export stores it, its gradient passed on
+    wide, zeros = (part.repeat_interleave(group, dim=1) for part in (stored, zero.double()))
+    codes = master / wide
+    codes = codes + (codes.round() - codes).detach() + zeros
+    half = 2 ** (scheme.bits - 1)
+    low, high = (-half, half - 1) if scheme.symmetric else (0, 2 * half - 1)
+    return (codes.clamp(low, high) - zeros) * wide
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "policy"), [("llama", "W4", "ov"), ("phi3", "groups", "ov"), ("gpt-neox", "groups", "qk")]
+)
+def test_learned_scales_have_lsqs_gradient(name: str, scheme: str, policy: str, tokens: Tensor):
+    """float64 autograd through the fake-quantized weight, over sqrt(N Q); that of the weights beside it."""
+    made, start = student(name, scheme, policy, "learned"), start_of(name, scheme)
+    free = free_rows(name, scheme, policy)
+    for key, master in made.masters.items():
+        if key.removesuffix(".weight") in start.codes:
+            master.data *= 1.4
+    made.refresh()
+    made.model(input_ids=tokens, labels=tokens).loss.backward()
+    made.collect_gradients()
+    leaves = {key: master.detach().double().requires_grad_() for key, master in made.masters.items()}
+    parameters = {key: p.detach() for key, p in made.model.double().named_parameters()}
+    for linear, rows in free.items():
+        if rows.any():
+            kind, whole = start.schemes[linear], start.weight(linear).double()
+            master, scale = leaves[f"{linear}.weight"], leaves[f"{linear}.scale"]
+            whole[rows] = learned_weight(master, scale, start.steps[linear].zero[rows], kind)
+            parameters[f"{linear}.weight"] = whole
+    given = {"input_ids": tokens, "labels": tokens}
+    torch.func.functional_call(float_model(name).double(), parameters, (), given).loss.backward()
+    checked = 0
+    for key in (key for key in leaves if key.endswith(".scale")):
+        linear = key.removesuffix(".scale")
+        kind, width = start.schemes[linear], leaves[f"{linear}.weight"].shape[1]
+        top = 2 ** (kind.bits - 1) - 1 if kind.symmetric else 2**kind.bits - 1
+        for part, factor in ((f"{linear}.weight", 1.0), (key, ((kind.group or width) * top) ** -0.5)):
+            expected, found = leaves[part].grad * factor, made.masters[part].grad
+            largest = float(expected.abs().max())
+            torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-4 * largest)
+        checked += 1
+    assert checked == sum(rows.any() for rows in free.values())
+
+
+@every_case
+def test_learned_scales_are_what_the_export_stores(name: str, scheme: str, policy: str, tokens: Tensor):
+    made, start = student(name, scheme, policy, "learned"), start_of(name, scheme)
+    learn(made, tokens, lr=0.01)
+    finished, free = made.finished(), free_rows(name, scheme, policy)
+    for linear, rows in free.items():
+        assert torch.equal(made.model.get_submodule(linear).weight, finished.weight(linear))
+        assert torch.equal(finished.steps[linear].scale[~rows], start.steps[linear].scale[~rows])
+        if rows.any():
+            scale = made.masters[f"{linear}.scale"].detach()
+            assert torch.equal(finished.steps[linear].scale[rows], scale.clamp(min=2.0**-14).half().float())
+            assert not torch.equal(finished.steps[linear].scale[rows], start.steps[linear].scale[rows])
+    reference = float_model(name)
+    finished.put_into(reference)
+    expected = made.model(input_ids=tokens, use_cache=False).logits
+    assert torch.equal(reference(input_ids=tokens, use_cache=False).logits, expected)
+
+
+def test_a_scale_that_would_fall_to_zero_stays_a_float16_above_it(tokens: Tensor):
+    made = student(mode="learned")
+    made.masters[f"{Q}.scale"].data[0] = -1.0
+    made.refresh()
+    assert made.step(Q).scale[0] == 2.0**-14
+    assert made.modules[f"{Q}.weight"].isfinite().all()
+
+
+def test_an_embedding_and_the_head_that_is_tied_to_it_learn_where_they_may(tokens: Tensor):
+    made, start = student(embeddings=True), start_of("llama", "W4A16")
+    learn(made, tokens)
+    finished, embedding = made.finished(), "model.embed_tokens.weight"
+    assert not torch.equal(finished.floats[embedding], start.floats[embedding])
+    assert torch.equal(finished.floats[embedding], made.masters[embedding].detach().half())
+    assert made.model.lm_head.weight is made.model.model.embed_tokens.weight
+    head = student("llama", "mixed", "qkv", embeddings=True)  # whose head is quantized, and stays as it is
+    assert {key for key in head.masters if "embed" in key or "head" in key} == {embedding}
+    apart = student("gpt-neox", "fine", "v", embeddings=True)
+    own_head = f"{models.head(apart.model).name}.weight"
+    assert {"gpt_neox.embed_in.weight", own_head} < apart.masters.keys()

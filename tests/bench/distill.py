@@ -1,0 +1,241 @@
+"""How fast a step of distillation is, and what memory it takes: ours against the floor and the usual ways.
+
+    python -m venv peer && peer/bin/pip install torch==2.13.0 transformers==5.23.0 torchao==0.18.0
+    python -m tests.bench.distill --peer peer/bin/python
+    python -m tests.bench.distill --only floor,ours,plain --shape 1b     # a random model of that shape, as on a GPU
+
+floor: our loop on a student that is not quantized. ours: W4 per channel. plain: the teacher in each step, whole logits,
+straight-through rounding in each forward. torchao: the same with its QAT prepare. All of the same model, batch, dtype,
+trained parameters and optimizer. Each runs in a process of its own, round after round, so that a machine's moods meet
+all; the first two steps of a process are left out. The teacher's pass that ours records beforehand is timed, too.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from tests.bench import plain
+
+WARM_UP = 2
+SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
+    "smollm2": (576, 1536, 30, 9, 3, 49152),
+    "1b": (2048, 8192, 16, 32, 8, 128256),
+    "3b": (3072, 8192, 28, 24, 8, 128256),
+    "7b": (4096, 11008, 32, 32, 32, 32000),
+}
+LR = 1e-4
+
+
+def device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def model_of(args: argparse.Namespace) -> PreTrainedModel:
+    """The teacher's folder, or a random model of a shape; float32, on the device."""
+    if not args.shape:
+        return AutoModelForCausalLM.from_pretrained(args.teacher, dtype=torch.float32).to(device())
+    hidden, inner, layers, heads, key_heads, vocabulary = SHAPES[args.shape]
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    with device():
+        return LlamaForCausalLM(config)
+
+
+def tokens_of(args: argparse.Namespace, vocabulary: int) -> Tensor:
+    shape = (args.steps + WARM_UP) * args.batch, args.length
+    return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(1))
+
+
+def ours(args: argparse.Namespace, quantized: bool) -> dict:
+    """Our loop, from round to nearest, or on weights that are not quantized."""
+    from pipeline import models
+    from pipeline.distill import loop
+    from pipeline.distill.losses import LossWeights
+    from pipeline.distill.parallel import Processes
+    from pipeline.distill.schedule import Schedule
+    from pipeline.distill.student import Learns, Student, prepare
+    from pipeline.distill.targets import record
+    from pipeline.quant.activations import Quantizer
+    from pipeline.quant.methods import rtn
+    from pipeline.quant.model import FLOAT_DTYPE, QuantizedModel, float_tensors
+    from pipeline.scheme import Activations, Weights
+
+    model = model_of(args)
+    model.eval().requires_grad_(False)
+    tokens = tokens_of(args, model.config.vocab_size)
+    head = models.head_weight(model).detach().to(torch.bfloat16, copy=True)
+    linears, scheme = [linear.name for linear in models.linears(model)], Weights(4)
+    start = QuantizedModel(schemes=dict.fromkeys(linears, scheme))
+    for name in linears:
+        found = rtn(model.get_submodule(name).weight.detach().cpu(), None, scheme)
+        start.codes[name], start.steps[name], start.latent[name] = found.codes, found.step, found.latent
+    start.floats = {name: values.cpu() for name, values in float_tensors(model, set(linears)).items()}
+    if args.activations:
+        start.inputs = dict.fromkeys(linears, Quantizer(Activations(8, dynamic=True)))
+    begun = time.monotonic()
+    masters = [module.weight for module in map(model.get_submodule, linears)]
+    kept = [weight.data for weight in masters]
+    for weight in masters:
+        weight.data = weight.data.bfloat16()
+    data = record(model, tokens, torch.full((len(tokens),), args.length), args.batch, "bfloat16", lambda n: None)
+    for weight, values in zip(masters, kept, strict=True):
+        weight.data = values
+    teacher_seconds = (time.monotonic() - begun) / (args.steps + WARM_UP)
+
+    class Unquantized(Student):
+        """Whose weights are the masters, rounded to the forward's dtype alone."""
+
+        @torch.no_grad()
+        def refresh(self) -> None:
+            for key, module in self.modules.items():
+                module.copy_(self.masters[key] if module.ndim > 1 else self.masters[key].to(FLOAT_DTYPE))
+
+    student = prepare(model, start, {}, Learns(), torch.bfloat16, Processes(device=device()))
+    if not quantized:
+        student.__class__ = Unquantized
+        student.refresh()
+    if args.gradient_checkpointing:
+        loop.save_memory(model)
+    steps = args.steps + WARM_UP
+    schedule = Schedule(steps, args.batch, args.accumulate, LR, LR, 0.0, 1.0, 0.0, 1.0, steps + 1, "bfloat16", 0)
+    weights = LossWeights(0.0, 1.0, 1.0, args.chunk)
+    seconds, latest = [], [time.monotonic()]
+
+    def tick(row: dict) -> None:
+        latest.append(time.monotonic())
+        seconds.append(latest[-1] - latest[-2])
+
+    def begin(done: int) -> loop.Report:
+        latest.append(time.monotonic())
+        return tick
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = loop.train(student, head, data, schedule, weights, Path(folder), begin)
+    return {"seconds": seconds[WARM_UP:], "teacher": teacher_seconds, "kl": log[-1]["kl"]}
+
+
+def usual(args: argparse.Namespace, way: str) -> dict:
+    """The usual ways, see plain.py."""
+    student, teacher = model_of(args), model_of(args)
+    tokens = tokens_of(args, student.config.vocab_size).to(device())
+    log = plain.train(way, student, teacher, tokens, args.batch, args.steps + WARM_UP, LR)
+    return {"seconds": [row["seconds"] for row in log[WARM_UP:]], "teacher": 0.0, "kl": log[-1]["kl"]}
+
+
+CONTENDERS = {
+    "floor": lambda args: ours(args, False),
+    "ours": lambda args: ours(args, True),
+    "plain": lambda args: usual(args, "plain"),
+    "torchao": lambda args: usual(args, "torchao"),
+}
+
+
+def one(args: argparse.Namespace) -> None:
+    """Run a contender here, and print what came out as JSON."""
+    found = CONTENDERS[args.run](args)
+    if device().type == "cpu":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    else:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    print(json.dumps({**found, "peak_gib": peak}))
+
+
+def matrix_rate() -> float:
+    """bfloat16 products of square matrices: operations a second."""
+    size = 2048 if device().type == "cpu" else 8192
+    a = torch.randn(size, size, device=device(), dtype=torch.bfloat16)
+    for count in (3, 10):
+        begun = time.monotonic()
+        for _ in range(count):
+            b = a @ a
+        float(b[0, 0])
+    return 2 * size**3 * 10 / (time.monotonic() - begun)
+
+
+def operations(args: argparse.Namespace) -> float:
+    """Multiplications and additions of a step of ours: three passes through the linears, two heads and one back."""
+    with torch.device("meta"):
+        if args.shape:
+            hidden, inner, layers, heads, key_heads, vocabulary = SHAPES[args.shape]
+            rows = hidden * 2 + 2 * hidden * key_heads // heads + 3 * inner
+            linears, head = layers * hidden * rows, vocabulary * hidden
+        else:
+            model = AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(args.teacher))
+            head = model.get_output_embeddings().weight.numel()
+            linears = sum(p.numel() for p in model.base_model.layers.parameters() if p.ndim == 2)
+    return 2 * args.batch * args.length * 3 * (linears + head)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="data/teacher")
+    parser.add_argument("--shape", choices=SHAPES, help="a random model instead of the teacher")
+    parser.add_argument("--peer", help="python of an environment with torchao")
+    parser.add_argument("--only", default="floor,ours,plain,torchao")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="of a contender in a round, after warming up")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--chunk", type=int, default=256)
+    parser.add_argument("--activations", action="store_true", help="ours, with dynamic INT8 inputs besides")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        one(args)
+        return
+    names = [name for name in args.only.split(",") if name != "torchao" or args.peer]
+    rate, found = matrix_rate(), {name: [] for name in names}
+    for _ in range(args.rounds):
+        for name in names:
+            python = args.peer if name == "torchao" else sys.executable
+            command = [python, "-m", "tests.bench.distill", *sys.argv[1:], "--run", name]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(name, [f"{s:.2f}" for s in found[name][-1]["seconds"]], file=sys.stderr, flush=True)
+    seconds = {
+        name: statistics.median(s for round_ in rounds for s in round_["seconds"]) for name, rounds in found.items()
+    }
+    print(f"{args.batch} x {args.length} tokens a step; bfloat16 products: {rate / 1e9:,.0f} GFLOP/s")
+    for name, rounds in found.items():
+        peak = max(round_["peak_gib"] for round_ in rounds)
+        line = f"{name:8} {seconds[name]:7.3f} s a step, {args.batch * args.length / seconds[name]:8,.0f} tok/s, "
+        line += f"peak {peak:5.2f} GiB, last KL {rounds[-1]['kl']:.3f}"
+        if name in ("floor", "ours"):
+            share = operations(args) / rate / seconds[name]
+            line += f"; the teacher's one pass {statistics.median(r['teacher'] for r in rounds):.3f} s a step"
+            line += f"; {100 * share:.0f} % of the matrix rate"
+        print(line)
+    for other in [name for name in names if name != "ours" and "ours" in names]:
+        ratio = seconds["ours"] / seconds[other]
+        memory = max(r["peak_gib"] for r in found["ours"]) / max(r["peak_gib"] for r in found[other])
+        print(f"ours / {other}: {ratio:.2f} of its time, {memory:.2f} of its memory")
+
+
+if __name__ == "__main__":
+    main()
