@@ -119,7 +119,16 @@ def _optimizer(student: Student, schedule: Schedule) -> torch.optim.AdamW:
         for name, masters in groups.items()
         if masters
     ]
-    return torch.optim.AdamW(settings, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.95), fused=True)
+    for (
+        master
+    ) in student.masters.values():  # now, not between the first step's activations, whose place they would take
+        optimizer.state[master] = {
+            "step": torch.zeros((), device=master.device),
+            "exp_avg": torch.zeros_like(master),
+            "exp_avg_sq": torch.zeros_like(master),
+        }
+    return optimizer
 
 
 def _loss(

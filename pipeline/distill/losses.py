@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+CACHED = 2**19  # numbers of a buffer that a CPU's caches hold, several of them
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -90,22 +92,34 @@ def _hidden(student: Tensor, teacher: Tensor, gradient: Tensor, weight: float) -
 
 
 class _Room:
-    """Buffers [chunk, vocabulary] that every chunk reuses: fresh ones would cost more in page faults than the sums."""
+    """Buffers that every chunk reuses: fresh ones would cost more in page faults than the sums.
+
+    Logits [chunk, vocabulary] are products, which want many rows; what comes then passes over them again and again, a
+    few rows at a time, so that on a CPU these stay in its caches.
+    """
 
     def __init__(self, chunk: int, head: Tensor, wide: torch.dtype, weights: LossWeights) -> None:
-        shape = chunk, head.shape[0]
         self.weights = weights
-        self.logits = head.new_empty(shape)
-        self.z_s, self.z_t, self.q, self.p = (head.new_empty(shape, dtype=wide) for _ in range(4))
+        self.logits = [head.new_empty(chunk, len(head)) for _ in range(2)]
+        self.rows = min(chunk, max(1, CACHED // len(head))) if head.device.type == "cpu" else chunk
+        self.wide = [head.new_empty(self.rows, len(head), dtype=wide) for _ in range(4)]
 
     def chunk(
         self, student: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Sums of CE and of T^2 D over a chunk, float64 [2], and the loss's gradient by its logits."""
-        n, t, ce, kl = len(student), self.weights.temperature, self.weights.ce, self.weights.kl
-        narrow, z_s, z_t, q, p = (b[:n] for b in (self.logits, self.z_s, self.z_t, self.q, self.p))
+        ours, theirs = (room[: len(student)] for room in self.logits)
+        torch.mm(student, head.T, out=ours)
+        torch.mm(teacher, teacher_head.T, out=theirs)
+        parts = zip(ours.split(self.rows), theirs.split(self.rows), targets.split(self.rows), strict=True)
+        return torch.stack([self._few(*part) for part in parts]).sum(dim=0), ours
+
+    def _few(self, ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
+        """The sums over a few rows, whose student's logits become the loss's gradient by them."""
+        t, ce, kl = self.weights.temperature, self.weights.ce, self.weights.kl
+        z_s, z_t, q, p = (room[: len(ours)] for room in self.wide)
         gold = targets[:, None]
-        z_s.copy_(torch.mm(student, head.T, out=narrow))
+        z_s.copy_(ours)
         log_sum = _exponentials(z_s, q)
         cross = (log_sum - z_s.gather(1, gold)).sum().double()
         by_ce = q.div(log_sum.exp()).mul_(ce) if ce and t != 1 else None
@@ -113,7 +127,7 @@ class _Room:
             z_s.div_(t)
             log_sum = _exponentials(z_s, q)
         q.div_(log_sum.exp())
-        z_t.copy_(torch.mm(teacher, teacher_head.T, out=narrow))
+        z_t.copy_(theirs)
         if t != 1:
             z_t.div_(t)
         log_sum_t = _exponentials(z_t, p)
@@ -122,12 +136,14 @@ class _Room:
         if by_ce is None and ce:
             by_ce = z_s.copy_(q).mul_(ce)
         divergence, gradient = DIVERGENCES[self.weights.divergence](z_t, p, q)
-        gradient.mul_(kl * t)
+        if kl * t != 1:
+            gradient.mul_(kl * t)
         if by_ce is not None:
             gradient.add_(by_ce)
         if ce:
             gradient.scatter_add_(1, gold, torch.full_like(gradient[:, :1], -ce))
-        return torch.stack([cross, divergence * t * t]), narrow.copy_(gradient)
+        ours.copy_(gradient)
+        return torch.stack([cross, divergence * t * t])
 
 
 def _forward(log_ratio: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
