@@ -78,6 +78,7 @@ class Distill:
     freeze: FreezeName | list[str]
     scale: Literal["static", "minmax"]
     train_norms: bool
+    seed: int
     steps: int
     batch: int
     lr: float

@@ -44,7 +44,7 @@ def work() -> None:
         clip=knobs.clip,
         checkpoint_every=knobs.checkpoint_every,
         dtype=knobs.dtype,
-        seed=loaded.seed,
+        seed=loaded.seed + knobs.seed,
     )
     weights = losses.LossWeights(knobs.ce, knobs.kl, knobs.temperature, knobs.chunk)
     log = loop.train(student, teacher, data, schedule, weights, scratch, lambda done: _Bar(knobs.steps, done).show)
