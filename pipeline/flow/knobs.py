@@ -43,9 +43,9 @@ def value(tree: dict[str, Any], knob: str) -> Any:
     return tree
 
 
-def missing(tree: dict[str, Any], names: Iterable[str]) -> list[str]:
+def missing(tree: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
     """A message for each name that is no knob of the tree, with those that its section has."""
-    problems = []
+    problems = {}
     for name in names:
         try:
             value(tree, name)
@@ -55,7 +55,7 @@ def missing(tree: dict[str, Any], names: Iterable[str]) -> list[str]:
                 if not isinstance(section.get(part), dict):
                     break
                 section, above = section[part], f"{above}{part}."
-            problems.append(unknown("knob", name, (above + other for other in section)))
+            problems[name] = unknown("knob", name, (above + other for other in section))
     return problems
 
 
@@ -85,7 +85,7 @@ def refused(file: Path, base: dict[str, Any], points: dict[str, dict[str, Any]])
 def write(file: Path, overrides: dict[str, Any]) -> None:
     """Change knobs of a params file in place, its comments kept, as `dvc exp run -S` does."""
     # Through PyYAML's text, as DVC's own writer makes 1e-05 of 0.00001, which PyYAML reads as text.
-    written = {knob: parse_yaml_for_update(yaml.safe_dump(new), str(file)) for knob, new in overrides.items()}
+    written = parse_yaml_for_update(yaml.safe_dump(overrides), str(file))
     with modify_yaml(file) as tree:
         _change(tree, written)
 

@@ -19,7 +19,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from pipeline.flow import knobs
-from pipeline.flow.definition import Point, Sweep
+from pipeline.flow.definition import Sweep
+from pipeline.flow.points import Point
 
 DIGEST = 8  # hexadecimal digits of the key in a name
 

@@ -7,7 +7,7 @@ the others, and what a signal stops goes on where it was when the sweep is start
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -57,12 +57,8 @@ def prepared(file: Path) -> Iterator[Progress]:
     with workspaces.opened(sweep.name) as desk:
         try:
             checkout = desk.make("plan")
+            _check_head(sweep, desk, checkout)
             runs = plan.runs(sweep, checkout)
-            if differing := workspaces.differs(desk.root, plan.sources(checkout, sweep.target)):
-                raise ValueError(
-                    "the points run what HEAD holds, and these files of theirs differ from it; commit them:\n  "
-                    + "\n  ".join(differing)
-                )
         finally:
             desk.leave("plan", done=True)
         yield Progress(sweep, runs, desk, _finished(sweep, runs, desk))
@@ -89,12 +85,15 @@ def run(progress: Progress, jobs: int) -> None:
     """
     name = f"sweep-{progress.sweep.name}"
     threads: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
-    sweep_points.with_options(task_runner=threads, flow_run_name=name)(progress, jobs)
+
+    @flow(name="sweep", flow_run_name=name, task_runner=threads, persist_result=False)
+    def sweep() -> None:  # closes over what Prefect need not record as its parameters
+        _run(progress, jobs)
+
+    sweep()
 
 
-@flow(name="sweep", persist_result=False, validate_parameters=False)
-def sweep_points(progress: Any, jobs: int) -> None:
-    """See `run`."""
+def _run(progress: Progress, jobs: int) -> None:
     logger = get_run_logger()
     desk, pending, cancelled = progress.workspaces, progress.pending(), Event()
     total = len(progress.runs)
@@ -128,7 +127,7 @@ def _share(progress: Progress, group: plan.Shared, cancelled: Event) -> None:
     logger.info("%s, for %d points: %s", group.name, len(group.runs), ", ".join(group.stages))
     task_run = shared_stages.with_options(task_run_name=group.name)
     state = task_run(progress.workspaces, group, cancelled, return_state=True)
-    if state.is_failed():
+    if not state.is_completed():
         message = str(state.result(raise_on_failure=False))
         progress.failed |= {run.name: f"{run.name} was not run, see {group.name}" for run in group.runs}
         progress.failed[group.runs[0].name] = f"{group.runs[0].name} was not run: {message}"
@@ -151,7 +150,8 @@ def _run_points(progress: Progress, cancelled: Event) -> None:
             progress.found[run.name] = results.read(progress.workspaces.root, outcome, progress.sweep)
             progress.write()
         except (StageError, ValueError, FileNotFoundError) as error:
-            progress.failed[run.name] = str(error) if isinstance(error, StageError) else f"{run.name}: {error}"
+            message = str(error)
+            progress.failed[run.name] = message if message.startswith(run.name) else f"{run.name}: {message}"
         left = (time.monotonic() - started) / done * (len(pending) - done)
         logger.info(
             "%s %s: point %d of %d%s",
@@ -211,6 +211,20 @@ def _dvc(what: str, arguments: list[str], where: Path, cancelled: Event) -> None
     processes.run(
         what, [*DVC, *arguments], lambda line: say("%s", line), tail=TAIL, cwd=where, env=env, cancelled=cancelled
     )
+
+
+def _check_head(sweep: definition.Sweep, desk: Workspaces, checkout: Path) -> None:
+    """Refuse a tree that is not what the points would run, and knobs that are sound here but not in a clone of HEAD."""
+    if differing := workspaces.differs(desk.root, plan.sources(checkout, sweep.target)):
+        listed = "\n  ".join(differing)
+        raise ValueError(
+            f"the points run what HEAD holds, and these files of theirs differ from it; commit them:\n  {listed}"
+        )
+    with chdir(checkout):
+        file = Path("params.yaml")
+        points = {f"{point.label()} seed={point.seed}": point.overrides for point in sweep.points}
+        if refused := knobs.refused(file, knobs.read(file), points):
+            raise ValueError("\n  ".join(["in a clone of HEAD, where the points run, there are bad knobs:", *refused]))
 
 
 def _finished(sweep: definition.Sweep, runs: list[plan.Run], desk: Workspaces) -> dict[str, Result]:

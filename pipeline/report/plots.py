@@ -169,7 +169,8 @@ def overlay(curves: pd.DataFrame, columns: Sequence[str]) -> str:
 
     Args:
         curves: setting, experiment and step, and the columns, long by experiment. A setting has one colour, a thin line
-            for each of its experiments, and a thick one for their mean where there are several.
+            for each of its experiments, and a thick one for their mean where there are several. Lines that are 0 or
+            missing all along are left out: what is frozen has no gradient.
     """
     settings = [*dict.fromkeys(curves["setting"])]
     shades = matplotlib.colormaps["tab10" if len(settings) <= 10 else "turbo"]
@@ -180,13 +181,14 @@ def overlay(curves: pd.DataFrame, columns: Sequence[str]) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.subplots(high, min(len(columns), PANELS), squeeze=False).ravel()
         for axis, column in zip(axes, columns, strict=False):
-            for setting, mine in curves.groupby("setting", sort=False):
+            drawn = curves[curves.groupby("experiment")[column].transform(lambda line: line.abs().max()) > 0]
+            for setting, mine in drawn.groupby("setting", sort=False):
                 lines = [line for _, line in mine.groupby("experiment", sort=False)]
                 for line in lines:
                     axis.plot(line["step"], line[column], color=colours[setting], lw=0.7, alpha=0.5)
                 middle = mine.groupby("step")[column].mean()
                 axis.plot(middle.index, middle, color=colours[setting], lw=1.8 if lines[1:] else 1.2, label=setting)
-            if curves[column].min() > 0:
+            if drawn[column].min() > 0:
                 axis.set_yscale("log")
             axis.set(title=column, xlabel="step")
         for axis in axes[len(columns) :]:

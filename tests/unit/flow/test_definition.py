@@ -85,7 +85,7 @@ def test_ill_typed_unknown_and_missing_entries_are_named_at_once(tmp_path: Path)
     lines = refusal(
         tmp_path,
         name="Tiny sweep",
-        grid={"distill.freeze": "none"},
+        grid={"distill.freeze": "none", "distill.lr": [0.0], "distill.stepz": [1]},
         points=["none"],
         seeds=[0, True],
         metrics=None,
@@ -96,6 +96,8 @@ def test_ill_typed_unknown_and_missing_entries_are_named_at_once(tmp_path: Path)
     expected = [
         "name: expected small letters",
         "grid: distill.freeze: expected a list of values",
+        "unknown knob 'distill.stepz'; did you mean 'distill.steps'?",
+        "distill.lr: must be above 0, got 0.0",
         "points[0]: expected a mapping",
         "seeds: expected a list of whole numbers",
         "metrics: expected a list of text, none of them twice, but it is missing",

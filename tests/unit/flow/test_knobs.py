@@ -35,7 +35,7 @@ def test_changing_a_tree_leaves_it_alone():
 
 
 @pytest.mark.parametrize(
-    "value", [1e-5, 3e-4, 2, "none", "awq+gptq", ["model.layers.*.q_proj", "a'b"], True, {"bits": 4}]
+    "value", [1e-5, 3e-4, 2, 0, 0.0, False, "", "none", "awq+gptq", ["model.layers.*.q_proj", "a'b"], True, {"bits": 4}]
 )
 def test_a_written_knob_reads_back_and_comments_stay(tmp_path: Path, value: Any):
     file = tmp_path / "params.yaml"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.flow import plan
-from pipeline.flow.definition import Point, Sweep
+from pipeline.flow.definition import Sweep
+from pipeline.flow.points import Point
 from tests.unit.flow.conftest import git
 
 OVERRIDES = [{"distill.freeze": freeze, "distill.seed": seed} for freeze in ("none", "ov") for seed in (0, 1)]

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from pipeline.flow import results
-from pipeline.flow.definition import Point, Sweep
+from pipeline.flow.definition import Sweep
 from pipeline.flow.plan import Run
+from pipeline.flow.points import Point
 from pipeline.flow.results import Result
 
 RUNS = [
