@@ -109,15 +109,13 @@ def _run(progress: Progress, jobs: int) -> None:
         cancelled.set()  # what still runs is ended, and what waits does not start
     table = progress.write()
     if table:
+        logger.info("results: %s", progress.sweep.folder / "table.md")
         header, *body = table
         create_table_artifact(
             key=f"sweep-{progress.sweep.name}", table=[dict(zip(header, row, strict=True)) for row in body]
         )
-    logger.info("results: %s", progress.sweep.folder / "table.md")
     if progress.failed:
-        head = (
-            f"{len(progress.failed)} of {total} points failed, the others are finished; started again, only these run:"
-        )
+        head = f"{len(progress.failed)} of {total} points failed; started again, only these run:"
         raise StageError("\n".join([head, *progress.failed.values()]))
 
 
