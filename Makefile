@@ -1,15 +1,21 @@
 # `make repro` runs the whole pipeline, `make test` the tests. Both make .venv first, from pinned versions.
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 1    # experiments of a sweep at once
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: repro test lint bench-synthesize bench-schemes clean
+.PHONY: repro ablation test lint bench-synthesize bench-schemes clean
 
 repro: $(VENV)/ready
 	dvc repro
 	@python -m pipeline.report.summary data/report/summary.json
 	@echo "the page: data/report/index.html"
+
+ablation: $(VENV)/ready            # freeze policies x seeds, what is not finished of them; goes on where it was stopped
+	python -m pipeline.flow sweep sweeps/ablation.yaml --jobs $(JOBS)
+	dvc repro report
+	@echo "the table: sweeps/ablation/table.md; the curves: data/report/index.html, section Sweeps"
 
 test: $(VENV)/ready lint
 	python -m pytest

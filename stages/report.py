@@ -11,7 +11,7 @@ import yaml
 
 from pipeline import artifacts, params
 from pipeline.bench import text
-from pipeline.report import page, plots, signals
+from pipeline.report import page, plots, signals, sweeps
 from pipeline.report import summary as summaries
 from stages import run
 
@@ -30,6 +30,7 @@ def work() -> None:
         "student",
         "int4",
         "scores",
+        "sweeps",
         "page",
         "summary",
     )
@@ -59,6 +60,7 @@ def work() -> None:
         benchmark_note=_benchmark_note(knobs),
         training_text=_training_text(log, facts["student"]),
         training_plot=plots.training(log),
+        sweeps=sweeps.sections(Path(args.sweeps)),
         signals=signals.section(folders["signals"], table, variants, facts["student"]["freeze"]),
         errors=_errors(folders["calibration"]),
         lineage=page.lineage(folders),

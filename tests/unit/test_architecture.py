@@ -35,6 +35,14 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
+FLOW = {name for name in MODULES if f"{name}.".startswith("pipeline.flow.")}
+READ_BY_SWEEPS = {
+    "pipeline.params",
+    "pipeline.names",
+    "pipeline.artifacts",
+    "pipeline.report",
+    "pipeline.report.comparison",
+}
 
 
 @cache
@@ -71,7 +79,7 @@ def layer(name: str) -> int:
 
 
 def library() -> list[str]:
-    return [name for name in MODULES if name.startswith("pipeline.") and name != "pipeline.flow"]
+    return [name for name in MODULES if name.startswith("pipeline.") and name not in FLOW]
 
 
 def stages() -> Iterator[tuple[str, dict]]:
@@ -107,8 +115,16 @@ def test_quantization_knows_tensors_and_not_models(name: str):
 
 
 def test_the_flow_over_the_stages_needs_nothing_of_the_project():
-    assert "pipeline.flow" not in MODULES or imported("pipeline.flow") <= {"pipeline"}
-    assert not [name for name in MODULES if name != "pipeline.flow" and "pipeline.flow" in imported(name)]
+    assert needed("pipeline.flow.repro") <= {"pipeline", *FLOW}
+    assert "pipeline.flow.sweep" not in needed("pipeline.flow.repro")
+
+
+def test_the_flow_over_sweeps_reads_knobs_and_compares_scores_and_knows_no_model():
+    assert {other for name in FLOW for other in imported(name)} <= {"pipeline", *FLOW, *READ_BY_SWEEPS}
+
+
+def test_the_project_does_not_need_the_flow():
+    assert not [name for name in MODULES if name not in FLOW and imported(name) & FLOW]
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("pipeline")])

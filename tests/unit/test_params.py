@@ -458,7 +458,7 @@ def test_asymmetric_weights_are_refused_for_a_format_that_holds_none_with_the_wa
         ({"calibrate__damping": -0.01}, "calibrate.damping: must lie above 0"),
         ({"calibrate__damping": 1.01}, "calibrate.damping: must lie above 0 and not above 1, got 1.01"),
         ({"calibrate__block": 0}, "calibrate.block: must be at least 1"),
-        ({"distill__kl": 0, "distill__ce": 0}, "distill.ce, distill.kl: both are 0"),
+        ({"distill__kl": 0, "distill__ce": 0}, "distill.ce, distill.kl, distill.hidden: all are 0"),
         ({"analyze__kl": 0, "analyze__ce": 0}, "analyze.ce, analyze.kl: both are 0"),
         ({"synthesize__greedy_prefix": [5, 3]}, "synthesize.greedy_prefix"),
         ({"synthesize__greedy_prefix": [3]}, "synthesize.greedy_prefix"),

@@ -24,6 +24,15 @@ CONTENT: dict[str, Any] = {
     "benchmark_note": "note",
     "training_text": "text",
     "training_plot": '<svg id="training"></svg>',
+    "sweeps": [
+        {
+            "name": "ablation",
+            "rows": [["setting", "kl"], ["qkvo", "0.175"]],
+            "note": "9 of 27 points",
+            "plot": '<svg id="overlay"></svg>',
+            "caption": "a colour a setting",
+        }
+    ],
     "signals": {
         "freeze_text": "o lies above",
         "claim": [["", "o : q, k"], ["ptq", "0.96"]],
@@ -41,7 +50,7 @@ CONTENT: dict[str, Any] = {
 }
 
 
-SVGS = ("tasks", "training", "claim", "flow", "kurtosis", "cost", "plan")
+SVGS = ("tasks", "training", "overlay", "claim", "flow", "kurtosis", "cost", "plan")
 
 
 class Resources(HTMLParser):
@@ -93,7 +102,8 @@ def test_text_is_escaped_and_pictures_are_not():
 def test_everything_given_is_shown():
     text = page.render(**CONTENT)
     signals = ("caption one", "caption two", "o lies above", "0.96", "dearest layer 7", "5 bits", ">31<", ">8<")
-    for part in (*signals, "It works.", "20.00", "26.00", "20.1", HASH, "length: 3", "seed: 0", "torch==2.0"):
+    sweeps = ("ablation", ">qkvo<", ">0.175<", "9 of 27 points", "a colour a setting")
+    for part in (*signals, *sweeps, "It works.", "20.00", "26.00", "20.1", HASH, "length: 3", "seed: 0", "torch==2.0"):
         assert part in text
 
 
@@ -103,6 +113,13 @@ def test_what_a_model_has_not_is_left_out():
     text = page.render(**CONTENT | {"signals": bare})
     assert not [name for name in ("claim", "cost", "plan") if f'id="{name}"' in text]
     assert "mixed-precision" not in text
+    parsed = Resources(text)
+    assert (parsed.unbalanced, parsed.open) == ([], [])
+
+
+def test_without_sweeps_there_is_no_section_on_them():
+    text = page.render(**CONTENT | {"sweeps": []})
+    assert "Sweeps" not in text
     parsed = Resources(text)
     assert (parsed.unbalanced, parsed.open) == ([], [])
 

@@ -1,0 +1,123 @@
+"""What to sweep: a small YAML file, checked whole, with every point's knobs, before any work.
+
+    name: ablation                       # results go to a folder of this name beside the file
+    grid: {distill.freeze: [none, ov]}   # knob -> values; every combination is a setting
+    points: [{distill.freeze: mlp}]      # settings that the grid does not hold
+    seeds: [0, 1, 2]                     # each setting runs with each of them
+    seed_knob: distill.seed              # the knob that they are given to
+    set: {distill.steps: 224}            # knobs that all points share
+    baseline: {distill.freeze: none}     # what the other settings are compared with, by pairs that agree in the seed
+                                         # and in every knob that is not named here
+    target: evaluate@student             # what DVC brings up to date
+    metrics: [log_perplexity, kl]        # names in the scores, each with `<name>.stderr` beside it where it has one
+    scores: data/scores/student.json
+    curves: data/student/log.csv         # a row a step
+    columns: [kl, gradient_norm]         # of it, to lay over each other; `gradient_norm.o` and the like come along
+
+`seeds`, `metrics` and one of `grid` and `points` are needed; the rest is as above if it is left out (`name` is the
+file's, `set` and `baseline` are empty).
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.flow.points import Point, Space
+from pipeline.names import unknown
+
+NAME = r"[a-z0-9]+(-[a-z0-9]+)*"  # what Git, DVC and Prefect all take
+WANTED: dict[type, str] = {dict: "a mapping of knobs to values", list: "a list", str: "text", int: "whole numbers"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A definition, checked; see the module for what the fields mean."""
+
+    file: Path
+    name: str
+    points: tuple[Point, ...]
+    seed_knob: str
+    baseline: dict[str, Any]
+    target: str
+    metrics: list[str]
+    scores: str
+    curves: str
+    columns: list[str]
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.file.parent / self.name
+
+    @property
+    def knobs(self) -> list[str]:
+        """The swept knobs, in the order in which the file names them."""
+        return [*self.points[0].setting]
+
+
+@dataclass
+class _Reader:
+    """A mapping whose entries are taken one by one; what is wrong is kept."""
+
+    tree: dict[Any, Any]
+    problems: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+
+    def take(self, key: str, kind: type, default: Any = None, entries: type | None = None) -> Any:
+        """An entry of a kind, or what stands for it where it is missing or wrong; a list's `entries` have a type."""
+        self.taken.append(key)
+        if key not in self.tree and default is not None:
+            return default
+        value: Any = self.tree.get(key)
+        good = isinstance(value, kind) and (kind is dict or bool(value))
+        if good and entries is not None:
+            good = all(type(x) is entries for x in value) and len({repr(x) for x in value}) == len(value)
+        if good:
+            return {str(knob): entry for knob, entry in value.items()} if kind is dict else value
+        what = f"{WANTED[kind]}{' of ' + WANTED[entries] + ', none of them twice' if entries else ''}"
+        self.problems.append(f"{key}: expected {what}, {f'got {value!r}' if key in self.tree else 'but it is missing'}")
+        return kind() if default is None else default
+
+
+def load(file: Path, params_file: Path = Path("params.yaml")) -> Sweep:
+    """Read and check a definition, and each of its points against the params file.
+
+    Raises:
+        ValueError: the file is no YAML, has unknown, missing or ill-typed entries, names a knob that params.yaml has
+            not, gives one a value that it cannot have, or its baseline is none of its points: all of it, a line each.
+    """
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{file}: expected a mapping with seeds, metrics, and grid or points, got {tree!r}")
+    reader = _Reader(tree)
+    name, problems = reader.take("name", str, file.stem), reader.problems
+    space = Space(
+        grid=reader.take("grid", dict, {}),
+        listed=reader.take("points", list, []),
+        seeds=reader.take("seeds", list, entries=int),
+        seed_knob=reader.take("seed_knob", str, "distill.seed"),
+        shared=reader.take("set", dict, {}),
+        baseline=reader.take("baseline", dict, {}),
+    )
+    measured = {
+        "target": reader.take("target", str, "evaluate@student"),
+        "metrics": reader.take("metrics", list, entries=str),
+        "scores": reader.take("scores", str, "data/scores/student.json"),
+        "curves": reader.take("curves", str, "data/student/log.csv"),
+        "columns": reader.take("columns", list, ["kl", "gradient_norm"], entries=str),
+    }
+    problems += [unknown("entry", key, reader.taken) for key in tree if key not in reader.taken]
+    if not re.fullmatch(NAME, name):
+        problems.append(f"name: expected small letters, digits and single dashes, got {name!r}")
+    points = space.points(params_file, problems)
+    if problems:
+        raise ValueError(f"{file} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    return Sweep(file, name, points, space.seed_knob, space.baseline, **measured)

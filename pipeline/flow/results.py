@@ -1,0 +1,124 @@
+"""A sweep's results: read from the experiments, and written as points.csv, curves.csv, table.csv and table.md.
+
+The files hold no time and no commit, so the same results give the same bytes. They are tracked by Git and count: a
+point that they hold under the name that it has now is finished, also in a clone without its experiment or the cache.
+"""
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from dvc.api import DVCFileSystem
+
+from pipeline import artifacts
+from pipeline.flow import knobs
+from pipeline.flow.definition import Sweep
+from pipeline.flow.plan import Run
+from pipeline.report import comparison
+
+CURVE_ROWS = 400  # of a point's curves at most, evenly spaced: what a picture can show
+ERROR = ".stderr"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a point came to: its metrics, each with its standard error where it has one, and its curves by step."""
+
+    scores: dict[str, float]
+    curves: pd.DataFrame
+
+
+def read(root: Path, commit: str, sweep: Sweep) -> Result:
+    """The result that an experiment holds, out of the DVC cache.
+
+    Raises:
+        FileNotFoundError: it is not in the cache any more.
+        ValueError: it is there, and lacks metrics, or columns of the curves.
+    """
+    files = DVCFileSystem(str(root), rev=commit)
+    scores = json.loads(files.read_text(sweep.scores))
+    curves = pd.read_csv(io.StringIO(files.read_text(sweep.curves)), float_precision="round_trip")
+    if missing := [name for name in sweep.metrics if name not in scores]:
+        there = ", ".join(name for name in scores if not name.endswith(ERROR))
+        raise ValueError(f"{sweep.scores} has no {', '.join(missing)}; `metrics` may be: {there}")
+    if missing := [name for name in ("step", *sweep.columns) if name not in curves]:
+        raise ValueError(
+            f"{sweep.curves} has no column {', '.join(missing)}; `columns` may be: {', '.join(map(str, curves))}"
+        )
+    names = [form for name in sweep.metrics for form in (name, name + ERROR) if form in scores]
+    if bad := [name for name in names if not isinstance(scores[name], (int, float)) or not math.isfinite(scores[name])]:
+        raise ValueError(f"{sweep.scores}: {', '.join(bad)}: not a finite number")
+    chosen = [column for column in curves if any(_of(str(column), name) for name in ("step", *sweep.columns))]
+    stride = math.ceil(len(curves) / CURVE_ROWS)
+    return Result({name: float(scores[name]) for name in names}, curves[chosen].iloc[::stride].reset_index(drop=True))
+
+
+def recorded(sweep: Sweep) -> dict[str, Result]:
+    """The results that the sweep's files hold with all that the definition asks for, by the experiment's name."""
+    files = sweep.folder / "points.csv", sweep.folder / "curves.csv"
+    if not all(file.is_file() for file in files):
+        return {}
+    try:
+        points, curves = (pd.read_csv(file, float_precision="round_trip") for file in files)
+        lines = {name: part.drop(columns="experiment") for name, part in curves.groupby("experiment", sort=False)}
+        found = {}
+        for row in points.to_dict("records"):
+            names = [str(key) for key in row if any(str(key) in (name, name + ERROR) for name in sweep.metrics)]
+            scores = {name: float(row[name]) for name in names if pd.notna(row[name])}
+            drawn = lines.get(row["experiment"], pd.DataFrame()).dropna(axis="columns", how="all")
+            if {*sweep.metrics} <= {*scores} and {"step", *sweep.columns} <= {*drawn}:
+                found[str(row["experiment"])] = Result(scores, drawn.reset_index(drop=True))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{files[0]} or {files[1].name} is damaged ({error}); remove both, or `git restore` them"
+        ) from None
+    return found
+
+
+def write(sweep: Sweep, runs: list[Run], found: dict[str, Result]) -> list[list[str]]:
+    """Write the files of a sweep; gives the rows of its table, a header first.
+
+    Args:
+        runs: all of the sweep's, in its order. found: the results of those that are finished, one at least, by name.
+    """
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    points = _points(sweep, runs, found)
+    curves = [found[run.name].curves.assign(experiment=run.name) for run in runs if run.name in found]
+    lines = pd.concat(curves, ignore_index=True)
+    lines = lines[["experiment", "step", *lines.columns.drop(["experiment", "step"])]]
+    table = comparison.compare(points, sweep.knobs, sweep.seed_knob, sweep.metrics, _cells(sweep.baseline))
+    _write_csv(sweep.folder / "points.csv", points)
+    _write_csv(sweep.folder / "curves.csv", lines)
+    _write_csv(sweep.folder / "table.csv", table)
+    artifacts.write_text(sweep.folder / "table.md", comparison.markdown(sweep.name, table, len(found), len(runs)))
+    return comparison.rows(table)
+
+
+def _points(sweep: Sweep, runs: list[Run], found: dict[str, Result]) -> pd.DataFrame:
+    """A row a point, finished or not; what an unfinished one has not is left empty."""
+    metrics = [form for name in sweep.metrics for form in (name, name + ERROR)]
+    rows = []
+    for run in runs:
+        row: dict[str, Any] = {"experiment": run.name, "setting": run.point.label()}
+        row |= _cells(run.point.setting) | {sweep.seed_knob: run.point.seed}
+        rows.append(row | dict.fromkeys(metrics, math.nan) | (found[run.name].scores if run.name in found else {}))
+    points = pd.DataFrame(rows)
+    unused = [name for name in metrics if name.endswith(ERROR) and points[name].isna().all()]
+    return points.drop(columns=unused)
+
+
+def _cells(setting: dict[str, Any]) -> dict[str, str]:
+    return {knob: knobs.text(value) for knob, value in setting.items()}
+
+
+def _of(column: str, name: str) -> bool:
+    """Whether a column is the one of this name, or a part of it, as gradient_norm.o is of gradient_norm."""
+    return column == name or column.startswith(f"{name}.")
+
+
+def _write_csv(file: Path, table: pd.DataFrame) -> None:
+    artifacts.write_text(file, table.to_csv(index=False, lineterminator="\n"))

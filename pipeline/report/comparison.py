@@ -1,0 +1,155 @@
+"""Settings of a sweep compared: mean and spread over seeds, and paired differences from a baseline.
+
+Two settings that run with the same seed share what the seed decides (the order of the data), so their difference varies
+less than either. It is taken point by point, and its mean tested by Student's t-interval: with n pairs of standard
+deviation s, mean ± t(n - 1) s / sqrt(n) at 95 %. For two pairs t is 12.7, so little can be said from them, and nothing
+from one. Each interval stands for itself: among twenty settings that are no different, one is expected to look so.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom; from any table of it.
+T = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
+)  # fmt: skip
+NORMAL = 1.959964  # where the quantiles go with rising degrees of freedom
+
+
+def t_quantile(degrees: int) -> float:
+    """The two-sided 95 % quantile of Student's t, to four digits; beyond 30 by its expansion about the normal one."""
+    if degrees <= len(T):
+        return T[degrees - 1]
+    z, n = NORMAL, degrees
+    terms = (z**3 + z, 5 * z**5 + 16 * z**3 + 3 * z, 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z)
+    return z + terms[0] / (4 * n) + terms[1] / (96 * n**2) + terms[2] / (384 * n**3)
+
+
+def compare(
+    points: pd.DataFrame, knobs: Sequence[str], seed: str, metrics: Sequence[str], baseline: Mapping[str, str]
+) -> pd.DataFrame:
+    """A row a setting and metric, in the points' order.
+
+    Args:
+        points: a row a point, with its `setting` (a label), its knobs as text, its seed, and its metrics; one that is
+            not finished has none, and does not count.
+        baseline: some of the knobs, with the values of the setting that the others are compared with. A point's
+            partner has these, and agrees with it in all other knobs and in the seed. Empty: nothing is compared.
+
+    Returns:
+        setting, metric, n (points), mean, std (over them; NaN for one), then of the pairs: their number, mean
+        difference, its stderr and interval low to high (NaN where there are too few), and a verdict: `baseline` for the
+        baseline itself, else `above`, `below` (the interval does not hold 0), `noise` (it does), or nothing.
+        Differences of a perplexity are those of its natural logarithm.
+    """
+    done = [
+        {str(key): value for key, value in row.items()}
+        for row in points.dropna(subset=list(metrics)).to_dict("records")
+    ]
+    others = [knob for knob in knobs if knob not in baseline]
+    partners = {tuple(row[knob] for knob in [seed, *others]): row for row in done if _is(row, baseline)}
+    found = []
+    for setting in dict.fromkeys(row["setting"] for row in done):
+        mine = [row for row in done if row["setting"] == setting]
+        is_baseline = bool(baseline) and _is(mine[0], baseline)
+        compared = [] if is_baseline or not baseline else mine
+        pairs = [(row, partners.get(tuple(row[knob] for knob in [seed, *others]))) for row in compared]
+        for metric in metrics:
+            values = pd.Series([row[metric] for row in mine])
+            apart = [_scale(one[metric], metric) - _scale(other[metric], metric) for one, other in pairs if other]
+            row = {
+                "setting": setting,
+                "metric": metric,
+                "n": len(mine),
+                "mean": values.mean(),
+                "std": values.std(ddof=1),
+            }
+            row |= difference(apart)
+            found.append({**row, "verdict": "baseline"} if is_baseline else row)
+    return pd.DataFrame(found)
+
+
+def difference(values: Sequence[float]) -> dict[str, float | str]:
+    """Number, mean, standard error, 95 % t-interval and verdict of paired differences; NaN for what they do not say."""
+    n = len(values)
+    mean = math.fsum(values) / n if n else math.nan
+    error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan
+    reach = t_quantile(n - 1) * error if n > 1 else math.nan
+    verdict = "" if n < 2 else "above" if mean - reach > 0 else "below" if mean + reach < 0 else "noise"
+    return {
+        "pairs": n,
+        "difference": mean,
+        "stderr": error,
+        "low": mean - reach,
+        "high": mean + reach,
+        "verdict": verdict,
+    }
+
+
+def is_perplexity(metric: str) -> bool:
+    """Whether a metric is a perplexity, whose differences are taken in its logarithm: nats a token."""
+    return metric.rpartition(".")[2] == "perplexity"
+
+
+def rows(table: pd.DataFrame) -> list[list[str]]:
+    """What `compare` gives as a table to read, a header first: a row a setting, two columns a metric."""
+    metrics = [*dict.fromkeys(table["metric"])]
+    compared = bool((table["verdict"] == "baseline").any())
+    header = ["setting", "points"]
+    for metric in metrics:
+        logged = "log " if is_perplexity(metric) else ""
+        header += [metric, f"difference, {logged}{metric}"] if compared else [metric]
+    found = [header]
+    for setting, mine in table.groupby("setting", sort=False):
+        cells = [str(setting), str(mine["n"].iloc[0])]
+        for _, row in mine.iterrows():
+            spread = "" if math.isnan(row["std"]) else f" ± {row['std']:.2g}"
+            cells += [f"{row['mean']:.5g}{spread}", *([_difference_cell(row)] if compared else [])]
+        found.append(cells)
+    return found
+
+
+def note(table: pd.DataFrame, done: int, points: int) -> str:
+    """What the table's signs mean, and how much of the sweep is in it."""
+    text = f"{done} of {points} points are finished. After a mean, ± is the standard deviation over its points."
+    if not (table["verdict"] == "baseline").any():
+        return text
+    return (
+        f"{text} Differences are from the baseline, paired by seed and by the other knobs. After one, ± is its "
+        "standard error, in brackets is the number of pairs, and * marks those that exceed the noise: their 95 % "
+        "t-interval does not hold 0. One pair says nothing of the noise. It is the noise of the seeds alone, as all "
+        "points are scored on the same text and items. Each interval stands for itself: of twenty settings that are no "
+        "different, one is expected to bear a *."
+    )
+
+
+def markdown(name: str, table: pd.DataFrame, done: int, points: int) -> str:
+    """table.md of a sweep."""
+    header, *body = rows(table)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return f"# {name}\n\n{text}\n\n{note(table, done, points)}\n"
+
+
+def _difference_cell(row: pd.Series) -> str:
+    if row["verdict"] == "baseline":
+        return "baseline"
+    if not row["pairs"]:
+        return "-"
+    if row["pairs"] == 1:
+        return f"{row['difference']:+.3g} (1)"
+    star = " *" if row["verdict"] in ("above", "below") else ""
+    return f"{row['difference']:+.3g} ± {row['stderr']:.2g} ({row['pairs']}){star}"
+
+
+def _is(row: Mapping[str, Any], baseline: Mapping[str, str]) -> bool:
+    return all(row[knob] == value for knob, value in baseline.items())
+
+
+def _scale(value: float, metric: str) -> float:
+    return math.log(value) if is_perplexity(metric) else value

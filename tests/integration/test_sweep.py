@@ -1,0 +1,312 @@
+"""Sweeps at the true command line: their course on a DVC project whose stages take no time, then the true stages."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.integration.conftest import ROOT, commit, environment, run
+from tests.integration.test_flow import alive
+
+SWEEP = [sys.executable, "-m", "pipeline.flow", "sweep", "sweeps/tiny.yaml"]
+DEFINITION: dict[str, Any] = {
+    "name": "tiny",
+    "grid": {"distill.freeze": ["none", "qkv", "mlp"]},
+    "seeds": [0, 1],
+    "baseline": {"distill.freeze": "none"},
+    "metrics": ["perplexity", "kl"],
+}
+STAGES = """
+stages:
+  synthesize:
+    cmd: echo synthesize >> ${log} && mkdir -p data && echo corpus > data/corpus
+    params: [seed]
+    deps: [code.py]
+    outs: [data/corpus]
+  calibrate:
+    cmd: echo calibrate >> ${log} && cp data/corpus data/calibration
+    params: [calibrate]
+    deps: [data/corpus]
+    outs: [data/calibration]
+  distill:
+    cmd: python code.py ${log}
+    params: [distill]
+    deps: [data/calibration, code.py]
+    outs: [data/student]
+  evaluate:
+    foreach: {student: data/student}
+    do:
+      cmd: mkdir -p data/scores && cp ${item}/scores.json data/scores/${key}.json
+      deps: ["${item}"]
+      outs: ["data/scores/${key}.json"]
+"""
+# mlp fails, and qkv falls asleep over a checkpoint, from which it goes on when it runs again.
+CODE = """
+import json, pathlib, sys, time, yaml
+log = pathlib.Path(sys.argv[1])
+knobs = yaml.safe_load(open("params.yaml"))["distill"]
+freeze, seed = knobs["freeze"], knobs["seed"]
+half = pathlib.Path("runs/scratch/distill/half")
+with log.open("a") as file:
+    print("resumed" if half.exists() else "distill", freeze, seed, sep="-", file=file)
+if freeze == "mlp":
+    sys.exit("the disk is full")
+if freeze == "qkv" and not half.exists():
+    half.parent.mkdir(parents=True)
+    half.touch()
+    log.with_name(f"asleep-{seed}").touch()
+    time.sleep(300)
+out = pathlib.Path("data/student")
+out.mkdir(parents=True)
+kl = {"none": 0.2, "qkv": 0.25}.get(freeze, 0.3) + seed / 8
+scores = {"kl": kl, "kl.stderr": 0.01, "perplexity": 10 + kl, "perplexity.stderr": 0.5}
+(out / "scores.json").write_text(json.dumps(scores))
+rows = "".join(f"{step},{kl + 1 / step},{3 - kl},1,0.1\\n" for step in range(1, 6))
+(out / "log.csv").write_text("step,kl,gradient_norm,gradient_norm.o,lr\\n" + rows)
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with the true params.yaml, whose stages are STAGES, and a sweep."""
+    where = tmp_path_factory.mktemp("fresh")
+    for command in (
+        ["git", "init", "-q"],
+        ["git", "config", "user.name", "T"],
+        ["git", "config", "user.email", "t@e.org"],
+    ):
+        run(command, where)
+    run(["dvc", "init", "-q"], where)
+    knobs = yaml.safe_load((ROOT / "params.yaml").read_text())
+    knobs["evaluate"]["source"] = "hub"  # so that no folder of benchmarks is asked for
+    log = where.parent / "log/ran"
+    (where / "params.yaml").write_text(yaml.safe_dump({**knobs}, sort_keys=False))
+    (where / "dvc.yaml").write_text(STAGES.replace("${log}", str(log)))
+    (where / "code.py").write_text(CODE)
+    (where / ".gitignore").write_text("/runs/\n__pycache__/\n")
+    (where / ".dvcignore").write_text("runs\n")
+    define(where, DEFINITION)
+    log.parent.mkdir()
+    log.touch()
+    commit(where)
+    return where
+
+
+def define(where: Path, definition: dict[str, Any]) -> None:
+    (where / "sweeps").mkdir(exist_ok=True)
+    (where / "sweeps/tiny.yaml").write_text(yaml.safe_dump(definition))
+
+
+def own_environment(where: Path) -> dict[str, str]:
+    """As in CI, with the flow from this tree and Prefect's settings its own."""
+    kept = {name: value for name, value in environment().items() if not name.startswith("PREFECT_")}
+    return {**kept, "PYTHONPATH": str(ROOT), "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
+
+
+def sweep(where: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*SWEEP, *options],
+        cwd=where,
+        env=own_environment(where),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def ran(where: Path) -> list[str]:
+    return (where.parent / "log/ran").read_text().split()
+
+
+def rows(where: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """The points' rows by policy and seed."""
+    with (where / "sweeps/tiny/points.csv").open() as file:
+        return {(row["distill.freeze"], row["distill.seed"]): row for row in csv.DictReader(file)}
+
+
+def finished(where: Path) -> set[tuple[str, str]]:
+    return {point for point, row in rows(where).items() if row["kl"]}
+
+
+def untouched(where: Path) -> bool:
+    """Whether the user's tree is on its branch, with nothing stashed, and no change but the sweep's results."""
+    branch = run(["git", "symbolic-ref", "HEAD"], where).stdout
+    changes = run(["git", "status", "--porcelain"], where).stdout.split("\n")
+    stashed = run(["git", "for-each-ref", "refs/stash", "refs/exps/stash", "refs/exps/exec"], where).stdout
+    locks = [*where.glob(".git/**/*.lock"), *where.glob(".dvc/tmp/rwlock")]
+    return bool(branch) and {*changes} <= {"", "?? sweeps/tiny/"} and not stashed and not locks
+
+
+def test_everything_that_is_wrong_is_said_at_once_before_any_work(fresh: Path, tmp_path: Path) -> None:
+    project = shutil.copytree(fresh, tmp_path / "project")
+    bad = {"distill.freeze": ["none", "vo"], "distill.step": [3]}
+    define(project, {**DEFINITION, "grid": bad, "seads": [1], "target": 3})
+    done = sweep(project)
+    assert done.returncode == 1
+    assert done.stderr.startswith("flow: sweeps/tiny.yaml has 4 problem(s):")
+    assert "unknown entry 'seads'; did you mean 'seeds'?" in done.stderr
+    assert "target: expected text, got 3" in done.stderr
+    assert "unknown knob 'distill.step'; did you mean 'distill.steps'?" in done.stderr
+    assert "distill.freeze: unknown value 'vo'; did you mean 'ov'?" in done.stderr
+    define(project, DEFINITION)
+    (project / "code.py").write_text(CODE + "# an idea\n")
+    done = sweep(project)
+    assert done.stderr.startswith("flow: the points run what HEAD holds")
+    assert done.stderr.splitlines()[1:] == ["  code.py"]
+    assert ran(fresh) == []
+    assert not (project / "sweeps/tiny").exists()
+    assert not (project / "runs/sweeps/tiny").exists()
+
+
+def test_a_sweep_is_stopped_goes_on_fails_in_part_and_repeats_nothing(fresh: Path, tmp_path: Path) -> None:
+    """One story, as each start of Prefect's server takes seconds: what each run leaves is what the next one finds."""
+    project = fresh
+    stop_when_asleep(project, "--jobs", "2")
+    assert untouched(project)
+    assert finished(project) == {("none", seed) for seed in "01"}
+    left = {file.name for file in (project / "runs/sweeps/tiny").rglob("*") if file.is_file()}
+    assert left == {"half"}, "of the workspaces, the checkpoints of the two that were stopped"
+
+    done = sweep(project, "--jobs", "2")
+    assert done.returncode == 1
+    message = done.stderr[done.stderr.rindex("flow: ") :]
+    assert message.startswith("flow: 2 of 6 points failed")
+    assert message.count("the disk is full") == 2
+    assert all(re.search(rf"tiny-freeze=mlp-seed={seed}-\w+ failed with exit code", message) for seed in (0, 1))
+    assert finished(project) == {(freeze, seed) for freeze in ("none", "qkv") for seed in "01"}
+    assert not (project / "runs/sweeps/tiny").exists()
+    assert untouched(project)
+    expected = [
+        f"{how}-{seed}" for how in ("distill-none", "distill-qkv", "resumed-qkv", "distill-mlp") for seed in (0, 1)
+    ]
+    assert sorted(ran(project)) == sorted(["synthesize", "calibrate", *expected])
+    check_results(project)
+
+    before = {file.name: file.read_bytes() for file in (project / "sweeps/tiny").iterdir()}
+    (project / "README").write_text("more words\n")
+    shutil.rmtree(project / "sweeps/tiny")
+    commit(project)
+    assert sweep(project, "--only-report").returncode == 0, "from the experiments, which started from another commit"
+    assert {file.name: file.read_bytes() for file in (project / "sweeps/tiny").iterdir()} == before
+
+    commit(project)
+    elsewhere = tmp_path / "clone"  # neither experiments nor cache
+    run(["git", "clone", "-q", str(project), str(elsewhere)], tmp_path)
+    assert sweep(elsewhere, "--only-report").returncode == 0
+    assert {file.name: file.read_bytes() for file in (elsewhere / "sweeps/tiny").iterdir()} == before
+
+    (project / "code.py").write_text(CODE + "# another way to train\n")
+    commit(project)
+    done = sweep(project, "--only-report")
+    assert done.returncode == 1
+    assert "no point of sweeps/tiny.yaml is finished for HEAD's code and knobs" in done.stderr
+    assert {file.name: file.read_bytes() for file in (project / "sweeps/tiny").iterdir()} == before
+
+
+def stop_when_asleep(project: Path, *options: str) -> None:
+    """Start the sweep, press Ctrl-C as soon as two points are asleep, and prove that no process outlives it."""
+    log = project.parent / "log"
+    with (log / "output").open("w") as output:
+        flow = subprocess.Popen(
+            [*SWEEP, *options],
+            cwd=project,
+            env=own_environment(project),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        )
+    started: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 240
+        while len([*log.glob("asleep-*")]) < 2:
+            assert flow.poll() is None, (log / "output").read_text()
+            assert time.monotonic() < deadline, (log / "output").read_text()
+            time.sleep(0.1)
+        started = psutil.Process(flow.pid).children(recursive=True)
+        assert len(started) >= 5, "Prefect's server, and DVC and what sleeps, twice"
+        os.killpg(flow.pid, signal.SIGINT)
+        assert flow.wait(timeout=120) == 128 + signal.SIGINT
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            started += psutil.Process(flow.pid).children(recursive=True)
+        flow.kill()
+        left = [process for process in started if alive(process.pid)]
+        for process in left:
+            process.kill()
+    assert left == []
+    assert "Traceback" not in (log / "output").read_text()
+
+
+def check_results(project: Path) -> None:
+    """Scores, experiments, table and Prefect's artifact agree."""
+    found = {point: row for point, row in rows(project).items() if point[0] != "mlp"}
+    assert {point: float(row["kl"]) for point, row in found.items()} == pytest.approx(
+        {("none", "0"): 0.2, ("none", "1"): 0.325, ("qkv", "0"): 0.25, ("qkv", "1"): 0.375}
+    )
+    assert all(float(row["perplexity.stderr"]) == 0.5 for row in found.values())
+    shown = run(["dvc", "exp", "show", "--csv"], project).stdout.splitlines()
+    assert {row["experiment"] for row in found.values()} == {row["Experiment"] for row in csv.DictReader(shown)} - {""}
+    with (project / "sweeps/tiny/curves.csv").open() as file:
+        curves = [*csv.DictReader(file)]
+    assert [*curves[0]] == ["experiment", "step", "kl", "gradient_norm", "gradient_norm.o"]
+    assert len(curves) == 4 * 5
+    database = sqlite3.connect(project / "runs/prefect/prefect.db")
+    states = [state for (state,) in database.execute("select state_type from flow_run order by start_time")]
+    (data,) = database.execute("select data from artifact where key = 'sweep-tiny'").fetchone()
+    database.close()
+    assert states == ["CRASHED", "FAILED"]
+    table = {row["setting"]: row for row in json.loads(json.loads(data))}
+    assert [*table] == ["none", "qkv"]
+    assert table["qkv"]["difference, kl"] == "+0.05 ± 0 (2) *"
+    text = (project / "sweeps/tiny/table.md").read_text()
+    assert "| qkv | 2 |" in text
+    assert "4 of 6 points are finished" in text
+
+
+def test_two_policies_through_the_true_stages_to_the_report(pipeline: Path, tmp_path: Path) -> None:
+    """One of them is what the pipeline ran already, and comes from DVC's run cache with all that the two share."""
+    project = shutil.copytree(pipeline, tmp_path / "project", symlinks=True)
+    definition = {
+        **DEFINITION,
+        "grid": {"distill.freeze": ["none", "ov"]},
+        "seeds": [0],
+        "metrics": ["perplexity", "kl"],
+    }
+    define(project, definition)
+    commit(project)
+    command = [*SWEEP, "--jobs", "2"]
+    environment_ = {**own_environment(project), "CI": ""}
+    done = subprocess.run(command, cwd=project, env=environment_, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr)) == [
+        "distill",
+        "evaluate@student",
+        "export@student",
+    ]
+    scores = json.loads((project / "data/scores/student.json").read_text())
+    found = rows(project)
+    assert float(found["ov", "0"]["kl"]) == scores["kl"]
+    assert float(found["none", "0"]["kl"]) != scores["kl"]
+    done = run(["dvc", "repro", "report"], project)
+    assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["report"]
+    page = (project / "data/report/index.html").read_text()
+    assert "<h2>Sweeps</h2>" in page
+    assert "<h3>tiny</h3>" in page
+    assert "<h2>Sweeps</h2>" not in (pipeline / "data/report/index.html").read_text()

@@ -1,0 +1,132 @@
+"""A sweep's files: the same bytes for the same results, and read back as results."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pipeline.flow import results
+from pipeline.flow.definition import Sweep
+from pipeline.flow.plan import Run
+from pipeline.flow.points import Point
+from pipeline.flow.results import Result
+
+RUNS = [
+    Run(Point({"distill.freeze": freeze}, seed, {}), f"s-{freeze}-{seed}-0123abcd", {})
+    for freeze in ("none", "ov")
+    for seed in (0, 1)
+]
+
+
+def sweep(folder: Path, **changes: Any) -> Sweep:
+    fields: dict[str, Any] = {
+        "file": folder / "s.yaml",
+        "name": "s",
+        "points": tuple(run.point for run in RUNS),
+        "seed_knob": "distill.seed",
+        "baseline": {"distill.freeze": "none"},
+        "target": "evaluate@student",
+        "metrics": ["perplexity", "kl"],
+        "scores": "data/scores/student.json",
+        "curves": "data/student/log.csv",
+        "columns": ["kl"],
+    }
+    return Sweep(**{**fields, **changes})
+
+
+def result(kl: float) -> Result:
+    curves = pd.DataFrame({"step": [1, 2], "kl": [kl + 0.1, kl + 1 / 3], "kl.o": [0.5, 0.25]})
+    return Result({"perplexity": 10 + kl, "perplexity.stderr": 0.1, "kl": kl}, curves)
+
+
+FOUND = {run.name: result(0.1 + i / 7) for i, run in enumerate(RUNS[:3])}
+
+
+def test_every_point_has_a_row_and_every_finished_one_its_curves(tmp_path: Path):
+    results.write(sweep(tmp_path), RUNS, FOUND)
+    points, curves, table = (pd.read_csv(tmp_path / "s" / f"{name}.csv") for name in ("points", "curves", "table"))
+    assert [*points] == [
+        "experiment", "setting", "distill.freeze", "distill.seed", "perplexity", "perplexity.stderr", "kl",
+    ]  # fmt: skip
+    assert [*points["experiment"]] == [run.name for run in RUNS]
+    assert [*points["distill.seed"]] == [0, 1, 0, 1]
+    assert points["kl"].isna().tolist() == [False, False, False, True]
+    assert [*curves] == ["experiment", "step", "kl", "kl.o"]
+    assert [*curves["experiment"].unique()] == [*FOUND]
+    assert [*table["metric"]] == ["perplexity", "kl"] * 2
+    assert "3 of 4 points are finished" in (tmp_path / "s/table.md").read_text()
+
+
+def test_what_was_written_reads_back_and_writes_the_same_bytes(tmp_path: Path):
+    results.write(sweep(tmp_path), RUNS, FOUND)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()}
+    known = results.recorded(sweep(tmp_path))
+    assert {*known} == {*FOUND}
+    for name, found in FOUND.items():
+        assert known[name].scores == found.scores
+        pd.testing.assert_frame_equal(known[name].curves, found.curves)
+    results.write(sweep(tmp_path), RUNS, known)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()} == before
+    assert {*before} == {"points.csv", "curves.csv", "table.csv", "table.md"}
+
+
+def test_what_lacks_something_that_is_asked_for_now_does_not_count(tmp_path: Path):
+    results.write(sweep(tmp_path), RUNS, FOUND)
+    assert results.recorded(sweep(tmp_path, metrics=["kl", "top1"])) == {}
+    assert results.recorded(sweep(tmp_path, columns=["gradient_norm"])) == {}
+    assert results.recorded(sweep(tmp_path / "elsewhere")) == {}
+
+
+def test_damaged_files_are_named_with_the_way_out(tmp_path: Path):
+    results.write(sweep(tmp_path), RUNS, FOUND)
+    file = tmp_path / "s/points.csv"
+    file.write_text(file.read_text().replace("experiment", "name"))
+    with pytest.raises(ValueError, match=r"points\.csv or curves\.csv is damaged .*git restore"):
+        results.recorded(sweep(tmp_path))
+
+
+class Files:
+    """What DVC would read at a commit."""
+
+    def __init__(self, scores: str, curves: str) -> None:
+        self.texts = {"data/scores/student.json": scores, "data/student/log.csv": curves}
+
+    def read_text(self, path: str) -> str:
+        return self.texts[path]
+
+
+SCORES = '{"perplexity": 12.5, "perplexity.stderr": 0.5, "kl": 0.25, "top1": 0.5, "bad": NaN}'
+CURVES = "step,kl,gradient_norm,gradient_norm.o,lr\n1,0.30000000000000004,3,1,0.1\n2,0.2,4,2,0.1\n"
+
+
+def read(monkeypatch: pytest.MonkeyPatch, scores: str, curves: str, **changes: Any) -> Result:
+    monkeypatch.setattr(results, "DVCFileSystem", lambda root, rev: Files(scores, curves))
+    return results.read(Path(), "0123", sweep(Path(), **changes))
+
+
+def test_an_experiments_result_has_what_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    found = read(monkeypatch, SCORES, CURVES, columns=["kl", "gradient_norm"])
+    assert found.scores == {"perplexity": 12.5, "perplexity.stderr": 0.5, "kl": 0.25}
+    assert [*found.curves] == ["step", "kl", "gradient_norm", "gradient_norm.o"]
+    assert [*found.curves["kl"]] == [0.30000000000000004, 0.2]
+
+
+def test_long_curves_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch):
+    text = "step,kl\n" + "".join(f"{step},0.5\n" for step in range(1, 1001))
+    steps = read(monkeypatch, SCORES, text).curves["step"]
+    assert len(steps) <= results.CURVE_ROWS
+    assert {*steps.diff().dropna()} == {3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ["klx", "kl", "ppl"]}, r"student.json has no klx, ppl; `metrics` may be: perplexity, kl, top1"),
+        ({"columns": ["loss"]}, r"log.csv has no column loss; `columns` may be: step, kl, gradient_norm"),
+        ({"metrics": ["bad"]}, "bad: not a finite number"),
+    ],
+)
+def test_what_a_result_lacks_is_named(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        read(monkeypatch, SCORES, CURVES, **changes)
