@@ -49,7 +49,7 @@ def train(
 
     Returns:
         A row for each step: LOG_COLUMNS (loss as minimized; ce, kl in nats a token; gradient norm before clipping;
-        tokens seen so far), and the norm of the gradient by the trained weights of each role that has any.
+        tokens seen so far), and the norm of the gradient by each role's trained weights; 0 where all of it is frozen.
 
     Raises:
         ValueError: a loss or gradient that is not finite, or a loss that stays at zero; names the step and the layer.
@@ -151,7 +151,7 @@ def _gradient_norms(student: Student) -> tuple[Tensor, dict[str, float]]:
     processes = student.processes
     mine = {key for key in student.masters if processes.sharded and key.rpartition(".")[0] in student.trained}
     processes.sum_([m.grad for key, m in student.masters.items() if key not in mine])  # type: ignore[misc]
-    roles = sorted({role for parts in student.roles.values() for role in parts})
+    roles = student.known
     squares = torch.zeros(2 + len(roles), dtype=torch.float64, device=processes.device)  # mine, all's, by role
     for key, master in student.masters.items():
         parts: dict[str, Tensor | None] = student.roles.get(key.removesuffix(".weight"), {})

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from pipeline import models
 from pipeline.distill.freeze import Frozen
 from pipeline.distill.parallel import ALONE, Processes, local
+from pipeline.freezing import ROLES
 from pipeline.quant import weights
 from pipeline.quant.grid import SCALE_DTYPE, Step
 from pipeline.quant.model import FLOAT_DTYPE, QuantizedModel, float_tensors
@@ -49,7 +50,8 @@ class Student:
     masters: what the optimizer steps: the trained rows of linears, {linear}.scale where those are learned, then norms
     and embeddings. modules: the parameter that the forward reads, by the same name. trained: of each linear with a
     master, the rows that it stands for. steps: their calibrated scales and zero points [rows, n]. roles: of each such
-    linear, its roles and where their rows are in the master (None: everywhere). inside: which of a linear's values the
+    linear, its roles and where their rows are in the master (None: everywhere). known: every role that the quantized
+    linears have, frozen ones included. inside: which of a linear's values the
     grid does not clip, where it clips any.
     """
 
@@ -62,6 +64,7 @@ class Student:
     trained: dict[str, Rows] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
     roles: dict[str, dict[str, Tensor | None]] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
     inside: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, name: str) -> Step:
@@ -201,6 +204,8 @@ def prepare(
     model.to(processes.device)
     processes.shard(model)
     student = Student(model, start, learns, processes)
+    found = {role for linear in inner for role in linear.parts()}
+    student.known = tuple(role for role in ROLES if role in found)
     for linear in inner:
         if linear.name not in whole:
             _add_linear(student, linear, frozen.get(linear.name))

@@ -136,23 +136,24 @@ def plan(curve: pd.DataFrame, average: float, predicted: float) -> str:
 
 
 def training(log: pd.DataFrame) -> str:
-    """KL and cross-entropy by step, and the gradient's norm with the learning rate."""
+    """KL to the teacher by step, the gradient's norm with the learning rate, and its parts by role."""
+    norms = [column for column in log.columns if column.startswith("gradient_norm.") and log[column].any()]
 
     def draw(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2)
+        left, right, last = figure.subplots(1, 3)
         left.plot(log["step"], log["kl"], color="#b01e3b", label="KL to the teacher")
         left.plot(log["step"], log["kl"].rolling(10, min_periods=1).mean(), color="#b01e3b", lw=2.4, alpha=0.4)
         left.set(
             xlabel="step",
             ylabel="nats a token",
-            title="KL to the teacher (thick: mean of 10 steps)",
+            title="KL (thick: mean of 10 steps)",
             ylim=(0, None),
         )
         right.plot(log["step"], log["gradient_norm"], color="#4c78a8")
         right.set(
             xlabel="step",
             ylabel="gradient norm before clipping",
-            title="Gradient norm and learning rate",
+            title="Gradient and learning rate",
             ylim=(0, None),
         )
         rate = right.twinx()
@@ -160,8 +161,14 @@ def training(log: pd.DataFrame) -> str:
         rate.set_ylabel("learning rate (dashed)")
         rate.grid(False)
         rate.spines["right"].set_visible(True)
+        for column in norms:
+            role, smooth = column.rpartition(".")[2], log[column].rolling(10, min_periods=1).mean()
+            last.plot(log["step"], smooth, color=COLOURS[role], label=role, lw=2 if role in ("v", "o") else 1.2)
+        last.set(xlabel="step", title="Gradient by role (mean of 10 steps)", yscale="log" if norms else "linear")
+        if norms:
+            last.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
-    return _svg(draw, (10, 3.4))
+    return _svg(draw, (12, 3.4))
 
 
 def overlay(curves: pd.DataFrame, columns: Sequence[str]) -> str:

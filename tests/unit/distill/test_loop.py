@@ -91,9 +91,10 @@ def test_the_student_learns(calibrated, data, tmp_path, mode: str, dtype: str):
 def test_the_log_tells_each_step(uninterrupted, data):
     _, log = uninterrupted
     assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
-    by_role = [f"gradient_norm.{role}" for role in ("down", "gate", "k", "q", "up")]  # o and v are frozen
+    by_role = [f"gradient_norm.{role}" for role in ("q", "k", "v", "o", "gate", "up", "down")]
     assert all(list(row) == [*loop.LOG_COLUMNS, *by_role] for row in log)
     assert [row["lr"] for row in log] == [schedule().lr * schedule().factor(step) for step in range(6)]
+    assert all((row[f"gradient_norm.{role}"] == 0) is (role in "ov") for row in log for role in ("q", "o", "v", "down"))
     used = [data.lengths[schedule().sequences(step, 6)].sum().item() - 2 for step in range(6)]
     assert [row["tokens"] for row in log] == torch.tensor(used).cumsum(0).tolist()
 

@@ -17,6 +17,8 @@ LOG = pd.DataFrame(
         "ce": [2.0] * 20,
         "lr": [1e-4] * 20,
         "gradient_norm": [3.0 + s for s in range(20)],
+        "gradient_norm.q": [1.0 + s for s in range(20)],
+        "gradient_norm.v": [0.0] * 20,
     }
 )
 TAB10 = ("#1f77b4", "#ff7f0e")  # the first of matplotlib's colours
@@ -121,6 +123,13 @@ def test_the_training_curve_falls_as_the_numbers_do():
     drawn = [(y[-1] - value) / (y[-1] - y[0]) for value in y]
     expected = [(1 / s - 1 / 20) / (1 - 1 / 20) for s in range(1, 21)]
     assert drawn == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_gradient_by_role_leaves_out_what_is_frozen():
+    assert plots.COLOURS["q"] in training()
+    assert plots.COLOURS["v"] not in training()
+    assert plots.COLOURS["v"] in plots.training(LOG.assign(**{"gradient_norm.v": 2.0}))
+    assert plots.training(LOG.assign(**{"gradient_norm.q": 0.0}))  # all is frozen but what has no role
 
 
 def test_numbers_that_are_not_positive_are_drawn_on_a_linear_scale():

@@ -1,8 +1,9 @@
-"""distill in several processes, as a user starts it: the same curve as one, sharded or not; a killed one; resuming."""
+"""distill as a user starts it: in several processes the same curve as in one; killed ones; a full disk."""
 
 import csv
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -77,6 +78,56 @@ def test_two_processes_train_as_one(workplace: Path, alone: Path, shard: bool):
     assert not (ours["model.layers.1.self_attn.o_proj"] == start["model.layers.1.self_attn.o_proj"]).all()
 
 
+def test_killed_twice_it_ends_in_the_same_bytes(workplace: Path, alone: Path):
+    """With SIGKILL, after the first checkpoint and after the second."""
+    where = workplace.parent / "twice"
+    shutil.copytree(workplace, where, symlinks=True)
+    for step in (4, 8):
+        process = subprocess.Popen(
+            DISTILL, cwd=where, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for(where, process, f"step-{step:08d}.safetensors")
+        process.kill()
+        process.wait()
+        assert not (where / "data/student").exists()
+    assert "going on after step 8 of 12" in run(DISTILL, where).stdout
+    for file in alone.iterdir():
+        assert (where / "data/student" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_full_disk_ends_with_one_clear_line_and_the_last_checkpoint_intact(workplace: Path, alone: Path):
+    """A limit on the size of files stands for the disk: writing fails in the middle, as it would there."""
+    where = workplace.parent / "full"
+    shutil.copytree(workplace, where, symlinks=True)
+    process = subprocess.Popen(
+        DISTILL, cwd=where, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(where, process)
+    process.kill()
+    process.wait()
+    (kept,) = where.glob("runs/scratch/distill/*/*.safetensors")
+    before = kept.read_bytes()
+    limit = len(before) // 2
+    done = subprocess.run(
+        DISTILL,
+        cwd=where,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("distill: the checkpoint after step 8 cannot be written to ")
+    assert "make room and run again" in last
+    assert "Traceback" not in done.stderr
+    assert [file.name for file in kept.parent.iterdir()] == [kept.name]
+    assert kept.read_bytes() == before
+    assert "going on after step 4 of 12" in run(DISTILL, where).stdout
+    assert (where / "data/student/codes.safetensors").read_bytes() == (alone / "codes.safetensors").read_bytes()
+
+
 def test_a_killed_process_ends_the_run_with_its_name_and_the_run_goes_on(workplace: Path):
     whole = train(workplace, "whole", processes=2, shard=True)
     where = workplace.parent / "killed"
@@ -125,10 +176,10 @@ def test_bad_knobs_are_told_once_and_not_by_every_process(workplace: Path):
     assert yaml.safe_load((where / "params.yaml").read_text())["distill"]["processes"] == 3
 
 
-def wait_for(where: Path, process: subprocess.Popen) -> None:
-    """Until the first checkpoint is there."""
+def wait_for(where: Path, process: subprocess.Popen, file: str = "*.safetensors") -> None:
+    """Until a checkpoint is there, the first one if none is named."""
     deadline = time.monotonic() + 120
-    while not list(where.glob("runs/scratch/distill/*/*.safetensors")):
+    while not list(where.glob(f"runs/scratch/distill/*/{file}")):
         assert process.poll() is None, "distill ended before its first checkpoint"
         assert time.monotonic() < deadline
         time.sleep(0.01)
