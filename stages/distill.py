@@ -30,6 +30,8 @@ def work() -> None:
     start, calibration = QuantizedModel.load(args.calibration)
     freeze = _suggested(args.signals) if knobs.freeze == AUTO else knobs.freeze
     processes = parallel.join(knobs.shard)
+    if knobs.batch % (processes.count * knobs.accumulate):  # a launcher of the user's may have started any number
+        raise ValueError(f"distill.batch {knobs.batch} does not divide among {processes.count} x {knobs.accumulate}")
     model = models.load_model(args.teacher)
     teacher_head = models.head_weight(model).detach().to(models.torch_dtype(knobs.dtype), copy=True)
     frozen = frozen_rows(freeze, [linear for linear in models.linears(model) if linear.name in start.codes])
@@ -42,6 +44,7 @@ def work() -> None:
         "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.targets, args.calibration)],
         "knobs": {**dataclasses.asdict(knobs), "freeze": freeze, "checkpoint_every": 0},
         "seed": loaded.seed,
+        "processes": processes.count,
     }
     scratch = progress.scratch("distill", inputs)
     schedule = Schedule(

@@ -88,7 +88,7 @@ def ours(args: argparse.Namespace, quantized: bool) -> dict:
     linears, scheme = [linear.name for linear in models.linears(model)], Weights(4)
     start = QuantizedModel(schemes=dict.fromkeys(linears, scheme))
     for name in linears:
-        found = rtn(model.get_submodule(name).weight.detach().cpu(), None, scheme)
+        found = rtn(model.get_submodule(name).weight.detach().cpu().clone(), None, scheme)
         start.codes[name], start.steps[name], start.latent[name] = found.codes, found.step, found.latent
     start.floats = {name: values.cpu() for name, values in float_tensors(model, set(linears)).items()}
     if args.activations:
@@ -198,7 +198,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of a contender in a round, after warming up")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument(
+        "--accumulate", type=int, default=2, help="ours and floor: forwards a step, as params.yaml has it"
+    )
     parser.add_argument("--chunk", type=int, default=256)
     parser.add_argument("--activations", action="store_true", help="ours, with dynamic INT8 inputs besides")
     parser.add_argument("--gradient-checkpointing", action="store_true")
