@@ -465,7 +465,7 @@ def test_asymmetric_weights_are_refused_for_a_format_that_holds_none_with_the_wa
         ({"synthesize__greedy_prefix": [3, LENGTH]}, "synthesize.greedy_prefix"),
         ({"calibrate__sequences": MORE}, f"calibrate.sequences: asks for {MORE} sequences, but the corpus has {TRAIN}"),
         ({"analyze__sequences": MORE}, f"analyze.sequences: asks for {MORE}"),
-        ({"distill__batch": MORE}, f"distill.batch: asks for {MORE}"),
+        ({"distill__batch": TRAIN + 2}, f"distill.batch: asks for {TRAIN + 2}"),
         ({"analyze__sensitivity_sequences": -1}, "analyze.sensitivity_sequences: must be at least 0, got -1"),
         ({"analyze__sensitivity_sequences": TRAIN}, f"analyze.sensitivity_sequences: {TRAIN} are more than"),
         ({"inspect__sensitivity_sequences": TRAIN}, f"inspect.sensitivity_sequences: {TRAIN} are more than"),
