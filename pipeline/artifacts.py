@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-LIBRARIES = ("torch", "transformers", "compressed-tensors", "gguf", "lm-eval", "safetensors", "tokenizers")
+LIBRARIES = ("torch", "numpy", "transformers", "compressed-tensors", "gguf", "lm-eval", "safetensors", "tokenizers")
 
 
 @dataclass(frozen=True)

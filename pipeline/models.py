@@ -237,8 +237,8 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def device() -> torch.device:
-    """Where a model runs: an accelerator where torch finds one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    """Where a model runs: a GPU where torch finds one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast(dtype: str, where: torch.device | str = "cpu") -> AbstractContextManager:

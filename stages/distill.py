@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from pipeline import artifacts, models, params, progress
 from pipeline.distill import loop, losses, parallel
@@ -44,7 +45,7 @@ def work() -> None:
         "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.targets, args.calibration)],
         "knobs": {**dataclasses.asdict(knobs), "freeze": freeze, "checkpoint_every": 0},
         "seed": loaded.seed,
-        "processes": processes.count,
+        "machine": [processes.count, processes.device.type, torch.get_num_threads()],  # each changes the order of sums
     }
     scratch = progress.scratch("distill", inputs)
     schedule = Schedule(

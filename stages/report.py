@@ -15,7 +15,7 @@ from pipeline.report import page, plots, signals, sweeps
 from pipeline.report import summary as summaries
 from stages import run
 
-LIBRARIES = (*artifacts.LIBRARIES, "datasets", "dvc", "pandas", "pyarrow", "numpy")
+LIBRARIES = (*artifacts.LIBRARIES, "datasets", "dvc", "pandas", "pyarrow")
 
 
 def work() -> None:

@@ -6,6 +6,7 @@ step, and nothing else is drawn by chance. Of sharded masters the first process 
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def save(folder: Path, step: int, student: Student, optimizer: torch.optim.AdamW
     for name, master in student.masters.items():
         state = optimizer.state[master]
         for part, values in zip(PARTS, (master.detach(), state["exp_avg"], state["exp_avg_sq"]), strict=True):
-            whole = student.processes.gather(values) if _split(student, name) else values
+            whole = student.processes.gather(values) if student.split(name) else values
             if student.processes.first:
                 tensors[f"{part}/{name}"] = whole.cpu()
     if not student.processes.first:
@@ -40,6 +41,8 @@ def save(folder: Path, step: int, student: Student, optimizer: torch.optim.AdamW
     part_file = file.with_suffix(".part")
     try:
         save_file(tensors, part_file, metadata={"step": str(step), "log": json.dumps(log)})
+        with part_file.open("rb") as written:
+            os.fsync(written.fileno())  # or a loss of power may leave the name on an empty file
         part_file.replace(file)
     except (OSError, SafetensorError) as error:
         part_file.unlink(missing_ok=True)
@@ -66,6 +69,8 @@ def restore(folder: Path, student: Student, optimizer: torch.optim.AdamW) -> tup
                 raise ValueError("it holds other tensors")
         except Exception as error:  # safetensors has a class of its own for a truncated file
             print(f"distill: {file.name} cannot be used ({error}); trying the one before it", file=sys.stderr)
+            if student.processes.first:
+                file.unlink(missing_ok=True)  # it must not count among those that are kept
             continue
         with torch.no_grad():
             for name, master in student.masters.items():
@@ -76,14 +81,9 @@ def restore(folder: Path, student: Student, optimizer: torch.optim.AdamW) -> tup
     return 0, []
 
 
-def _split(student: Student, name: str) -> bool:
-    """Whether a master is spread over the processes: those of the decoder's linears are, where these are sharded."""
-    return student.processes.sharded and name.rpartition(".")[0] in student.trained
-
-
 def _mine(student: Student, name: str, whole: Tensor) -> Tensor:
     """This process's rows of a master (or a moment) that holds every trained row."""
-    if not _split(student, name):
+    if not student.split(name):
         return whole
     of_all = student.trained[name.rpartition(".")[0]].of_all
     number = len(student.start.codes[name.rpartition(".")[0]])

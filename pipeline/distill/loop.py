@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from pipeline import models
 from pipeline.distill import checkpoints
-from pipeline.distill.losses import Loss, LossWeights, distillation_loss
+from pipeline.distill.losses import LossWeights, distillation_loss
+from pipeline.distill.norms import gradient_norms
 from pipeline.distill.schedule import Schedule
 from pipeline.distill.student import Student
 from pipeline.distill.targets import Targets
@@ -56,7 +57,8 @@ def train(
     """
     processes, read = student.processes, models.torch_dtype(schedule.dtype)
     teacher_head = teacher_head.to(device=processes.device, dtype=read)
-    head, optimizer = student.head(read), _optimizer(student, schedule)
+    head = None if student.learns.embeddings else student.head(read)
+    optimizer = _optimizer(student, schedule)
     done, log = checkpoints.restore(folder, student, optimizer)
     student.refresh()
     report = begin(done)
@@ -64,20 +66,8 @@ def train(
         sequences = schedule.sequences(step, len(data))
         counted = data.predicted(sequences)
         kl = weights.kl * (counted / len(sequences) if batchmean else 1)
-        terms = dataclasses.replace(weights, kl=kl)
-        sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
-        for part in schedule.parts(sequences, processes.rank, processes.count):
-            if student.learns.embeddings:
-                head = student.head(read)
-            loss = _loss(student, (head, teacher_head), data.rows(part), terms, counted, schedule.dtype)
-            sums += torch.stack([term.detach().double() for term in loss])
-            loss.total.backward()
-            student.collect_gradients()
-        processes.sum_([sums])
-        if not bool(sums.isfinite().all()):
-            where = _first_bad(student, data.rows(part)[0], schedule.dtype)
-            raise ValueError(f"the loss is {float(sums[0])} at step {step + 1}: {where}")
-        norm, by_role = _gradient_norms(student)
+        terms = _backward(student, (head, teacher_head), data, schedule, dataclasses.replace(weights, kl=kl), step)
+        norm, by_role = gradient_norms(student)
         if not bool(norm.isfinite()):
             bad = [name for name, m in student.masters.items() if not bool(m.grad.isfinite().all())]  # type: ignore[union-attr]
             raise ValueError(f"the gradient is not finite at step {step + 1}, in {bad[-1] if bad else 'its norm'}")
@@ -88,7 +78,7 @@ def train(
         optimizer.zero_grad()
         student.refresh()
         seen = counted + (log[-1]["tokens"] if log else 0)
-        values = (step + 1, *sums.tolist(), schedule.lr * schedule.factor(step), seen, norm.item())
+        values = (step + 1, *terms, schedule.lr * schedule.factor(step), seen, norm.item())
         log.append(dict(zip(LOG_COLUMNS, values, strict=True)) | by_role)
         if len(log) >= STUCK_STEPS and all(abs(row["loss"]) < 1e-9 for row in log[-STUCK_STEPS:]):
             raise ValueError(
@@ -131,45 +121,42 @@ def _optimizer(student: Student, schedule: Schedule) -> torch.optim.AdamW:
     return optimizer
 
 
-def _loss(
+def _backward(
     student: Student,
-    heads: tuple[Tensor, Tensor],
-    batch: tuple[Tensor, Tensor, Tensor],
+    heads: tuple[Tensor | None, Tensor],
+    data: Targets,
+    schedule: Schedule,
     weights: LossWeights,
-    counted: int,
-    dtype: str,
-) -> Loss:
-    tokens, valid, target = (part.to(student.processes.device) for part in batch)
-    with models.autocast(dtype, tokens.device):
-        hidden = models.hidden_states(student.model, tokens)
-    narrow = heads[0].dtype
-    return distillation_loss(hidden.to(narrow), target.to(narrow), heads, tokens, valid, weights, counted)
+    step: int,
+) -> list[float]:
+    """Forward and backward over this process's share of a step: the masters' gradients, and the loss and its terms.
 
-
-def _gradient_norms(student: Student) -> tuple[Tensor, dict[str, float]]:
-    """Sum the masters' gradients over the processes; their norm, float64, and its part by the weights of each role."""
-    processes = student.processes
-    mine = {key for key in student.masters if processes.sharded and key.rpartition(".")[0] in student.trained}
-    processes.sum_([m.grad for key, m in student.masters.items() if key not in mine])  # type: ignore[misc]
-    roles = student.known
-    squares = torch.zeros(2 + len(roles), dtype=torch.float64, device=processes.device)  # mine, all's, by role
-    for key, master in student.masters.items():
-        parts: dict[str, Tensor | None] = student.roles.get(key.removesuffix(".weight"), {})
-        found = {role: _square(master.grad, rows) for role, rows in parts.items()}
-        squares[0 if key in mine else 1] += sum(found.values()) if found else _square(master.grad, None)
-        for role, square in found.items():
-            squares[2 + roles.index(role)] += square
-    if processes.sharded:
-        whole = squares[1].clone()
-        processes.sum_([squares])
-        squares[1] = whole
-    norms = {f"gradient_norm.{role}": float(square**0.5) for role, square in zip(roles, squares[2:], strict=True)}
-    return squares[:2].sum().sqrt(), norms
-
-
-def _square(gradient: Tensor | None, rows: Tensor | None) -> Tensor:
-    chosen = gradient if rows is None else gradient[rows]  # type: ignore[index]
-    return torch.linalg.vector_norm(chosen).double() ** 2
+    The terms are those of the whole step; the gradients are this process's part of it. heads: the student's (None: it
+    learns, and is taken as it is) and the teacher's, in the loss's dtype.
+    """
+    processes, read = student.processes, models.torch_dtype(schedule.dtype)
+    sequences = schedule.sequences(step, len(data))
+    counted = data.predicted(sequences)
+    parts = schedule.parts(sequences, processes.rank, processes.count)
+    sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
+    bad: list[list[int]] = []
+    for part in parts:
+        head = student.head(read) if heads[0] is None else heads[0]
+        tokens, valid, target = (each.to(processes.device) for each in data.rows(part))
+        with models.autocast(schedule.dtype, processes.device):
+            hidden = models.hidden_states(student.model, tokens)
+        both = head, heads[1]
+        loss = distillation_loss(hidden.to(read), target.to(read), both, tokens, valid, weights, counted)
+        sums += torch.stack([term.detach().double() for term in loss])
+        if not bool(loss.total.isfinite()):
+            bad.append(part)
+        loss.total.backward()
+        student.collect_gradients(last=part is parts[-1])
+    processes.sum_([sums])
+    if not bool(sums.isfinite().all()):  # here, or in another process; all of them run the layers once more
+        where = _first_bad(student, data.rows((bad or parts)[0])[0], schedule.dtype)
+        raise ValueError(f"the loss is {float(sums[0])} at step {step + 1}: {where if bad else 'in another process'}")
+    return sums.tolist()
 
 
 def _first_bad(student: Student, batch: Tensor, dtype: str) -> str:

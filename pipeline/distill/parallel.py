@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.launcher.api import ChildFailedError, LaunchConfig, elastic_launch
 from torch.distributed.tensor import DTensor
@@ -68,14 +69,18 @@ class Processes:
         distributed.all_gather(parts, room)
         return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
 
-    def shard(self, model: PreTrainedModel) -> None:
-        """Shard the weights of the decoder's layers by rows, where that was asked for; vectors stay whole."""
-        if self.sharded:
-            mesh = init_device_mesh(self.device.type, (self.count,))
-            exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-            for layer in models.decoder_layers(model)[1]:
-                whole = {parameter for parameter in layer.parameters() if parameter.ndim < 2}
-                sharded = fully_shard(layer, mesh=mesh, mp_policy=exact, ignored_params=whole)
+    def shard(self, model: PreTrainedModel, linears: Sequence[str]) -> None:
+        """Shard these linears' weights by rows, layer by layer, where that was asked for; all else stays whole."""
+        if not self.sharded:
+            return
+        mesh = init_device_mesh(self.device.type, (self.count,))
+        exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        chosen = {model.get_submodule(name).weight for name in linears}
+        whole = set(model.parameters()) - chosen
+        layers = list(models.decoder_layers(model)[1])
+        for module in [*layers, model.base_model]:  # the root last: it lets the layers know of each other
+            sharded = fully_shard(module, mesh=mesh, mp_policy=exact, ignored_params=whole)
+            if module is not model.base_model:
                 sharded.set_force_sum_reduction_for_comms(True)  # the loss is a share of the step's mean already
                 sharded.set_gradient_divide_factor(1.0)
 
@@ -100,10 +105,10 @@ def join(sharded: bool) -> Processes:
     Raises:
         ValueError: sharding is asked for, and there is nobody to share with.
     """
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=models.device().type == "cpu")
     if sharded and state.num_processes == 1:
         raise ValueError("distill.shard is true, but there is one process; set distill.processes to 2 or more")
-    if launched():
+    if launched() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     return Processes(state.process_index, state.num_processes, state.device, sharded)
 
@@ -117,8 +122,12 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
     """Run a module in so many processes on this machine, until all have ended well.
 
     Raises:
-        ValueError: one failed or was killed, which ended the others; names it.
+        ValueError: there are fewer GPUs, or a process failed or was killed, which ended the others; names it.
     """
+    if models.device().type == "cuda" and processes > torch.cuda.device_count():
+        raise ValueError(
+            f"distill.processes: {processes} are more than this machine's {torch.cuda.device_count()} GPUs"
+        )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -135,6 +144,8 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         raise ValueError(_what_failed(error)) from None
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
 
 
 def _what_failed(error: ChildFailedError) -> str:

@@ -90,12 +90,16 @@ class Student:
             else:
                 module.copy_(master.to(FLOAT_DTYPE))  # what the export will store
 
+    def split(self, key: str) -> bool:
+        """Whether a master is spread over the processes: linears' weights and scales are, where they are sharded."""
+        return self.processes.sharded and key.removesuffix(".weight").removesuffix(".scale") in self.trained
+
     @torch.no_grad()
-    def collect_gradients(self) -> None:
+    def collect_gradients(self, last: bool = True) -> None:
         """Add the model's gradients to the masters', and take them off the model: the straight-through estimator.
 
         A static or learned range clips, so the gradient is zero outside it; a range taken from the weight itself never
-        clips.
+        clips. That, and the scales' gradients, come with the last of a step's backward passes, once for all of them.
         """
         for key, module in self.modules.items():
             if module.grad is None:
@@ -105,12 +109,12 @@ class Student:
             if name not in self.trained:
                 _add(self.masters[key], gradient.float())
                 continue
-            gradient = _of(gradient, self.trained[name].here).float()
-            if self.learns.scale == "learned":
-                _add(self.masters[f"{name}.scale"], self._scale_gradient(name, gradient))
-            if name in self.inside:
-                gradient = gradient * self.inside[name]
-            _add(self.masters[key], gradient)
+            master = self.masters[key]
+            _add(master, _of(gradient, self.trained[name].here).float())
+            if last and self.learns.scale == "learned":
+                self.masters[f"{name}.scale"].grad = self._scale_gradient(name, master.grad)  # type: ignore[arg-type]
+            if last and name in self.inside:
+                master.grad.mul_(self.inside[name])  # type: ignore[union-attr]
 
     def _scale_gradient(self, name: str, gradient: Tensor) -> Tensor:
         """LSQ's gradient of a linear's scales (1902.08153, eq. 3 and section 2.2): [rows, n].
@@ -201,8 +205,8 @@ def prepare(
     for linear in inner:
         module = model.get_submodule(linear.name)
         module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=linear.name not in whole)
+    processes.shard(model, [linear.name for linear in inner])
     model.to(processes.device)
-    processes.shard(model)
     student = Student(model, start, learns, processes)
     found = {role for linear in inner for role in linear.parts()}
     student.known = tuple(role for role in ROLES if role in found)

@@ -76,15 +76,19 @@ def record(
     Raises:
         ValueError: a state is not finite.
     """
-    states = []
+    states: Tensor | None = None
+    done = 0
     for part in tokens.split(batch):
         with models.autocast(dtype, teacher.device):
             found = models.hidden_states(teacher, part.to(teacher.device))
         if not bool(found.isfinite().all()):
             raise ValueError("the teacher's hidden states are not finite on the training text; is the teacher sound?")
-        states.append(found.to(models.torch_dtype(dtype)).cpu())
+        if states is None:
+            states = torch.empty(*tokens.shape, found.shape[-1], dtype=models.torch_dtype(dtype))
+        states[done : done + len(part)] = found
+        done += len(part)
         advance(part.numel())
-    return Targets(tokens, lengths, torch.cat(states))
+    return Targets(tokens, lengths, states)
 
 
 def mix(own: tuple[Tensor, Tensor], outside: tuple[Tensor, Tensor], share: float, seed: int) -> tuple[Tensor, Tensor]:

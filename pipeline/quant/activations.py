@@ -43,12 +43,13 @@ class FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Step | None, grid: Grid) -> Tensor:
-        ctx.inside = None
-        wide = x.float()
+        wide, inside = x.float(), None
         mine = grid.step_of(wide, STEP_DTYPE) if step is None else step
-        codes, inside = grid.quantize_and_tell(wide, mine)
-        if step is not None and ctx.needs_input_grad[0]:
-            ctx.inside = inside
+        if step is None or not ctx.needs_input_grad[0]:
+            codes = grid.quantize(wide, mine)
+        else:
+            codes, inside = grid.quantize_and_tell(wide, mine)
+        ctx.save_for_backward(inside)
         if not grid.symmetric:
             codes.sub_(mine.zero)
         where = x.device.type
@@ -57,7 +58,8 @@ class FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0] if ctx.inside is None else grads[0] * ctx.inside, None, None
+        (inside,) = ctx.saved_tensors
+        return grads[0] if inside is None else grads[0] * inside, None, None
 
 
 def quantize_inputs(model: nn.Module, quantizers: Mapping[str, Quantizer]) -> list[Any]:

@@ -74,10 +74,15 @@ class Grid:
         return self._rounded(x, step).clamp_(*self.range)
 
     def quantize_and_tell(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
-        """`quantize`, and which values are not clipped: bool of x's shape; None where none is, the common case."""
+        """`quantize`, and which values are not clipped: bool of x's shape; None where none is clipped."""
         codes, (low, high) = self._rounded(x, step), self.range
-        least, most = codes.aminmax()
-        inside = None if least >= low and most <= high else (codes >= low) & (codes <= high)
+        if not codes.numel():
+            return codes, None
+        if codes.device.type == "cpu":  # elsewhere, asking would wait for the device
+            least, most = codes.aminmax()
+            if least >= low and most <= high:
+                return codes, None
+        inside = (codes >= low) & (codes <= high)
         return codes.clamp_(low, high), inside
 
     def _rounded(self, x: Tensor, step: Step) -> Tensor:

@@ -40,7 +40,7 @@ LR = 1e-4
 
 
 def device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_of(args: argparse.Namespace) -> PreTrainedModel:
