@@ -9,7 +9,8 @@
     baseline: {distill.freeze: none}     # what the other settings are compared with, by pairs that agree in the seed
                                          # and in every knob that is not named here
     target: evaluate@student             # what DVC brings up to date
-    metrics: [log_perplexity, kl]        # names in the scores, each with `<name>.stderr` beside it where it has one
+    metrics: [log_perplexity, kl]        # names in the scores, each with `<name>.stderr` beside it where it has one; or
+                                         # end.kl: the mean of a column over the last quarter of the curves
     scores: data/scores/student.json
     curves: data/student/log.csv         # a row a step
     columns: [kl, gradient_norm]         # of it, to lay over each other; `gradient_norm.o` and the like come along
@@ -28,6 +29,7 @@ import yaml
 from pipeline.flow.points import Point, Space
 from pipeline.names import unknown
 
+END = "end."  # before a column of the curves, of whose last quarter the mean is meant
 NAME = r"[a-z0-9]+(-[a-z0-9]+)*"  # what Git, DVC and Prefect all take
 WANTED: dict[type, str] = {dict: "a mapping of knobs to values", list: "a list", str: "text", int: "whole numbers"}
 
@@ -51,6 +53,11 @@ class Sweep:
     def folder(self) -> Path:
         """Where the results go."""
         return self.file.parent / self.name
+
+    @property
+    def scored(self) -> bool:
+        """Whether any metric is one of the scores; else the target need not make them."""
+        return any(not name.startswith(END) for name in self.metrics)
 
     @property
     def knobs(self) -> list[str]:

@@ -65,7 +65,8 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
         knobs.write(params_file, point.overrides)
         keys, outs = _keys(checkout, sweep.target, problems)
         params_file.write_bytes(before)
-        for entry, path in (("scores", sweep.scores), ("curves", sweep.curves)):
+        wanted = [("scores", sweep.scores)] if sweep.scored else []
+        for entry, path in [*wanted, ("curves", sweep.curves)]:
             if keys and not any(_overlap(path, out) for out in outs):
                 problems.append(
                     f"{entry}: {path} is no output of {sweep.target} or of what it needs: {', '.join(outs)}"

@@ -16,7 +16,7 @@ from dvc.api import DVCFileSystem
 
 from pipeline import artifacts
 from pipeline.flow import knobs
-from pipeline.flow.definition import Sweep
+from pipeline.flow.definition import END, Sweep
 from pipeline.flow.plan import Run
 from pipeline.report import comparison
 
@@ -40,8 +40,9 @@ def read(root: Path, commit: str, sweep: Sweep) -> Result:
         ValueError: it is there, and lacks metrics, or columns of the curves.
     """
     files = DVCFileSystem(str(root), rev=commit)
-    scores = json.loads(files.read_text(sweep.scores))
+    scores = json.loads(files.read_text(sweep.scores)) if sweep.scored else {}
     curves = pd.read_csv(io.StringIO(files.read_text(sweep.curves)), float_precision="round_trip")
+    scores |= _ends(curves)
     if missing := [name for name in sweep.metrics if name not in scores]:
         there = ", ".join(name for name in scores if not name.endswith(ERROR))
         raise ValueError(f"{sweep.scores} has no {', '.join(missing)}; `metrics` may be: {there}")
@@ -55,6 +56,15 @@ def read(root: Path, commit: str, sweep: Sweep) -> Result:
     chosen = [column for column in curves if any(_of(str(column), name) for name in ("step", *sweep.columns))]
     stride = math.ceil(len(curves) / CURVE_ROWS)
     return Result({name: float(scores[name]) for name in names}, curves[chosen].iloc[::stride].reset_index(drop=True))
+
+
+def _ends(curves: pd.DataFrame) -> dict[str, float]:
+    """The mean of each column over the last quarter of its rows, and its standard error where there are two."""
+    last = curves.iloc[-max(1, len(curves) // 4) :]
+    means = {f"{END}{column}": mean for column, mean in last.mean().to_dict().items()}
+    if len(last) < 2:
+        return means
+    return means | {f"{END}{column}{ERROR}": error for column, error in last.sem().to_dict().items()}
 
 
 def recorded(sweep: Sweep) -> dict[str, Result]:

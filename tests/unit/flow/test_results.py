@@ -100,6 +100,16 @@ SCORES = '{"perplexity": 12.5, "perplexity.stderr": 0.5, "kl": 0.25, "top1": 0.5
 CURVES = "step,kl,gradient_norm,gradient_norm.o,lr\n1,0.30000000000000004,3,1,0.1\n2,0.2,4,2,0.1\n"
 
 
+def test_a_metric_may_be_the_end_of_a_curve_and_then_no_scores_are_read(monkeypatch: pytest.MonkeyPatch):
+    rows = "".join(f"{step},{kl}\n" for step, kl in enumerate([9, 8, 7, 6, 5, 4, 2, 1], 1))
+    found = read(monkeypatch, "no JSON", f"step,kl\n{rows}", metrics=["end.kl"])
+    assert found.scores == {"end.kl": 1.5, "end.kl.stderr": 0.5}
+    short = read(monkeypatch, '{"kl": 0.5}', "step,kl\n1,3.0\n2,2.0\n", metrics=["kl", "end.kl"])
+    assert short.scores == {"kl": 0.5, "end.kl": 2.0}
+    with pytest.raises(ValueError, match=r"has no end\.ce; `metrics` may be: .*end\.kl"):
+        read(monkeypatch, "", f"step,kl\n{rows}", metrics=["end.ce"])
+
+
 def read(monkeypatch: pytest.MonkeyPatch, scores: str, curves: str, **changes: Any) -> Result:
     monkeypatch.setattr(results, "DVCFileSystem", lambda root, rev: Files(scores, curves))
     return results.read(Path(), "0123", sweep(Path(), **changes))
