@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 JOBS ?= 1    # experiments of a sweep at once
+SWEEP ?= sweeps/ablation.yaml
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: repro ablation test lint bench-synthesize bench-schemes clean
+.PHONY: repro ablation test lint bench-synthesize bench-distill bench-schemes clean
 
 repro: $(VENV)/ready
 	dvc repro
@@ -13,9 +14,9 @@ repro: $(VENV)/ready
 	@echo "the page: data/report/index.html"
 
 ablation: $(VENV)/ready            # freeze policies x seeds, what is not finished of them; goes on where it was stopped
-	python -m pipeline.flow sweep sweeps/ablation.yaml --jobs $(JOBS)
+	python -m pipeline.flow sweep $(SWEEP) --jobs $(JOBS)
 	dvc repro report
-	@echo "the table: sweeps/ablation/table.md; the curves: data/report/index.html, section Sweeps"
+	@echo "the table: $(SWEEP:.yaml=)/table.md; the curves: data/report/index.html, section Sweeps"
 
 test: $(VENV)/ready lint
 	python -m pytest
@@ -27,6 +28,9 @@ lint: $(VENV)/ready
 
 bench-synthesize: $(VENV)/ready    # our decoding against transformers.generate, side by side
 	python -m tests.bench.synthesize
+
+bench-distill: $(VENV)/ready       # a step of distillation against an unquantized one and the usual loop
+	python -m tests.bench.distill --only floor,ours,plain
 
 bench-schemes: $(VENV)/ready       # perplexity, KL and accuracy of many W-A-KV schemes: docs/schemes.md
 	python -m tests.bench.schemes --out docs/schemes.md
