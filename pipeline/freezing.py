@@ -21,6 +21,7 @@ FREEZE_POLICIES: dict[str, tuple[str, ...]] = {
     "qkvo": ("q", "k", "v", "o"),
     "mlp": ("gate", "up", "down"),
 }
+Policy = str | list[str]
 AUTO = "auto"  # what analyze suggests; it stands alone
 LAYERS = re.compile(r"(\d+)(?:(-)(\d*))?")
 

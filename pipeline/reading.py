@@ -1,7 +1,7 @@
 """A YAML mapping as frozen dataclasses: what is unknown, missing, there twice or ill-typed is named, all of it at once.
 
-A field's type says what may stand there: a plain type, a `Literal` of names, a list of either, another dataclass, or a
-`Scheme`, which is written short or long.
+A field's type says what may stand there: a plain type, a `Literal` of names, a list of either, another dataclass, a
+freeze `Policy`, or a `Scheme`, which is written short or long.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pipeline import scheme
+from pipeline import freezing, scheme
 from pipeline.names import unknown
 from pipeline.scheme import Scheme
 
@@ -59,8 +59,20 @@ def _given(kind: Any, tree: Any, prefix: str, problems: list[str]) -> dict[str, 
         elif is_dataclass(hint):
             values[field] = section(hint, value, name + ".", problems)
         else:
+            before = len(problems)
             values[field] = _value(hint, value, name, problems)
+            if hint == freezing.Policy and len(problems) == before:
+                _check_policy(value, name, problems)
     return values
+
+
+def _check_policy(policy: Any, name: str, problems: list[str]) -> None:
+    """What cannot be read of a freeze policy is added to `problems`."""
+    try:
+        if policy != freezing.AUTO:
+            freezing.terms(policy)
+    except ValueError as error:
+        problems.append(f"{name}: {error}")
 
 
 def _scheme(tree: Any, name: str, problems: list[str]) -> Scheme | None:

@@ -51,7 +51,7 @@ def refused(desk: Path) -> Stage:
 
 DISTILL = {
     "teacher": "data/teacher",
-    "corpus": "data/corpus",
+    "targets": "data/targets",
     "calibration": "data/calibration",
     "signals": "data/signals",
 }
@@ -183,13 +183,13 @@ def test_nan_in_training_names_step_and_layer(refused: Stage, desk: Path) -> Non
 
 def test_artifact_of_another_kind_version_and_content(refused: Stage, desk: Path) -> None:
     assert "holds 'corpus'" in refused("distill", **{**DISTILL, "calibration": "data/corpus"})
-    with (desk / "data/corpus/corpus.safetensors").open("ab") as file:
+    with (desk / "data/targets/targets.safetensors").open("ab") as file:
         file.write(b"x")
-    assert "corpus.safetensors: its content has changed" in refused("distill", **DISTILL)
-    manifest = desk / "data/corpus/manifest.json"
+    assert "targets.safetensors: its content has changed" in refused("distill", **DISTILL)
+    manifest = desk / "data/targets/manifest.json"
     manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 99'))
     assert "version 99" in refused("distill", **DISTILL)
-    assert "data/nowhere" in refused("distill", **{**DISTILL, "corpus": "data/nowhere"})
+    assert "data/nowhere" in refused("distill", **{**DISTILL, "targets": "data/nowhere"})
 
 
 def test_benchmarks_that_are_missing_or_malformed(refused: Stage, desk: Path) -> None:

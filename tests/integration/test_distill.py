@@ -1,7 +1,6 @@
 """distill as a user starts it: in several processes the same curve as in one; killed ones; a full disk."""
 
 import csv
-import os
 import re
 import resource
 import shutil
@@ -150,18 +149,23 @@ def test_a_killed_process_ends_the_run_with_its_name_and_the_run_goes_on(workpla
         assert (where / "data/student" / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-def test_when_the_launcher_is_killed_no_process_stays(workplace: Path):
-    where = workplace.parent / "orphans"
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_when_the_launcher_is_stopped_no_process_stays(workplace: Path, number: signal.Signals):
+    """SIGTERM, besides, ends in the shell's exit code for it and no traceback."""
+    where = workplace.parent / number.name
     shutil.copytree(workplace, where, symlinks=True)
     change_params(where, {"distill": {"processes": 2, "steps": 10000}})
     process = subprocess.Popen(
-        DISTILL, cwd=where, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        DISTILL, cwd=where, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     wait_for(where, process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert sum(child.environ().get("RANK") is not None for child in children) == 2
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + number
+        assert "Traceback" not in errors
     _gone, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
 

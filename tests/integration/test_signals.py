@@ -69,7 +69,8 @@ def run(where: Path, stage: str, *arguments: str) -> str:
 
 def distill(where: Path) -> str:
     arguments = ("--calibration", "data/calibration", "--signals", "data/signals", "--out", "data/student")
-    return run(where, "distill", *INPUTS, *arguments)
+    run(where, "targets", *INPUTS, "--text", "nowhere", "--out", "data/targets")
+    return run(where, "distill", "--teacher", "data/teacher", "--targets", "data/targets", *arguments)
 
 
 def manifest(folder: Path) -> dict:

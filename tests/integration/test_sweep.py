@@ -163,7 +163,7 @@ def test_everything_that_is_wrong_is_said_at_once_before_any_work(fresh: Path, t
     assert "unknown entry 'seads'; did you mean 'seeds'?" in done.stderr
     assert "target: expected text, got 3" in done.stderr
     assert "unknown knob 'distill.step'; did you mean 'distill.steps'?" in done.stderr
-    assert "distill.freeze: unknown value 'vo'; did you mean 'ov'?" in done.stderr
+    assert "distill.freeze: unknown freeze policy 'vo'; did you mean 'ov'?" in done.stderr
     define(project, DEFINITION)
     (project / "code.py").write_text(CODE + "# an idea\n")
     done = sweep(project)
