@@ -36,21 +36,22 @@ def main(stage: str, work: Callable[[], str | None]) -> None:
     Of a stage in several processes, the one that launched them notes what they took.
     """
     started, rank = time.monotonic(), os.environ.get("RANK")
+    name = stage if rank is None else f"{stage}, process {rank}"
     try:
         with quiet_libraries():
             variant = work()
         if rank is None:
             _note_usage(f"{stage}@{variant}" if variant else stage, time.monotonic() - started)
     except ValueError as error:
-        sys.exit(f"{stage}: {error}" if rank is None else f"{stage}, process {rank}: {error}")
+        sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        sys.exit(f"{stage}: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        sys.exit(f"{name}: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
     except SafetensorError as error:
         if "I/O error" not in str(error):  # a full disk, say, which safetensors does not make an OSError
             raise
-        sys.exit(f"{stage}: {error}")
+        sys.exit(f"{name}: {error}")
 
 
 def _note_usage(name: str, seconds: float) -> None:

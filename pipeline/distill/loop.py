@@ -110,9 +110,7 @@ def _optimizer(student: Student, schedule: Schedule) -> torch.optim.AdamW:
         if masters
     ]
     optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.95), fused=True)
-    for (
-        master
-    ) in student.masters.values():  # now, not between the first step's activations, whose place they would take
+    for master in student.masters.values():  # now: between the first step's activations they would leave holes
         optimizer.state[master] = {
             "step": torch.zeros((), device=master.device),
             "exp_avg": torch.zeros_like(master),

@@ -51,8 +51,7 @@ class Student:
     and embeddings. modules: the parameter that the forward reads, by the same name. trained: of each linear with a
     master, the rows that it stands for. steps: their calibrated scales and zero points [rows, n]. roles: of each such
     linear, its roles and where their rows are in the master (None: everywhere). known: every role that the quantized
-    linears have, frozen ones included. inside: which of a linear's values the
-    grid does not clip, where it clips any.
+    linears have, frozen ones included. inside: which of a linear's values the grid does not clip, where it clips any.
     """
 
     model: PreTrainedModel
