@@ -66,7 +66,9 @@ def train(
         sequences = schedule.sequences(step, len(data))
         counted = data.predicted(sequences)
         kl = weights.kl * (counted / len(sequences) if batchmean else 1)
-        terms = _backward(student, (head, teacher_head), data, schedule, dataclasses.replace(weights, kl=kl), step)
+        parts = schedule.parts(sequences, processes.rank, processes.count)
+        weighed = dataclasses.replace(weights, kl=kl)
+        terms = _backward(student, (head, teacher_head), data, parts, weighed, counted, schedule.dtype, step)
         norm, by_role = gradient_norms(student)
         if not bool(norm.isfinite()):
             bad = [name for name, m in student.masters.items() if not bool(m.grad.isfinite().all())]  # type: ignore[union-attr]
@@ -123,25 +125,25 @@ def _backward(
     student: Student,
     heads: tuple[Tensor | None, Tensor],
     data: Targets,
-    schedule: Schedule,
+    parts: list[list[int]],
     weights: LossWeights,
+    counted: int,
+    dtype: str,
     step: int,
 ) -> list[float]:
     """Forward and backward over this process's share of a step: the masters' gradients, and the loss and its terms.
 
     The terms are those of the whole step; the gradients are this process's part of it. heads: the student's (None: it
-    learns, and is taken as it is) and the teacher's, in the loss's dtype.
+    learns, and is taken as it is) and the teacher's, in the loss's dtype. parts: the share, forward by forward.
+    counted: the tokens that the whole step predicts.
     """
-    processes, read = student.processes, models.torch_dtype(schedule.dtype)
-    sequences = schedule.sequences(step, len(data))
-    counted = data.predicted(sequences)
-    parts = schedule.parts(sequences, processes.rank, processes.count)
+    processes, read = student.processes, models.torch_dtype(dtype)
     sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
     bad: list[list[int]] = []
     for part in parts:
         head = student.head(read) if heads[0] is None else heads[0]
         tokens, valid, target = (each.to(processes.device) for each in data.rows(part))
-        with models.autocast(schedule.dtype, processes.device):
+        with models.autocast(dtype, processes.device):
             hidden = models.hidden_states(student.model, tokens)
         both = head, heads[1]
         loss = distillation_loss(hidden.to(read), target.to(read), both, tokens, valid, weights, counted)
@@ -152,7 +154,7 @@ def _backward(
         student.collect_gradients(last=part is parts[-1])
     processes.sum_([sums])
     if not bool(sums.isfinite().all()):  # here, or in another process; all of them run the layers once more
-        where = _first_bad(student, data.rows((bad or parts)[0])[0], schedule.dtype)
+        where = _first_bad(student, data.rows((bad or parts)[0])[0], dtype)
         raise ValueError(f"the loss is {float(sums[0])} at step {step + 1}: {where if bad else 'in another process'}")
     return sums.tolist()
 
