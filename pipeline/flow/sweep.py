@@ -38,8 +38,10 @@ class Progress:
     failed: dict[str, str] = field(default_factory=dict)
 
     def pending(self) -> list[plan.Run]:
-        """The runs that are neither finished nor failed."""
-        return [run for run in self.runs if run.name not in self.found and run.name not in self.failed]
+        """The runs that are neither finished nor failed; all settings with the lowest seed come first, so that a sweep
+        that is cut short compares them all."""
+        left = [run for run in self.runs if run.name not in self.found and run.name not in self.failed]
+        return sorted(left, key=lambda run: run.point.seed)
 
     def write(self) -> list[list[str]]:
         """Write the results as far as there are any; gives the rows of the table."""

@@ -7,7 +7,7 @@ from one. Each interval stands for itself: among twenty settings that are no dif
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -33,7 +33,8 @@ def t_quantile(degrees: int) -> float:
 def compare(
     points: pd.DataFrame, knobs: Sequence[str], seed: str, metrics: Sequence[str], baseline: Mapping[str, str]
 ) -> pd.DataFrame:
-    """A row a setting and metric, in the points' order.
+    """A row a setting and metric, in the points' order; then, where the baseline leaves swept knobs open, one for each
+    value of those that it names, over all values of the open ones.
 
     Args:
         points: a row a point, with its `setting` (a label), its knobs as text, its seed, and its metrics; one that is
@@ -53,9 +54,14 @@ def compare(
     ]
     others = [knob for knob in knobs if knob not in baseline]
     partners = {tuple(row[knob] for knob in [seed, *others]): row for row in done if _is(row, baseline)}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in done:
+        groups.setdefault(row["setting"], []).append(row)
+    if baseline and len(groups) > len({tuple(row[knob] for knob in baseline) for row in done}):
+        for row in done:
+            groups.setdefault(_over_all(row, baseline), []).append(row)
     found = []
-    for setting in dict.fromkeys(row["setting"] for row in done):
-        mine = [row for row in done if row["setting"] == setting]
+    for setting, mine in groups.items():
         is_baseline = bool(baseline) and _is(mine[0], baseline)
         compared = [] if is_baseline or not baseline else mine
         pairs = [(row, partners.get(tuple(row[knob] for knob in [seed, *others]))) for row in compared]
@@ -122,9 +128,9 @@ def note(table: pd.DataFrame, done: int, points: int) -> str:
     return (
         f"{text} Differences are from the baseline, paired by seed and by the other knobs. After one, ± is its "
         "standard error, in brackets is the number of pairs, and * marks those that exceed the noise: their 95 % "
-        "t-interval does not hold 0. One pair says nothing of the noise. It is the noise of the seeds alone, as all "
-        "points are scored on the same text and items. Each interval stands for itself: of twenty settings that are no "
-        "different, one is expected to bear a *."
+        't-interval does not hold 0. "Over all" takes the pairs of all values of the other knobs together. One pair '
+        "says nothing of the noise. It is the noise of the seeds alone, as all points are scored on the same text and "
+        "items. Each interval stands for itself: of twenty settings that are no different, one is expected to bear a *."
     )
 
 
@@ -145,6 +151,12 @@ def _difference_cell(row: pd.Series) -> str:
         return f"{row['difference']:+.3g} (1)"
     star = " *" if row["verdict"] in ("above", "below") else ""
     return f"{row['difference']:+.3g} ± {row['stderr']:.2g} ({row['pairs']}){star}"
+
+
+def _over_all(row: Mapping[str, Any], knobs: Iterable[str]) -> str:
+    """How the points that agree with a row in these knobs are called, whatever their other knobs."""
+    values = " ".join(f"{knob.rpartition('.')[2]}={row[knob]}" for knob in knobs)
+    return f"{values}, over all"
 
 
 def _is(row: Mapping[str, Any], baseline: Mapping[str, str]) -> bool:

@@ -103,9 +103,26 @@ def test_partners_agree_in_the_knobs_that_the_baseline_does_not_name():
     apart = dict(zip(found["setting"], found["difference"], strict=True))
     assert apart["freeze=ov lr=1"] == pytest.approx(0.5)
     assert apart["freeze=ov lr=2"] == pytest.approx(0.1)
-    assert [*found["verdict"]] == ["baseline", "", "baseline", ""]
+    assert [*found["verdict"]] == ["baseline", "", "baseline", "", "baseline", "noise"], "the last two over all rates"
     whole = comparison.compare(pd.DataFrame(rows), ["freeze", "lr"], "seed", ["kl"], {"freeze": "none", "lr": "1"})
     assert [*whole["difference"]] == pytest.approx([math.nan, 0.5, 4.0, 4.1], nan_ok=True)
+
+
+def test_what_the_baseline_leaves_open_is_taken_together_as_well():
+    """Two rates with two seeds each: four pairs, of the same seed and rate."""
+    rows = [
+        {"setting": f"freeze={policy} lr={lr}", "distill.freeze": policy, "distill.lr": lr, "distill.seed": seed}
+        | {"kl": level + seed + (0.0 if policy == "none" else gain)}
+        for policy in ("none", "ov")
+        for lr, level, gain in (("0.1", 1.0, 0.1), ("0.2", 5.0, 0.3))
+        for seed in (0, 1)
+    ]
+    found = comparison.compare(pd.DataFrame(rows), ["distill.freeze", "distill.lr"], "distill.seed", ["kl"], NONE)
+    assert [*found["setting"]][4:] == ["freeze=none, over all", "freeze=ov, over all"]
+    none, ov = found.to_dict("records")[4:]
+    assert (none["verdict"], none["n"], none["mean"]) == ("baseline", 4, 3.5)
+    assert (ov["pairs"], ov["difference"]) == (4, pytest.approx(0.2))
+    assert ov["stderr"] == pytest.approx(stats.sem([0.1, 0.1, 0.3, 0.3]))
 
 
 def test_without_a_baseline_nothing_is_compared():
