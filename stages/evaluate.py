@@ -5,14 +5,14 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from pipeline import artifacts, models, params, progress
-from pipeline.bench import agreement, harness, text
+from pipeline.bench import agreement, harness, items, text
 from pipeline.corpus import Corpus, valid_mask
 from pipeline.export.formats import load_exported
 from stages import run
 
 
 def work() -> str:
-    args = run.paths("evaluate", "teacher", "corpus", "model", "out")
+    args = run.paths("evaluate", "teacher", "corpus", "model", "out", "items")
     knobs = params.load().evaluate
     variant = Path(args.out).stem
     folder = knobs.benchmarks if knobs.source == "folder" else None
@@ -30,13 +30,14 @@ def work() -> str:
     batches = -(-len(tokens) // agreement.BATCH)
     with progress.bar(f"evaluate {variant}: text", knobs.windows + batches, " batch") as bar:
         windows = text.windows(prose, tokenizer, knobs.windows, knobs.window)
-        scores = text.perplexity(model, windows, bar.update)
+        scores, measured = text.perplexity(model, windows, bar.update)
         valid = valid_mask(lengths, tokens.shape[1])
-        scores |= agreement.agreement(model, teacher, tokens, valid, bar.update)
-    scores |= harness.accuracy(
+        agreed, by_sequence = agreement.agreement(model, teacher, tokens, valid, bar.update)
+    accuracy, answered = harness.accuracy(
         model, tokenizer, list(knobs.tasks), folder, knobs.limit, knobs.batch, Path("runs/datasets") / variant
     )
-    scores |= sizes(Path(args.model), model, facts)
+    scores |= agreed | accuracy | sizes(Path(args.model), model, facts)
+    items.Items(items.answers(answered), items.documents(measured + by_sequence)).save(args.items)
     artifacts.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()})
     return variant
 

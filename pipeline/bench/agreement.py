@@ -5,10 +5,13 @@ A perplexity under the float model's is no proof of fidelity; these two measure 
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from pipeline.bench.items import content_hash
 
 BATCH = 2  # sequences whose logits, the model's and the teacher's, are held at once
 
@@ -20,7 +23,7 @@ def agreement(
     tokens: Tensor,
     valid: Tensor,
     advance: Callable[[], object],
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """KL(teacher || model) in nats a token and the share of positions with the same most likely next token.
 
     Args:
@@ -28,10 +31,10 @@ def agreement(
         advance: called after each batch.
 
     Returns:
-        kl, top1 and the standard error of each over sequences.
+        kl, top1 and the standard error of each over sequences; and the rows of each sequence for `items.documents`.
     """
-    divergences, agreements = [], []
-    for part, mask in zip(tokens.split(BATCH), valid.split(BATCH), strict=True):
+    divergences, agreements, rows = [], [], []
+    for first, part, mask in zip(range(0, len(tokens), BATCH), tokens.split(BATCH), valid.split(BATCH), strict=True):
         ours = torch.log_softmax(model(input_ids=part, use_cache=False).logits.float(), dim=-1)
         theirs = torch.log_softmax(teacher(input_ids=part, use_cache=False).logits.float(), dim=-1)
         kl = (theirs.exp() * (theirs - ours)).sum(dim=-1)  # (batch, length)
@@ -42,13 +45,21 @@ def agreement(
             if bool(counted[row].any()):
                 divergences.append(kl[row][counted[row]].double().mean())
                 agreements.append(same[row][counted[row]].double().mean())
+                document = {
+                    "document": first + row,
+                    "hash": content_hash(part[row][mask[row]].numpy().tobytes()),
+                    "tokens": int(counted[row].sum()),
+                }
+                rows.append({"measure": "kl", **document, "value": float(divergences[-1])})
+                rows.append({"measure": "top1", **document, "value": float(agreements[-1])})
         advance()
     divergence, agreed = torch.stack(divergences), torch.stack(agreements)
     root = math.sqrt(len(divergence))
     errors = [float(each.std()) / root if len(each) > 1 else 0.0 for each in (divergence, agreed)]
-    return {
+    scores = {
         "kl": float(divergence.mean()),
         "kl.stderr": errors[0],
         "top1": float(agreed.mean()),
         "top1.stderr": errors[1],
     }
+    return scores, rows

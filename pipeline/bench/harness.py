@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel
 
+from pipeline.bench.items import HASH
+
 PREFIX = "permafrost_"
 
 
@@ -114,7 +116,7 @@ def accuracy(
     limit: int,
     batch: int,
     scratch: Path,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Zero-shot accuracy of each task, with standard errors, as lm-eval's simple_evaluate gives them.
 
     Args:
@@ -126,7 +128,7 @@ def accuracy(
 
     Returns:
         accuracy.{task} and accuracy.{task}.stderr of each task's headline metric (TASKS), and accuracy, the mean over
-        tasks, with its standard error.
+        tasks, with its standard error; and the row of each item for `items.answers`.
 
     Raises:
         ValueError: the folder is not sound, or the hub's data cannot be had.
@@ -153,15 +155,16 @@ def accuracy(
                     task_manager=manager,
                     limit=limit or None,
                     bootstrap_iters=100,  # 0 would drop the standard errors, which are analytic for accuracy
-                    log_samples=False,
+                    log_samples=True,
                     random_seed=0,
-                )["results"]
+                )
         except (OSError, ConnectionError) as error:
             raise ValueError(
                 f"the data sets of {tasks} cannot be had: {str(error).splitlines()[0]}; "
                 "check the network, or set evaluate.source to folder"
             ) from None
-    return _headline({name: results[full] for name, full in names.items()})
+    rows = [_answer(name, sample) for name, full in names.items() for sample in results["samples"][full]]
+    return _headline({name: results["results"][full] for name, full in names.items()}), rows
 
 
 @contextmanager
@@ -187,6 +190,23 @@ def _headline(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     scores["accuracy"] = sum(scores[f"accuracy.{name}"] for name in results) / count
     scores["accuracy.stderr"] = sum(scores[f"accuracy.{name}.stderr"] ** 2 for name in results) ** 0.5 / count
     return scores
+
+
+def _answer(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """The row of one of the harness's samples; the answer is chosen as it chooses, since it keeps no note of it."""
+    likelihoods = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
+    metric = TASKS[task].metric
+    ranked = likelihoods
+    if metric == "acc_norm":  # by the answer's characters, without the blank before it
+        ranked = [x / len(pair[1].removeprefix(" ")) for x, pair in zip(likelihoods, sample["arguments"], strict=True)]
+    return {
+        "task": task,
+        "item": sample["doc_id"],
+        "hash": sample["doc_hash"][:HASH],
+        "prediction": ranked.index(max(ranked)),
+        "correct": bool(sample[metric]),
+        "log_likelihoods": likelihoods,
+    }
 
 
 def _write_task_files(where: Path, folder: Path, tasks: list[str], harness: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.bench.items import content_hash
 from pipeline.texts import json_lines
 
 PYDOC = "pydoc"
@@ -53,10 +54,15 @@ def windows(text: str, tokenizer: Any, count: int, length: int) -> Tensor:
 
 
 @torch.inference_mode()
-def perplexity(model: PreTrainedModel, tokens: Tensor, advance: Callable[[], object]) -> dict[str, float]:
+def perplexity(
+    model: PreTrainedModel, tokens: Tensor, advance: Callable[[], object]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Perplexity over windows [count, length], its standard error (delta method over windows), and its logarithm's.
 
     Logits are cast to float32 before the softmax.
+
+    Returns:
+        the scores, and the logarithm's row of each window for `items.documents`.
     """
     losses = []
     for window in tokens:
@@ -65,7 +71,18 @@ def perplexity(model: PreTrainedModel, tokens: Tensor, advance: Callable[[], obj
         advance()
     each = torch.stack(losses)
     mean, error = float(each.mean()), float(each.std() / math.sqrt(len(each)))
-    return {"perplexity": math.exp(mean), "perplexity.stderr": math.exp(mean) * error, "log_perplexity": mean}
+    scores = {"perplexity": math.exp(mean), "perplexity.stderr": math.exp(mean) * error, "log_perplexity": mean}
+    rows = [
+        {
+            "measure": "log_perplexity",
+            "document": i,
+            "hash": content_hash(window.numpy().tobytes()),
+            "tokens": len(window) - 1,
+            "value": loss,
+        }
+        for i, (window, loss) in enumerate(zip(tokens, each.tolist(), strict=True))
+    ]
+    return scores, rows
 
 
 def text_sha256(text: str) -> str:

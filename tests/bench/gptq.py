@@ -80,7 +80,7 @@ def perplexity(args: argparse.Namespace, model: PreTrainedModel) -> float:
     prose = text.read_text(args.text, args.benchmarks)
     windows = text.windows(prose, models.load_tokenizer(args.teacher), args.windows, 1024)
     with models.autocast("bfloat16"):
-        return text.perplexity(model, windows, lambda: None)["perplexity"]
+        return text.perplexity(model, windows, lambda: None)[0]["perplexity"]
 
 
 def main() -> None:

@@ -79,8 +79,8 @@ class Bench:
             model, teacher = self.model(method, scheme), self.model(None, "")
             tokens, lengths = self.test
             valid = valid_mask(lengths, tokens.shape[1])
-            found = text.perplexity(model, self.windows, lambda: None)
-            return found | agreement.agreement(model, teacher, tokens, valid, lambda: None)
+            found, _ = text.perplexity(model, self.windows, lambda: None)
+            return found | agreement.agreement(model, teacher, tokens, valid, lambda: None)[0]
 
         return self._kept(f"{method} {scheme}", measure)
 
@@ -90,7 +90,7 @@ class Bench:
         def measure() -> dict[str, float]:
             tasks, where = list(self.knobs.evaluate.tasks), self.args.keep / "datasets"
             model = self.model(method, scheme)
-            return harness.accuracy(model, self.tokenizer, tasks, self.args.benchmarks, self.args.limit, 16, where)
+            return harness.accuracy(model, self.tokenizer, tasks, self.args.benchmarks, self.args.limit, 16, where)[0]
 
         return self._kept(f"{method} {scheme} accuracy", measure)
 

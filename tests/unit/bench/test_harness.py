@@ -9,6 +9,7 @@ import lm_eval
 import pytest
 import torch
 
+from pipeline.bench import items
 from pipeline.bench.harness import TASKS, accuracy, check_folder
 from tests import tiny
 
@@ -43,9 +44,10 @@ def log_likelihood(context: str, continuation: str) -> float:
     return sum(log_p[i - 1, whole[i]].item() for i in range(len(start), len(whole)))
 
 
-def share_right(task: str) -> float:
-    """Accuracy by the task's own prompt, by the answer's characters where that is the custom."""
-    right = []
+def by_hand(task: str) -> list[tuple[int, bool, list[float]]]:
+    """Answer, whether it is right, and likelihoods of each item by the task's own prompt; the answer is chosen by the
+    likelihood of a character where that is the custom."""
+    answers = []
     for row in rows_of(task)[:ITEMS]:
         if task == "winogrande":  # scores the rest of the sentence after either option
             before, after = row["sentence"].split("_")
@@ -66,15 +68,27 @@ def share_right(task: str) -> float:
                 prompt, choices = f"Question: {row['question']}\nAnswer:", row["choices"]["text"]
                 gold = row["choices"]["label"].index(row["answerKey"])
             likelihoods = [log_likelihood(prompt, " " + choice) for choice in choices]
-            if task in NORMALISED:
-                likelihoods = [value / len(choice) for value, choice in zip(likelihoods, choices, strict=True)]
-        right.append(max(range(len(likelihoods)), key=likelihoods.__getitem__) == gold)
+        ranked = likelihoods
+        if task in NORMALISED:
+            ranked = [value / len(choice) for value, choice in zip(likelihoods, choices, strict=True)]
+        answer = max(range(len(ranked)), key=ranked.__getitem__)
+        answers.append((answer, answer == gold, likelihoods))
+    return answers
+
+
+def share_right(task: str) -> float:
+    right = [correct for _, correct, _ in by_hand(task)]
     return sum(right) / len(right)
 
 
 @pytest.fixture(scope="module")
-def scores(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+def found(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], list[dict]]:
     return accuracy(tiny.llama(), tiny.tokenizer(), list(TASKS), small, 0, 4, tmp_path_factory.mktemp("tables"))
+
+
+@pytest.fixture(scope="module")
+def scores(found: tuple[dict[str, float], list[dict]]) -> dict[str, float]:
+    return found[0]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -83,6 +97,17 @@ def test_accuracy_is_that_of_likelihoods_computed_by_hand(scores: dict[str, floa
     assert scores[f"accuracy.{task}"] == pytest.approx(expected)
     error = math.sqrt(expected * (1 - expected) / (ITEMS - 1))
     assert scores[f"accuracy.{task}.stderr"] == pytest.approx(error)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_item_has_its_answer_and_likelihoods(found: tuple[dict[str, float], list[dict]], task: str):
+    table = items.answers(found[1])
+    mine = table[table["task"] == task]
+    assert [*mine["item"]] == [*range(ITEMS)]
+    assert mine["hash"].nunique() == ITEMS
+    for row, (answer, correct, likelihoods) in zip(mine.to_dict("records"), by_hand(task), strict=True):
+        assert (row["prediction"], row["correct"]) == (answer, correct)
+        assert row["log_likelihoods"] == pytest.approx(likelihoods, rel=1e-4)
 
 
 def test_the_headline_is_the_mean_over_tasks_with_its_error(scores: dict[str, float]):
@@ -95,8 +120,8 @@ def test_the_headline_is_the_mean_over_tasks_with_its_error(scores: dict[str, fl
 
 
 def test_the_limit_takes_the_first_items(small: Path, tmp_path: Path):
-    found = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], SHIPPED, ITEMS, 4, tmp_path)
-    assert found["accuracy.piqa"] == pytest.approx(share_right("piqa"))
+    scores, _ = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], SHIPPED, ITEMS, 4, tmp_path)
+    assert scores["accuracy.piqa"] == pytest.approx(share_right("piqa"))
 
 
 def test_tables_are_kept_in_the_scratch_folder_and_nowhere_else(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.bench import text
+from pipeline.bench import items, text
 from tests import tiny
 
 
@@ -22,12 +22,17 @@ def test_perplexity_is_that_of_transformers_own_loss(tokens: Tensor):
     model = tiny.llama()
     losses = np.array([model(input_ids=window[None], labels=window[None]).loss.item() for window in tokens])
     calls: list[None] = []
-    scores = text.perplexity(model, tokens, lambda: calls.append(None))
+    scores, rows = text.perplexity(model, tokens, lambda: calls.append(None))
     assert scores["log_perplexity"] == pytest.approx(losses.mean(), rel=1e-5)
     assert scores["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-4)
     error = losses.std(ddof=1) / math.sqrt(len(losses))
     assert scores["perplexity.stderr"] == pytest.approx(math.exp(losses.mean()) * error, rel=1e-4)
     assert len(calls) == len(tokens)
+    found = items.documents(rows)
+    assert found["value"].tolist() == pytest.approx(losses, rel=1e-5)
+    assert [*found["document"]] == [*range(len(tokens))]
+    assert {*found["tokens"]} == {tokens.shape[1] - 1}
+    assert found["hash"].nunique() == len(tokens)
 
 
 def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities(tokens: Tensor):
@@ -36,13 +41,13 @@ def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities(tokens: T
     probabilities = torch.softmax(model(input_ids=tokens).logits, dim=-1)
     given = probabilities[:, :-1].gather(2, tokens[:, 1:, None]).numpy()
     expected = given.prod(axis=(1, 2)).prod() ** (-1 / given.size)
-    assert text.perplexity(model, tokens, lambda: None)["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert text.perplexity(model, tokens, lambda: None)[0]["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_model_that_knows_nothing_has_the_vocabulary_for_its_perplexity(tokens: Tensor):
     model = tiny.llama(tie=False)
     model.lm_head.weight.zero_()
-    scores = text.perplexity(model, tokens, lambda: None)
+    scores, _ = text.perplexity(model, tokens, lambda: None)
     assert scores["perplexity"] == pytest.approx(259, rel=1e-5)
     assert scores["perplexity.stderr"] == pytest.approx(0, abs=1e-3)
 
