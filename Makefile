@@ -6,7 +6,7 @@ SWEEP ?= sweeps/ablation.yaml
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: repro ablation test lint bench-synthesize bench-distill bench-schemes clean
+.PHONY: repro ablation audit test lint bench-synthesize bench-distill bench-schemes clean
 
 repro: $(VENV)/ready
 	dvc repro
@@ -17,6 +17,10 @@ ablation: $(VENV)/ready            # freeze policies x seeds, what is not finish
 	python -m pipeline.flow sweep $(SWEEP) --jobs $(JOBS)
 	dvc repro report
 	@echo "the table: $(SWEEP:.yaml=)/table.md; the curves: data/report/index.html, section Sweeps"
+
+audit: $(VENV)/ready               # the last versions and all experiments: what changed, what the differences show
+	python -m pipeline.audit
+	python -m pipeline.audit verify
 
 test: $(VENV)/ready lint
 	python -m pytest

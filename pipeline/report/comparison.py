@@ -11,23 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom; from any table of it.
-T = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
-    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
-)  # fmt: skip
-NORMAL = 1.959964  # where the quantiles go with rising degrees of freedom
-
-
-def t_quantile(degrees: int) -> float:
-    """The two-sided 95 % quantile of Student's t, to four digits; beyond 30 by its expansion about the normal one."""
-    if degrees <= len(T):
-        return T[degrees - 1]
-    z, n = NORMAL, degrees
-    terms = (z**3 + z, 5 * z**5 + 16 * z**3 + 3 * z, 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z)
-    return z + terms[0] / (4 * n) + terms[1] / (96 * n**2) + terms[2] / (384 * n**3)
+from scipy import stats
 
 
 def compare(
@@ -85,7 +69,7 @@ def difference(values: Sequence[float]) -> dict[str, float | str]:
     n = len(values)
     mean = math.fsum(values) / n if n else math.nan
     error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan
-    reach = t_quantile(n - 1) * error if n > 1 else math.nan
+    reach = stats.t.ppf(0.975, n - 1) * error if n > 1 else math.nan
     verdict = "" if n < 2 else "above" if mean - reach > 0 else "below" if mean + reach < 0 else "noise"
     return {
         "pairs": n,

@@ -12,19 +12,23 @@ import jinja2
 
 from pipeline.artifacts import MANIFEST, sha256
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATES = Path(__file__).parent
 
 
-def render(**content: Any) -> str:
-    """Fill the template; see page.html for what it asks for.
+def render(template: Path = TEMPLATES / "page.html", **content: Any) -> str:
+    """Fill a template, page.html or another's, which may include style.css; it says itself what it asks for.
 
     Raises:
         jinja2.UndefinedError: something that the template asks for is not given.
     """
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader([template.parent, TEMPLATES]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**content)
+    return environment.get_template(template.name).render(**content)
 
 
 def verdict(summary: dict[str, float]) -> str:

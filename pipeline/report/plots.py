@@ -72,7 +72,7 @@ def by_layer(tables: dict[str, pd.DataFrame], label: str, log: bool = True, comm
                 axis.set_ylim(bottom=0)
         _finish(axes, [*tables], label)
 
-    return _svg(draw, (10, 3.6))
+    return svg(draw, (10, 3.6))
 
 
 def claim(tables: dict[str, pd.DataFrame]) -> str:
@@ -91,7 +91,7 @@ def claim(tables: dict[str, pd.DataFrame]) -> str:
             axis.set_yscale("log")
         _finish(axes, [*tables], "||dL/dW||² over q's and k's mean")
 
-    return _svg(draw, (10, 3.2))
+    return svg(draw, (10, 3.2))
 
 
 def sensitivity(tables: dict[str, pd.DataFrame]) -> str:
@@ -114,7 +114,7 @@ def sensitivity(tables: dict[str, pd.DataFrame]) -> str:
             axis.set_yscale("log")
         _finish(axes, [*tables], "KL, nats a token")
 
-    return _svg(draw, (10, 3.2))
+    return svg(draw, (10, 3.2))
 
 
 def plan(curve: pd.DataFrame, average: float, predicted: float) -> str:
@@ -132,7 +132,7 @@ def plan(curve: pd.DataFrame, average: float, predicted: float) -> str:
         axis.set(xlabel="bits a quantized weight, on average", ylabel="predicted KL, nats a token", yscale="log")
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
-    return _svg(draw, (10, 3.2))
+    return svg(draw, (10, 3.2))
 
 
 def training(log: pd.DataFrame) -> str:
@@ -168,7 +168,7 @@ def training(log: pd.DataFrame) -> str:
         if norms:
             last.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
-    return _svg(draw, (12, 3.4))
+    return svg(draw, (12, 3.4))
 
 
 def overlay(curves: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -203,7 +203,7 @@ def overlay(curves: pd.DataFrame, columns: Sequence[str]) -> str:
         last = axes[min(len(columns), PANELS) - 1]
         last.legend(*axes[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
-    return _svg(draw, (10, 3.4 * high))
+    return svg(draw, (10, 3.4 * high))
 
 
 def tasks(summary: dict[str, float], names: list[str], variants: tuple[str, ...]) -> str:
@@ -229,7 +229,7 @@ def tasks(summary: dict[str, float], names: list[str], variants: tuple[str, ...]
         axis.set_ylabel("accuracy, %")
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
-    return _svg(draw, (10, 3.2))
+    return svg(draw, (10, 3.2))
 
 
 def _finish(axes: Sequence[Axes], titles: list[str], label: str) -> None:
@@ -242,7 +242,8 @@ def _finish(axes: Sequence[Axes], titles: list[str], label: str) -> None:
     axes[-1].legend(*fullest.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
+def svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
+    """What `draw` draws on an empty figure of a size in inches, as SVG text to put into a page."""
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=size, layout="constrained")
         draw(figure)

@@ -19,6 +19,7 @@ LAYERS = [
     {"quant"},
     {"models", "corpus", "texts", "sources"},
     {"synth", "signals", "calibration", "distill", "export", "bench", "report"},
+    {"audit"},
     {"stages"},
 ]
 BARRED_NAMES = {"utils", "helpers", "common", "base", "registry", "factory"}

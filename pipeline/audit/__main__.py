@@ -1,0 +1,103 @@
+"""`python -m pipeline.audit`: versions compared, numbers traced, artifacts verified."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from pipeline import artifacts, progress
+from pipeline.audit import compare, page, table, trace, verify, versions
+from pipeline.audit.cache import Cache
+from pipeline.audit.trees import Git
+from pipeline.audit.versions import HERE
+
+METRIC = "perplexity.student"
+
+
+def main() -> None:
+    """Run what the command line asks for. A ValueError is the user's, and shown as one line."""
+    arguments = sys.argv[1:]
+    commands = {"trace": _trace, "verify": _verify}
+    try:
+        with _project() as repo, Git(Path(repo.root_dir)) as git:
+            cache = Cache(Path(repo.cache.local.path))
+            command = commands.get(arguments[0]) if arguments else None
+            status = command(arguments[1:], git, cache) if command else _audit(arguments, git, cache)
+    except ValueError as error:
+        sys.exit(f"audit: {error}")
+    sys.exit(status)
+
+
+def _project() -> Repo:
+    """Raises: ValueError: this is no DVC project."""
+    try:
+        return Repo()
+    except DvcException as error:
+        raise ValueError(f"{error}; run this in the project's own folder") from None
+
+
+def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.audit",
+        description="Versions compared: what changed, and what the differences show.",
+        epilog="`… trace METRIC` tells where a number comes from, `… verify` takes all hashes anew.",
+    )
+    parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"commits, tags, branches, experiments, {HERE}")
+    parser.add_argument(
+        "--baseline", metavar="VERSION", help="set all against this one, not each against the one before"
+    )
+    parser.add_argument("--commits", type=int, default=10, metavar="N", help="how many, if none is named (10)")
+    parser.add_argument("--metric", default=METRIC, help=f"whose lineage the page shows ({METRIC})")
+    parser.add_argument("--out", type=Path, default=Path("runs/audit"), help="folder of index.html and audit.csv")
+    args = parser.parse_args(arguments)
+    names = list(dict.fromkeys(args.versions)) or versions.default(git, args.commits)
+    found, problems = [], []
+    for name in [*names, *filter(None, [args.baseline])]:
+        try:
+            found.append(versions.load(git.root, git, name))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n  ".join(problems))
+    before = [found.pop()] * len(found) if args.baseline else versions.predecessors(git.root, git, found)
+    with progress.bar("audit", len(found), " version") as bar:
+        entries = compare.audit(found, before, cache, bar.update)
+    args.out.mkdir(parents=True, exist_ok=True)
+    artifacts.write_text(args.out / "index.html", page.render(entries, args.metric, cache))
+    artifacts.write_text(args.out / "audit.csv", table.tidy(entries).to_csv(index=False, lineterminator="\n"))
+    print(table.text(table.overview(entries), shutil.get_terminal_size().columns))
+    print(f"the page: {args.out / 'index.html'}; every number: {args.out / 'audit.csv'}")
+    return 0
+
+
+def _trace(arguments: Sequence[str], git: Git, cache: Cache) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.audit trace", description="Where a number comes from.")
+    parser.add_argument("metric", help=f"as the report's summary names it, {METRIC} say")
+    parser.add_argument("--version", default=HERE, help=f"commit, tag, branch or experiment ({HERE})")
+    args = parser.parse_args(arguments)
+    print("\n".join(trace.lines(versions.load(git.root, git, args.version), args.metric, cache)))
+    return 0
+
+
+def _verify(arguments: Sequence[str], git: Git, cache: Cache) -> int:
+    argparse.ArgumentParser(
+        prog="python -m pipeline.audit verify",
+        description="Take all hashes anew and work all numbers out again; what is not as it was made is named.",
+    ).parse_args(arguments)
+    here = versions.load(git.root, git, HERE)
+    count = sum(len(stage.outs) for stage in here.lock.stages.values())
+    with progress.bar("verify", count, " output") as bar:
+        found = verify.verify(git.root, here, cache, lambda _: bar.update())
+    for finding in found:
+        print(f"{finding.what}: {finding.problem}")
+    outcome = f"{len(found)} findings" if found else "all as they were made"
+    print(f"{count} outputs of {len(here.lock.stages)} stages: {outcome}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    main()

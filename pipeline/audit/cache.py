@@ -1,0 +1,45 @@
+"""Artifacts of any version out of the DVC cache, by the hashes in its dvc.lock, without a checkout."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.artifacts import MANIFEST
+from pipeline.bench.items import Items
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The folder in which DVC keeps files by their md5."""
+
+    folder: Path
+
+    def path(self, md5: str) -> Path:
+        """Where the content of a hash lies, if it is there."""
+        return self.folder / md5[:2] / md5[2:]
+
+    def listing(self, md5: str) -> dict[str, str] | None:
+        """The files of a folder, path in it to md5; None where the cache does not have the folder."""
+        try:
+            entries = json.loads(self.path(md5).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return {entry["relpath"]: entry["md5"] for entry in entries}
+
+    def file(self, md5: str, name: str) -> Path | None:
+        """A file of a folder; None where the cache does not have it."""
+        digest = (self.listing(md5) or {}).get(name)
+        return self.path(digest) if digest and self.path(digest).is_file() else None
+
+    def items(self, md5: str) -> Items | None:
+        """A variant's answers and documents; None where the cache does not have them."""
+        files = [self.file(md5, f"{name}.parquet") for name in ("answers", "documents")]
+        tables = [pd.read_parquet(file) for file in files if file is not None]
+        return Items(*tables) if len(tables) == 2 else None
+
+    def facts(self, md5: str) -> dict[str, object]:
+        """What an artifact's manifest tells the next stage; empty where the cache does not have it."""
+        file = self.file(md5, MANIFEST)
+        return json.loads(file.read_text(encoding="utf-8"))["facts"] if file else {}

@@ -1,0 +1,104 @@
+"""What changed from one version to another: knobs, code, data from outside, artifacts, library versions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.audit.versions import Version
+
+KNOB, CODE, DATA, ARTIFACT, LIBRARY = "knob", "code", "data", "artifact", "library"
+HASH = 8  # digits of an md5 that are shown
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that differs.
+
+    Attributes:
+        kind: knob, code, data (from outside), artifact or library.
+        what: its name or path. before, after: its value, version or md5; empty where it was not there.
+        stages: of a file, those that read it; of an artifact, the one that makes it; of a knob, those that read it.
+    """
+
+    kind: str
+    what: str
+    before: str
+    after: str
+    stages: tuple[str, ...] = ()
+
+
+def changes(before: Version, after: Version) -> list[Change]:
+    """All that differs between two versions, kind by kind. Files and artifacts are as the stages last ran with them."""
+    return [
+        *_knobs(before, after),
+        *_code(before, after),
+        *_differing(ARTIFACT, _outs(before), _outs(after)),
+        *_differing(LIBRARY, _pins(before), _pins(after)),
+    ]
+
+
+def summary(found: list[Change]) -> str:
+    """The changes in a line: knobs with their values, the stages whose code differs, what else."""
+    parts = [f"{c.what}: {c.before or 'absent'} -> {c.after or 'absent'}" for c in found if c.kind in (KNOB, LIBRARY)]
+    for kind, label in ((CODE, "code of"), (DATA, "data of")):
+        stages = dict.fromkeys(stage.partition("@")[0] for c in found if c.kind == kind for stage in c.stages)
+        if stages:
+            parts.append(f"{label} {', '.join(stages)}")
+    outs = [c.what for c in found if c.kind == ARTIFACT]
+    if outs and not parts:
+        parts.append(f"artifacts alone: {', '.join(outs)}")
+    return "; ".join(parts) or "nothing"
+
+
+Entries = dict[str, tuple[str, tuple[str, ...]]]  # name -> value, stages
+
+
+def _differing(kind: str, one: Entries, other: Entries) -> list[Change]:
+    found = []
+    for name in dict.fromkeys([*one, *other]):
+        (before, first), (after, second) = one.get(name, ("", ())), other.get(name, ("", ()))
+        if before != after:
+            found.append(Change(kind, name, before, after, tuple(dict.fromkeys([*first, *second]))))
+    return found
+
+
+def _knobs(before: Version, after: Version) -> list[Change]:
+    def entries(version: Version) -> Entries:
+        readers: dict[str, list[str]] = {}
+        for stage in version.lock.stages.values():
+            for knob in stage.knobs:
+                readers.setdefault(knob, []).append(stage.name)
+        return {knob: (_text(value), tuple(readers.get(knob, ()))) for knob, value in version.knobs.items()}
+
+    return _differing(KNOB, entries(before), entries(after))
+
+
+def _code(before: Version, after: Version) -> list[Change]:
+    """Files that a stage read which no stage makes, where the same stage read something else before; by file."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name in dict.fromkeys([*before.lock.stages, *after.lock.stages]):
+        first, second = before.lock.stages.get(name), after.lock.stages.get(name)
+        if first is None or second is None:
+            continue  # what a new stage makes is among the artifacts
+        one, other = before.lock.code(first), after.lock.code(second)
+        for path in dict.fromkeys([*one, *other]):
+            hashes = one.get(path, "")[:HASH], other.get(path, "")[:HASH]
+            if hashes[0] != hashes[1]:
+                found.setdefault((path, *hashes), []).append(name)
+    return [
+        Change(DATA if path.startswith("data/") else CODE, path, old, new, tuple(stages))
+        for (path, old, new), stages in sorted(found.items())
+    ]
+
+
+def _outs(version: Version) -> Entries:
+    stages = version.lock.stages.values()
+    return {path: (md5[:HASH], (stage.name,)) for stage in stages for path, md5 in stage.outs.items()}
+
+
+def _pins(version: Version) -> Entries:
+    return {library: (pin, ()) for library, pin in version.pins.items()}
+
+
+def _text(value: Any) -> str:
+    """A knob's value as it is shown; one that is empty is not taken for one that is not there."""
+    return '""' if value == "" else str(value)

@@ -1,0 +1,112 @@
+"""Versions set side by side: what changed from each to the next, and what the differences of their scores show."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.audit import changes, verdicts
+from pipeline.audit.cache import Cache
+from pipeline.audit.changes import Change
+from pipeline.audit.verdicts import Comparison
+from pipeline.audit.versions import Version
+from pipeline.bench.items import Items
+
+TEACHER = "teacher"
+SAME_BYTES = "the same answers, byte for byte"
+NO_ITEMS = "one of them kept no items, or they are not in the cache (`dvc pull`)"
+NOTHING_SHARED = "they were not asked the same"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A variant of a version, and what it is compared with.
+
+    Attributes:
+        version, variant: what is judged. against: another version, of which the same variant, or a variant of this one.
+        within: whether `against` is a variant. found: the comparisons; empty where `note` says why.
+    """
+
+    version: str
+    variant: str
+    against: str
+    within: bool
+    found: tuple[Comparison, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version in an audit: what it is compared with, and what came out."""
+
+    version: Version
+    previous: Version | None
+    changes: tuple[Change, ...]
+    pairs: tuple[Pair, ...]
+
+    def verdict(self, variant: str, measure: str) -> Comparison | None:
+        """The comparison with the version before."""
+        found = (each for pair in self.pairs if pair.variant == variant and not pair.within for each in pair.found)
+        return next((each for each in found if each.measure == measure), None)
+
+
+def audit(
+    versions: Sequence[Version], before: Sequence[Version | None], cache: Cache, advance: Callable[[], object]
+) -> list[Entry]:
+    """Each version against another, and its variants against its own teacher.
+
+    Args:
+        before: what each version is set against. advance: called once a version.
+    """
+    wanted = [_wanted(version, previous) for version, previous in zip(versions, before, strict=True)]
+    tables = {md5: cache.items(md5) for group in wanted for _, *hashes in group for md5 in hashes if md5}
+    measures = sum(_count(tables, one, other) for group in wanted for _, one, other in group)
+    resamples = verdicts.resamples_for(measures)
+    groups = []
+    for group in wanted:
+        groups.append([_compared(pair, tables, one, other, resamples) for pair, one, other in group])
+        advance()
+    judged = iter(verdicts.judged([each for group in groups for pair in group for each in pair.found]))
+    entries = []
+    for version, previous, compared in zip(versions, before, groups, strict=True):
+        pairs = tuple(replace(pair, found=tuple(next(judged) for _ in pair.found)) for pair in compared)
+        found = changes.changes(previous, version) if previous and previous is not version else []
+        entries.append(Entry(version, previous, tuple(found), pairs))
+    return entries
+
+
+Wanted = tuple[Pair, str | None, str | None]  # with the md5 of the items before and after
+
+
+def _wanted(version: Version, previous: Version | None) -> list[Wanted]:
+    found: list[Wanted] = []
+    for variant in version.variants:
+        mine = version.items(variant)
+        if previous not in (None, version) and variant in previous.variants:
+            found.append((Pair(version.name, variant, previous.name, False), previous.items(variant), mine))
+        if variant != TEACHER and TEACHER in version.variants:
+            found.append((Pair(version.name, variant, TEACHER, True), version.items(TEACHER), mine))
+    return found
+
+
+def _count(tables: dict[str, Items | None], one: str | None, other: str | None) -> int:
+    """How many comparisons a pair will give, at most."""
+    items = tables.get(one or "")
+    if items is None or tables.get(other or "") is None or one == other:
+        return 0
+    return items.documents["measure"].nunique() + items.answers["task"].nunique() + 1
+
+
+def _compared(pair: Pair, tables: dict[str, Items | None], one: str | None, other: str | None, resamples: int) -> Pair:
+    before, after = tables.get(one or ""), tables.get(other or "")
+    if before is None or after is None:
+        return replace(pair, note=NO_ITEMS)
+    if one == other:
+        return replace(pair, note=SAME_BYTES)
+    found = tuple(each for each in verdicts.compare(before, after, resamples) if _tells(each, pair))
+    return replace(pair, found=found, note="" if found else NOTHING_SHARED)
+
+
+def _tells(each: Comparison, pair: Pair) -> bool:
+    """Whether a measure says something of a pair: the teacher's KL to itself, and agreement with itself, do not."""
+    return not (pair.within and each.measure in ("kl", "top1")) and not (
+        pair.variant == TEACHER and each.measure in ("kl", "top1")
+    )

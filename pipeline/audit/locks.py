@@ -1,0 +1,142 @@
+"""What dvc.lock says of a version: what each stage ran with, what it made, and which of it no longer fits together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from pipeline.audit.trees import Tree, md5
+
+LOCK, PARAMS = "dvc.lock", "params.yaml"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as it was run: its command, the md5 of what it read and of what it made, the knobs that it read."""
+
+    name: str
+    cmd: str
+    deps: dict[str, str]
+    outs: dict[str, str]
+    knobs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Link:
+    """Something in a chain of artifacts: its depth, its path, the md5 it was read with, and the stage that makes it."""
+
+    depth: int
+    path: str
+    md5: str
+    maker: Stage
+
+
+@dataclass(frozen=True)
+class Lock:
+    """All stages of a version, by name, and which of them makes what."""
+
+    stages: dict[str, Stage]
+
+    def maker(self, path: str) -> Stage | None:
+        """The stage that makes a path, or a file in it, or the folder that it lies in."""
+        made = [stage for stage in self.stages.values() if any(overlap(path, out) for out in stage.outs)]
+        return made[0] if made else None
+
+    def code(self, stage: Stage) -> dict[str, str]:
+        """Of what a stage read, that which no stage makes: its code, and data from outside."""
+        return {path: digest for path, digest in stage.deps.items() if self.maker(path) is None}
+
+    def stale(self, tree: Tree) -> dict[str, list[str]]:
+        """Why what a stage made is not what the version would make, for each stage of which that is so.
+
+        A stage is stale if code or data from outside, or a knob, differs from what it ran with; if what it read is not
+        what the stage that makes it made; or if such a stage is stale itself.
+        """
+        knobs = flat(yaml.safe_load(tree.read(PARAMS) or b"{}"))
+        found: dict[str, list[str]] = {}
+        for stage in self._in_order():
+            reasons = []
+            for path, digest in stage.deps.items():
+                maker = self.maker(path)
+                if maker is None:
+                    if md5(tree, path) != digest:
+                        reasons.append(f"{path} has changed")
+                elif path in maker.outs and maker.outs[path] != digest:
+                    reasons.append(f"{path} is not what {maker.name} made")
+                elif maker.name in found:
+                    reasons.append(f"{maker.name} is stale")
+            reasons += [
+                f"the knob {knob} has changed" for knob, value in stage.knobs.items() if knobs.get(knob) != value
+            ]
+            if reasons:
+                found[stage.name] = list(dict.fromkeys(reasons))
+        return found
+
+    def chain(self, path: str) -> Iterator[Link]:
+        """What a path was made from, down to what needs nothing that a stage makes; depth first.
+
+        What has been told is not told again further down.
+        """
+        maker = self.maker(path)
+        if maker is not None:
+            yield from self._chain(path, maker.outs.get(path, ""), maker, 0, set())
+
+    def _chain(self, path: str, digest: str, maker: Stage, depth: int, told: set[str]) -> Iterator[Link]:
+        yield Link(depth, path, digest, maker)
+        if maker.name in told:
+            return
+        told.add(maker.name)
+        for dep, found in maker.deps.items():
+            below = self.maker(dep)
+            if below is not None:
+                yield from self._chain(dep, found, below, depth + 1, told)
+
+    def _in_order(self) -> list[Stage]:
+        """The stages, each after those that make what it reads."""
+        found: dict[str, Stage] = {}
+
+        def take(stage: Stage) -> None:
+            for dep in stage.deps:
+                maker = self.maker(dep)
+                if maker is not None and maker.name != stage.name and maker.name not in found:
+                    take(maker)
+            found.setdefault(stage.name, stage)
+
+        for stage in self.stages.values():
+            take(stage)
+        return list(found.values())
+
+
+def load(tree: Tree) -> Lock:
+    """Read a version's dvc.lock; one without has no stages.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content = tree.read(LOCK)
+    try:
+        entries = (yaml.safe_load(content) if content else {}).get("stages", {})
+        return Lock({name: _stage(name, entry) for name, entry in entries.items()})
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{LOCK} is damaged ({str(error).splitlines()[0]}); `git restore {LOCK}`") from None
+
+
+def _stage(name: str, entry: dict[str, Any]) -> Stage:
+    deps, outs = ({item["path"]: str(item["md5"]) for item in entry.get(kind, [])} for kind in ("deps", "outs"))
+    return Stage(name, entry["cmd"], deps, outs, flat(entry.get("params", {}).get(PARAMS, {})))
+
+
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """A tree of knobs by their dotted names; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{above}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return found
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether one path is the other, or lies in it."""
+    a, b = one.split("/"), other.split("/")
+    return a[: len(b)] == b[: len(a)]

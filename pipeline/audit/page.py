@@ -1,0 +1,57 @@
+"""The audit's page: one self-contained HTML file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.audit import picture, table, trace
+from pipeline.audit.cache import Cache
+from pipeline.audit.compare import Entry
+from pipeline.report import page
+
+TEMPLATE = Path(__file__).with_name("page.html")
+METHOD = (
+    "Verdicts are about the version before (or the baseline), on the items and documents that both were scored on: "
+    "McNemar's exact test for accuracy, a paired bootstrap over documents for perplexity, KL and top-1 agreement, with "
+    "Holm's correction over all {count} comparisons of this page at 5 %. They say what these models do on text and "
+    "questions of this kind, not what another seed would give."
+)
+SHOWN = 6  # reasons for which a stage is stale
+
+
+def render(entries: Sequence[Entry], metric: str, cache: Cache) -> str:
+    """The page of an audit, with the lineage of a metric of its last version, where that has it."""
+    count = sum(len(pair.found) for entry in entries for pair in entry.pairs)
+    last = entries[-1].version
+    lineage = None
+    if metric in last.metrics:
+        picture_of = picture.lineage(last, list(trace.links(last, metric)))
+        lineage = {"metric": metric, "picture": picture_of, "text": "\n".join(trace.lines(last, metric, cache))}
+    return page.render(
+        TEMPLATE,
+        title="Audit",
+        subtitle=f"{len(entries)} versions, from {entries[0].version.name} to {last.name}",
+        overview=table.overview(entries),
+        method=METHOD.format(count=count),
+        scores=picture.scores(entries, [f"{name}.{table.STUDENT}" for name in ("perplexity", "kl", "accuracy")]),
+        entries=[_entry(entry) for entry in entries],
+        lineage=lineage,
+    )
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    version = entry.version
+    values = {name: value for name, value in version.metrics.items() if not name.endswith(".stderr")}
+    return {
+        "name": version.name,
+        "about": f"{version.commit} {version.about}" if version.commit else "the working tree",
+        "previous": entry.previous.name if entry.previous else "",
+        "stale": [(stage, _some(reasons)) for stage, reasons in version.stale.items()],
+        "changes": entry.changes,
+        "pairs": entry.pairs,
+        "metrics": [(k, f"{v:.6g}", f"{version.metrics.get(f'{k}.stderr', 0):.2g}") for k, v in values.items()],
+    }
+
+
+def _some(reasons: list[str]) -> str:
+    return "; ".join(reasons[:SHOWN]) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else "")

@@ -1,0 +1,99 @@
+"""An audit as rows: a table to read in a terminal, and a tidy CSV with every number."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+import pandas as pd
+
+from pipeline.audit import changes
+from pipeline.audit.compare import Entry
+from pipeline.audit.verdicts import BETTER, SAME, WORSE
+from pipeline.audit.versions import REPORT
+
+STUDENT = "student"
+HEADLINE = {
+    "perplexity": "log_perplexity",
+    "kl": "kl",
+    "top1": "top1",
+    "accuracy": "accuracy",
+}  # metric: what is compared
+SIGNS = {BETTER: "better", WORSE: "worse", SAME: "no diff."}
+STALE, NO_CHANGE = "stale", "-"
+NAME = 20  # letters of a name that leave room for the commit beside it
+INDENT = "    "
+COLUMNS = [
+    *("version", "commit", "kind", "name", "variant", "value", "stderr", "stale"),
+    *("against", "pairs", "before", "difference", "low", "high", "p", "corrected", "verdict"),
+]
+
+
+def overview(entries: Sequence[Entry], variant: str = STUDENT) -> list[list[str]]:
+    """A row a version, a header first: name, headline scores with the verdict against the version before, changes."""
+    rows = [["version", *(f"{metric}.{variant}" for metric in HEADLINE), "changed"]]
+    for entry in entries:
+        changed = changes.summary(list(entry.changes)) if entry.previous else NO_CHANGE
+        rows.append([_name(entry), *(cell(entry, variant, metric) for metric in HEADLINE), changed])
+    return rows
+
+
+def cell(entry: Entry, variant: str, metric: str) -> str:
+    """A score with its standard error, and what its difference from the version before shows."""
+    name = f"{metric}.{variant}"
+    if name not in entry.version.metrics:
+        return "-"
+    text, error = f"{entry.version.metrics[name]:.4g}", entry.version.metrics.get(f"{name}.stderr")
+    text += "" if error is None else f" ± {error:.2g}"
+    if REPORT in entry.version.stale:
+        return f"{text} {STALE}"
+    found = entry.verdict(variant, HEADLINE[metric])
+    return f"{text} {SIGNS[found.verdict]}" if found else text
+
+
+def tidy(entries: Sequence[Entry]) -> pd.DataFrame:
+    """A row a number: each metric as the version's report has it, then each comparison.
+
+    Its columns are COLUMNS; `kind` is metric or comparison.
+    """
+    rows: list[dict[str, object]] = []
+    for entry in entries:
+        version = entry.version
+        same = {"version": version.name, "commit": version.commit, "stale": REPORT in version.stale}
+        for name, value in version.metrics.items():
+            if not name.endswith(".stderr"):
+                error = version.metrics.get(f"{name}.stderr", math.nan)
+                rows.append({**same, "kind": "metric", "name": name, "value": value, "stderr": error})
+        for pair in entry.pairs:
+            shared = {**same, "kind": "comparison", "variant": pair.variant, "against": pair.against}
+            rows += [
+                {
+                    **shared,
+                    "name": each.measure,
+                    "value": each.after,
+                    "before": each.before,
+                    "difference": each.difference,
+                    **{key: getattr(each, key) for key in ("pairs", "low", "high", "p", "corrected", "verdict")},
+                }
+                for each in pair.found
+            ]
+            if pair.note:
+                rows.append({**shared, "verdict": pair.note})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"pairs": "Int64"})
+
+
+def text(rows: Sequence[Sequence[str]], width: int) -> str:
+    """Rows as aligned text; what changed stands under each, within the terminal's width."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        lines.append("  ".join(each.ljust(w) for each, w in zip(row, widths, strict=False)).rstrip())
+        if row is not rows[0] and row[-1] != NO_CHANGE:
+            lines += textwrap.wrap(
+                f"{rows[0][-1]}: {row[-1]}", width, initial_indent=INDENT, subsequent_indent=INDENT * 2
+            )
+    return "\n".join(lines)
+
+
+def _name(entry: Entry) -> str:
+    name, commit = entry.version.name, entry.version.commit[:7]
+    return name if not commit or name.startswith(commit) or len(name) > NAME else f"{name} {commit}"

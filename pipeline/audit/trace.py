@@ -1,0 +1,68 @@
+"""Where a number comes from: the chain of artifacts behind it, stage by stage, down to the teacher's own file."""
+
+import hashlib
+import textwrap
+from collections.abc import Iterator
+
+from pipeline.audit.cache import Cache
+from pipeline.audit.locks import Link
+from pipeline.audit.versions import REPORT, Version
+from pipeline.names import unknown
+
+HASH = 12  # digits of a hash that stand in the text
+WIDTH = 100  # of a line of knobs, letters
+SOURCE = ("source", "package", "version", "repo", "revision", "path", "sha256", "file", "file_sha256")
+
+
+def lines(version: Version, metric: str, cache: Cache) -> Iterator[str]:
+    """The lineage of a metric as text, a line a fact.
+
+    Raises:
+        ValueError: the version has no such metric.
+    """
+    if metric not in version.metrics:
+        raise ValueError(f"{version.name}: {unknown('metric', metric, version.metrics)}")
+    error = version.metrics.get(f"{metric}.stderr")
+    yield f"{metric} = {version.metrics[metric]:.6g}{'' if error is None else f' ± {error:.2g}'}"
+    yield f"in {version.name}{f' ({version.commit[:HASH]}, {version.about})' if version.commit else ''}"
+    told: set[str] = set()
+    for link in links(version, metric):
+        indent = "  " * (link.depth + 1)
+        mark = f"  STALE: {version.stale[link.maker.name][0]}" if link.maker.name in version.stale else ""
+        yield f"{indent}{link.path}  {link.md5[:HASH]}  <- {link.maker.name}{mark}"
+        if link.maker.name not in told:
+            told.add(link.maker.name)
+            yield from (f"{indent}    {detail}" for detail in _details(version, link, cache))
+
+
+def links(version: Version, metric: str) -> Iterator[Link]:
+    """The chain behind a metric: the report's file, the scores that it is made from, and what these were made from."""
+    report = version.lock.stages[REPORT]
+    yield from (Link(0, path, md5, report) for path, md5 in report.outs.items() if path.endswith(".json"))
+    told: set[str] = set()
+    for path in version.sources(metric):
+        for link in version.lock.chain(path):
+            key = f"{link.path} {link.md5}"
+            if key not in told or link.depth == 0:
+                yield Link(link.depth + 1, link.path, link.md5, link.maker)
+            told.add(key)
+
+
+def code_hash(version: Version, link: Link) -> str:
+    """One hash of all that the stage read which no stage makes: its code, and data from outside."""
+    files = sorted(version.lock.code(link.maker).items())
+    return hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+def _details(version: Version, link: Link, cache: Cache) -> Iterator[str]:
+    code = version.lock.code(link.maker)
+    yield f"code {code_hash(version, link)[:HASH]} ({len(code)} files)"
+    if link.maker.name != REPORT and link.maker.knobs:
+        own = f"{link.maker.name.partition('@')[0]}."
+        knobs = ", ".join(f"{knob.removeprefix(own)}={value}" for knob, value in link.maker.knobs.items())
+        yield from textwrap.wrap(f"knobs {knobs}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    facts = cache.facts(link.md5)
+    found = {key: facts[key] for key in SOURCE if facts.get(key)}
+    if link.depth and found:
+        source = ", ".join(f"{key} {value}" for key, value in found.items())
+        yield from textwrap.wrap(f"from {source}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)

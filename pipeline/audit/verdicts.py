@@ -1,0 +1,133 @@
+"""Two versions compared item by item and document by document, and what the differences show.
+
+Accuracy by McNemar's exact test on the items that exactly one of the two answers correctly. Perplexity, KL and top-1
+agreement by a paired bootstrap over documents. All comparisons that an audit makes are one family: their p-values are
+corrected by Holm's method, so that among any number of comparisons of versions that do not differ, a difference is
+shown in one of twenty audits at most. The items are what is sampled: a verdict is about these two models on text and
+questions of this kind, not about what another seed would have given.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from pipeline.bench.items import Items
+
+LEVEL = 0.05
+RESAMPLES = 10_000
+BETTER, WORSE, SAME = "better", "worse", "no difference shown"
+HIGHER_IS_BETTER = {"log_perplexity": False, "kl": False, "top1": True, "accuracy": True}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure of two versions.
+
+    Attributes:
+        measure: log_perplexity, kl (nats a token), top1, accuracy, or accuracy.{task} (shares).
+        pairs: items or documents that both were scored on.
+        before, after: means over them.
+        low, high: 95 % interval of the difference, not corrected.
+        p: that the difference is chance, not corrected. corrected: by Holm, over all of an audit.
+        verdict: better, worse or no difference shown, by the corrected p.
+    """
+
+    measure: str
+    pairs: int
+    before: float
+    after: float
+    low: float
+    high: float
+    p: float
+    corrected: float = math.nan
+    verdict: str = ""
+
+    @property
+    def difference(self) -> float:
+        """Mean after less mean before."""
+        return self.after - self.before
+
+
+def compare(before: Items, after: Items, resamples: int = RESAMPLES) -> list[Comparison]:
+    """All measures that two versions have documents or items in common for, verdicts still to be given by `judged`.
+
+    Pairs are rows of the same measure or task whose place and content agree; what the other has not is left out.
+    """
+    documents = before.documents.merge(after.documents, on=["measure", "document", "hash"], suffixes=("_0", "_1"))
+    found = [
+        bootstrap(str(measure), part["value_0"].to_numpy(), part["value_1"].to_numpy(), resamples)
+        for measure, part in documents.groupby("measure", sort=False)
+    ]
+    answers = before.answers.merge(after.answers, on=["task", "item", "hash"], suffixes=("_0", "_1"))
+    if len(answers):
+        found.append(_accuracy("accuracy", answers))
+    return found + [_accuracy(f"accuracy.{task}", part) for task, part in answers.groupby("task", sort=True)]
+
+
+def judged(found: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons of an audit with corrected p-values and verdicts, in their order."""
+    corrected = holm([each.p for each in found])
+    return [
+        replace(each, corrected=p, verdict=SAME if p >= LEVEL else _direction(each))
+        for each, p in zip(found, corrected, strict=True)
+    ]
+
+
+def bootstrap(measure: str, before: np.ndarray, after: np.ndarray, resamples: int) -> Comparison:
+    """The mean difference of paired values [n], its percentile interval, and twice the smaller tail beyond nothing.
+
+    Every measure of the same number of pairs sees the same resamples. p is at least 2 / (resamples + 1).
+    """
+    apart, n = after - before, len(after)
+    means = _resampled(n, resamples) @ apart
+    low, high = np.quantile(means, [0.025, 0.975])
+    tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    p = min(1.0, 2 * (tail + 1) / (resamples + 1))
+    return Comparison(measure, n, float(before.mean()), float(after.mean()), float(low), float(high), p)
+
+
+@lru_cache(maxsize=4)
+def _resampled(n: int, resamples: int) -> np.ndarray:
+    """Weights [resamples, n] of n documents drawn with replacement; those of a mean."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples) / n
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p-value: under no difference, each item that one alone answers correctly is a fair coin."""
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values of a family that may be compared with the level one by one."""
+    order = sorted(range(len(p)), key=p.__getitem__)
+    found, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, p[i] * (len(p) - rank)))
+        found[i] = largest
+    return found
+
+
+def resamples_for(comparisons: int) -> int:
+    """Resamples with which the smallest p-value still passes the correction for so many comparisons."""
+    return max(RESAMPLES, math.ceil(4 * comparisons / LEVEL))
+
+
+def _accuracy(measure: str, pairs: pd.DataFrame) -> Comparison:
+    """McNemar's test, and the interval of the difference of two paired shares (Wald)."""
+    before, after = (pairs[name].to_numpy(dtype=float) for name in ("correct_0", "correct_1"))
+    n, apart = len(pairs), after - before
+    gained, lost = int((apart > 0).sum()), int((apart < 0).sum())
+    reach = stats.norm.ppf(0.975) * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0.0)) / n
+    mean = float(apart.mean())
+    p = mcnemar(gained, lost)
+    return Comparison(measure, n, float(before.mean()), float(after.mean()), mean - reach, mean + reach, p)
+
+
+def _direction(each: Comparison) -> str:
+    name = each.measure.partition(".")[0]
+    return BETTER if (each.difference > 0) == HIGHER_IS_BETTER[name] else WORSE

@@ -1,0 +1,149 @@
+"""A version of the project: what a Git revision, a DVC experiment or the working tree holds and what it scored."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.audit import locks
+from pipeline.audit.locks import Lock
+from pipeline.audit.trees import Commit, Git, Tree, WorkingTree
+
+HERE = "workspace"  # how DVC calls the working tree, too
+EXPERIMENTS = "refs/exps"
+EVALUATE, REPORT = "evaluate@", "report"
+PINS = "constraints.txt"
+HASH = 10  # digits of a commit that stand for its name
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version.
+
+    Attributes:
+        name: as it was asked for. commit: its full id, empty for the working tree. about: its date and subject.
+        knobs: by their dotted names. metrics: flat, as the report wrote them; empty where it wrote none.
+        pins: library to version. stale: why what a stage made is not what this version would make, by stage.
+    """
+
+    name: str
+    commit: str
+    about: str
+    lock: Lock
+    knobs: dict[str, Any]
+    metrics: dict[str, float]
+    pins: dict[str, str]
+    stale: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> list[str]:
+        """What was scored."""
+        return [name.removeprefix(EVALUATE) for name in self.lock.stages if name.startswith(EVALUATE)]
+
+    def items(self, variant: str) -> str | None:
+        """The md5 of the answers and documents of a variant, where the version kept them."""
+        stage = self.lock.stages.get(f"{EVALUATE}{variant}")
+        return next((md5 for md5 in stage.outs.values() if md5.endswith(".dir")), None) if stage else None
+
+    def sources(self, metric: str) -> list[str]:
+        """The scores that a metric was made from: those of the variant that it names, or of all variants."""
+        named = [variant for variant in self.variants if variant in metric.split(".")]
+        every = metric.startswith("recovered.") or not named
+        stages = [self.lock.stages[f"{EVALUATE}{variant}"] for variant in (self.variants if every else named)]
+        return [path for stage in stages for path, md5 in stage.outs.items() if not md5.endswith(".dir")]
+
+
+def load(root: Path, git: Git, name: str) -> Version:
+    """A version by name: a commit, tag, branch or experiment, or the working tree.
+
+    Raises:
+        ValueError: there is no such revision, or its files are damaged.
+    """
+    tree: Tree = WorkingTree(root)
+    commit = about = ""
+    if name != HERE:
+        commit = resolve(git, name)
+        about = git.run("log", "-1", "--format=%cs %s", commit).strip()
+        tree = Commit(git, commit)
+    try:
+        lock = locks.load(tree)
+        knobs = locks.flat(yaml.safe_load(tree.read(locks.PARAMS) or b"{}"))
+        return Version(name, commit, about, lock, knobs, _metrics(tree, lock), _pins(tree), lock.stale(tree))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def resolve(git: Git, name: str) -> str:
+    """The commit that a name means; an experiment's name counts as one.
+
+    Raises:
+        ValueError: it means none.
+    """
+    experiments = experiments_of(git)
+    if name in experiments:
+        return experiments[name]
+    try:
+        return git.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").strip()
+    except ValueError:
+        raise ValueError(
+            f"{name}: no commit, tag, branch or DVC experiment is called so; see `dvc exp show -A`"
+        ) from None
+
+
+def default(git: Git, commits: int) -> list[str]:
+    """What an audit looks at unless it is told: the last commits that changed dvc.lock, oldest first, all experiments,
+    and the working tree."""
+    changed = git.run("log", f"-n{commits}", "--format=%h", "--", locks.LOCK).split()
+    return [*reversed(changed), *experiments_of(git), HERE]
+
+
+def predecessors(root: Path, git: Git, found: Sequence[Version]) -> list[Version | None]:
+    """What each version is set against unless there is a baseline: an experiment against the commit that it began from,
+    the working tree against HEAD, others against the one before them."""
+    bases, loaded = _bases(git), {version.commit: version for version in found}
+    previous: list[Version | None] = []
+    before: Version | None = None
+    for version in found:
+        base = git.run("rev-parse", "HEAD").strip() if version.name == HERE else bases.get(version.name)
+        if base is not None and base not in loaded:
+            loaded[base] = load(root, git, base[:HASH])
+        previous.append(loaded[base] if base else before)
+        before = before if base else version
+    return previous
+
+
+def experiments_of(git: Git) -> dict[str, str]:
+    """The commits of all DVC experiments that have a name, by it, in the order of their making."""
+    return {name: commit for name, _, commit in _experiments(git)}
+
+
+def _bases(git: Git) -> dict[str, str]:
+    """The commit that each experiment began from."""
+    return {name: base for name, base, _ in _experiments(git)}
+
+
+def _experiments(git: Git) -> Iterator[tuple[str, str, str]]:
+    """Name, base and commit of each; DVC keeps the first two in the name of a ref."""
+    listing = git.run("for-each-ref", "--sort=creatordate", "--format=%(refname) %(objectname)", EXPERIMENTS)
+    for line in listing.splitlines():
+        ref, commit = line.split()
+        parts = re.fullmatch(rf"{EXPERIMENTS}/([0-9a-f]{{2}})/([0-9a-f]{{38}})/([^/]+)", ref)
+        if parts:
+            yield parts[3], parts[1] + parts[2], commit
+
+
+def _metrics(tree: Tree, lock: Lock) -> dict[str, float]:
+    """The report's numbers, the file that is no page."""
+    outs = lock.stages[REPORT].outs if REPORT in lock.stages else {}
+    contents = [tree.read(path) for path in outs if path.endswith(".json")]
+    return {k: float(v) for content in contents if content is not None for k, v in json.loads(content).items()}
+
+
+def _pins(tree: Tree) -> dict[str, str]:
+    lines = (tree.read(PINS) or b"").decode().splitlines()
+    pairs = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {name.strip(): version.split("#")[0].strip() for name, version in pairs}

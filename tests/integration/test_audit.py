@@ -1,0 +1,119 @@
+"""The audit on the true pipeline's results: what it compares, traces and finds."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.integration.conftest import change_params, commit, run
+
+AUDIT = ["python", "-m", "pipeline.audit"]
+
+
+@pytest.fixture(scope="module")
+def versions(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three versions: the pipeline's, one with another seed of distillation (a commit), and one that hardly trained (an
+    experiment)."""
+    where = tmp_path_factory.mktemp("versions") / "project"
+    shutil.copytree(pipeline, where, symlinks=True)
+    run(["git", "tag", "first"], where)
+    change_params(where, {"distill": {"seed": 1}})
+    run(["dvc", "repro"], where)
+    commit(where)
+    run(["dvc", "exp", "run", "--name", "short", "-S", "distill.steps=1"], where)
+    run(["git", "checkout", "-q", "."], where)
+    run(["dvc", "checkout", "-q"], where)
+    return where
+
+
+def test_versions_are_compared_in_pairs(versions: Path) -> None:
+    done = run([*AUDIT, "--out", "runs/audit"], versions)
+    assert "distill.seed: 0 -> 1" in done.stdout
+    assert "distill.steps: 40 -> 1" in done.stdout
+    table = pd.read_csv(versions / "runs/audit/audit.csv")
+    pairs = table[table["kind"] == "comparison"].set_index(["version", "against", "variant", "name"])
+    head = run(["git", "rev-parse", "--short", "HEAD"], versions).stdout.strip()
+    first = run(["git", "rev-parse", "--short", "first"], versions).stdout.strip()
+    assert pairs.loc[("short", head[:10], "student", "kl"), "verdict"] == "worse"
+    assert pairs.loc[(head, first, "student", "log_perplexity"), "pairs"] == 3
+    assert pairs.loc[(head, first, "student", "accuracy"), "pairs"] == 6
+    same = table[(table["version"] == head) & (table["against"] == first) & (table["variant"] == "rtn")]
+    assert [*same["verdict"]] == ["the same answers, byte for byte"]
+    summary = json.loads((versions / "data/report/summary.json").read_text())
+    metrics = table[(table["version"] == "workspace") & (table["kind"] == "metric")].set_index("name")["value"]
+    assert metrics["kl.student"] == pytest.approx(summary["kl.student"])
+    assert not table["stale"].any()
+    page = (versions / "runs/audit/index.html").read_text()
+    assert "Lineage of perplexity.student" in page
+    assert "src=" not in page
+    assert str(versions) not in page
+
+
+def test_a_number_is_traced_to_the_teachers_own_file(versions: Path) -> None:
+    told = run([*AUDIT, "trace", "kl.student", "--version", "first"], versions).stdout
+    lock = yaml.safe_load(run(["git", "show", "first:dvc.lock"], versions).stdout)["stages"]
+    for stage in ("evaluate@student", "export@student", "distill", "targets", "calibrate", "synthesize", "teacher"):
+        out = lock[stage]["outs"][0]
+        assert f"{out['path']}  {out['md5'][:12]}  <- {stage}" in told
+    assert "seed=0" in told
+    assert "from source path" in told
+    assert "STALE" not in told
+    assert "evaluate@rtn" not in told
+    assert "evaluate@rtn" in run([*AUDIT, "trace", "recovered.student"], versions).stdout
+
+
+def test_a_metric_or_version_that_there_is_not_is_one_line(versions: Path) -> None:
+    for arguments, message in (
+        (["trace", "kl.studnet"], "did you mean"),
+        (["nowhere", "neither"], "no commit, tag, branch or experiment has this name"),
+    ):
+        done = run([*AUDIT, *arguments], versions, check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def verified(where: Path) -> tuple[int, str]:
+    done = run([*AUDIT, "verify"], where, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout
+
+
+def test_what_is_as_it_was_made_passes(versions: Path) -> None:
+    assert verified(versions) == (0, verified(versions)[1])
+    assert "all as they were made" in verified(versions)[1]
+
+
+def test_what_was_tampered_with_is_found_and_named(versions: Path, tmp_path: Path) -> None:
+    """An edited score, with and without its hash; a swapped model; an edited lock; an edited knob."""
+    where = tmp_path / "project"
+    shutil.copytree(versions, where, symlinks=True)
+    scores, summary = where / "data/scores/student.json", where / "data/report/summary.json"
+    scores.write_text(scores.read_text().replace('"kl": ', '"kl": 1'))
+    summary.write_text(summary.read_text().replace('"top1.student": ', '"top1.student": 1'))
+    shutil.copy2(where / "data/rtn/codes.safetensors", where / "data/student/codes.safetensors")
+    lock = yaml.safe_load((where / "dvc.lock").read_text())
+    lock["stages"]["synthesize"]["outs"][0]["md5"] = "0" * 32 + ".dir"
+    lock["stages"]["export@ptq"]["cmd"] += " --fast"
+    (where / "dvc.lock").write_text(yaml.safe_dump(lock))
+    change_params(where, {"calibrate": {"damping": 0.02}})
+    code, told = verified(where)
+    assert code == 1
+    for line in (
+        "data/scores/student.json: its content is not what evaluate@student made",
+        "data/scores/student.json: kl is 1",
+        "data/report/summary.json: its content is not what report made",
+        "data/report/summary.json: top1.student is 1",
+        "data/student/codes.safetensors: changed",
+        "data/student/codes.safetensors: its sha256 is not the one in the manifest",
+        "data/corpus: its content is not what synthesize made",
+        "calibrate: stale: data/corpus is not what synthesize made; the knob calibrate.damping has changed",
+        "export@ptq: its command in dvc.yaml is not the one that was run",
+    ):
+        assert line in told, told
+    run([*AUDIT, "workspace"], where)
+    table = pd.read_csv(where / "runs/audit/audit.csv")
+    assert table["stale"].all(), "metrics older than what they are made from"

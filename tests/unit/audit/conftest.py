@@ -1,0 +1,78 @@
+"""A project of two stages as an audit sees it: files in memory, and a dvc.lock that fits them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.audit import locks
+from pipeline.audit.versions import Version
+
+FILES = {"make.py": b"make", "score.py": b"score", "data/text/a": b"a", "data/text/b": b"b"}
+
+
+class Memory:
+    """A tree whose files are in a dict."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.contents = files
+
+    def read(self, path: str) -> bytes | None:
+        return self.contents.get(path)
+
+    def files(self, folder: str) -> list[str]:
+        return sorted(path for path in self.contents if path.startswith(f"{folder}/"))
+
+
+def digest(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def lock_of(files: dict[str, bytes]) -> dict[str, Any]:
+    """dvc.lock: `make` makes data/corpus of make.py, `evaluate@student` and `report` score it."""
+
+    def entry(path: str, md5: str | None = None) -> dict[str, str]:
+        return {"path": path, "hash": "md5", "md5": md5 or digest(files[path])}
+
+    corpus, items = entry("data/corpus", "c" * 32 + ".dir"), entry("data/items/student", "d" * 32 + ".dir")
+    scores, summary = entry("data/scores/student.json", "5" * 32), entry("data/report/summary.json", "6" * 32)
+    stages = {
+        "report": {"cmd": "report", "deps": [scores], "outs": [summary]},
+        "evaluate@student": {
+            "cmd": "score",
+            "deps": [corpus, entry("score.py")],
+            "params": {"params.yaml": {"evaluate": {"limit": 3}}},
+            "outs": [scores, items],
+        },
+        "make": {
+            "cmd": "make",
+            "deps": [entry("make.py")],
+            "params": {"params.yaml": {"seed": 0, "make": {"length": 8, "stop": ""}}},
+            "outs": [corpus],
+        },
+    }
+    return json.loads(json.dumps({"schema": "2.0", "stages": stages}))  # no entry shared with another
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    """The project's files."""
+    knobs = {"seed": 0, "make": {"length": 8, "stop": ""}, "evaluate": {"limit": 3}}
+    found = {**FILES, "params.yaml": yaml.safe_dump(knobs).encode()}
+    return {**found, "dvc.lock": yaml.safe_dump(lock_of(found)).encode()}
+
+
+@pytest.fixture
+def version() -> Callable[..., Version]:
+    """A version of some files, under a name."""
+
+    def make(name: str, files: dict[str, bytes], metrics: dict[str, float] | None = None, pins: str = "2.0") -> Version:
+        tree = Memory(files)
+        lock = locks.load(tree)
+        knobs = locks.flat(yaml.safe_load(files["params.yaml"]))
+        return Version(name, "", "", lock, knobs, metrics or {}, {"torch": pins}, lock.stale(tree))
+
+    return make

@@ -1,0 +1,79 @@
+"""What dvc.lock says: which stages no longer fit, and what a thing was made from."""
+
+import pytest
+import yaml
+
+from pipeline.audit import locks
+from tests.unit.audit.conftest import Memory, lock_of
+
+
+def stale(files: dict[str, bytes]) -> dict[str, list[str]]:
+    tree = Memory(files)
+    return locks.load(tree).stale(tree)
+
+
+def test_what_fits_together_is_not_stale(files: dict[str, bytes]):
+    assert stale(files) == {}
+
+
+def test_changed_code_makes_its_stage_stale_and_all_that_come_after(files: dict[str, bytes]):
+    assert stale({**files, "make.py": b"other"}) == {
+        "make": ["make.py has changed"],
+        "evaluate@student": ["make is stale"],
+        "report": ["evaluate@student is stale"],
+    }
+    assert list(stale({**files, "score.py": b"other"})) == ["evaluate@student", "report"]
+
+
+def test_code_that_is_gone_has_changed(files: dict[str, bytes]):
+    assert stale({path: content for path, content in files.items() if path != "score.py"})["evaluate@student"] == [
+        "score.py has changed"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "stages"),
+    [
+        ({"seed": 1, "make": {"length": 8, "stop": ""}, "evaluate": {"limit": 3}}, {"make"}),
+        ({"seed": 0, "make": {"length": 9, "stop": ""}, "evaluate": {"limit": 3}}, {"make"}),
+        ({"seed": 0, "make": {"length": 8, "stop": ""}, "evaluate": {"limit": 3}, "more": {"a": 1}}, set()),
+        ({"seed": 0, "make": {"length": 8, "stop": ""}, "evaluate": {}}, {"evaluate@student"}),
+    ],
+)
+def test_a_changed_knob_makes_the_stages_stale_that_read_it(files: dict[str, bytes], knobs: dict, stages: set[str]):
+    found = stale({**files, "params.yaml": yaml.safe_dump(knobs).encode()})
+    assert {stage for stage, reasons in found.items() if any("knob" in reason for reason in reasons)} == stages
+
+
+def test_what_another_run_made_is_named(files: dict[str, bytes]):
+    """A stage ran again, and what reads from it did not."""
+    lock = lock_of(files)
+    lock["stages"]["make"]["outs"][0]["md5"] = "e" * 32 + ".dir"
+    found = stale({**files, "dvc.lock": yaml.safe_dump(lock).encode()})
+    assert found["evaluate@student"] == ["data/corpus is not what make made"]
+    assert "make" not in found
+
+
+def test_a_chain_goes_down_to_what_needs_nothing_more(files: dict[str, bytes]):
+    links = list(locks.load(Memory(files)).chain("data/report/summary.json"))
+    assert [(link.depth, link.path, link.maker.name) for link in links] == [
+        (0, "data/report/summary.json", "report"),
+        (1, "data/scores/student.json", "evaluate@student"),
+        (2, "data/corpus", "make"),
+    ]
+
+
+def test_a_project_that_never_ran_has_no_stages():
+    assert locks.load(Memory({})).stages == {}
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[1]", b"stages: 3", b"stages: {a: {deps: []}}", b"stages: {a: {cmd: x, outs: [1]}}"]
+)
+def test_a_damaged_lock_is_named_with_the_way_out(content: bytes):
+    with pytest.raises(ValueError, match=r"dvc\.lock is damaged .*git restore dvc\.lock"):
+        locks.load(Memory({"dvc.lock": content}))
+
+
+def test_knobs_have_dotted_names():
+    assert locks.flat({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2], "e": {}}
