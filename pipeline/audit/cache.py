@@ -9,6 +9,8 @@ import pandas as pd
 from pipeline.artifacts import MANIFEST
 from pipeline.bench.items import Items
 
+FOLDER = ".dir"  # after the md5 of a folder
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -21,7 +23,9 @@ class Cache:
         return self.folder / md5[:2] / md5[2:]
 
     def listing(self, md5: str) -> dict[str, str] | None:
-        """The files of a folder, path in it to md5; None where the cache does not have the folder."""
+        """The files of a folder, path in it to md5; None where it is none, or the cache does not have it."""
+        if not md5.endswith(FOLDER):
+            return None
         try:
             entries = json.loads(self.path(md5).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):

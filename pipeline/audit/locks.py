@@ -53,7 +53,7 @@ class Lock:
         A stage is stale if code or data from outside, or a knob, differs from what it ran with; if what it read is not
         what the stage that makes it made; or if such a stage is stale itself.
         """
-        knobs = flat(yaml.safe_load(tree.read(PARAMS) or b"{}"))
+        knobs = flat(parsed(tree.read(PARAMS) or b"{}"))
         found: dict[str, list[str]] = {}
         for stage in self._in_order():
             reasons = []
@@ -116,10 +116,15 @@ def load(tree: Tree) -> Lock:
     """
     content = tree.read(LOCK)
     try:
-        entries = (yaml.safe_load(content) if content else {}).get("stages", {})
+        entries = (parsed(content) if content else {}).get("stages", {})
         return Lock({name: _stage(name, entry) for name, entry in entries.items()})
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{LOCK} is damaged ({str(error).splitlines()[0]}); `git restore {LOCK}`") from None
+
+
+def parsed(content: bytes) -> Any:
+    """YAML, by libyaml where PyYAML has it: ten times faster, and an audit reads many locks."""
+    return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _stage(name: str, entry: dict[str, Any]) -> Stage:

@@ -81,14 +81,22 @@ def judged(found: Sequence[Comparison]) -> list[Comparison]:
 def bootstrap(measure: str, before: np.ndarray, after: np.ndarray, resamples: int) -> Comparison:
     """The mean difference of paired values [n], its percentile interval, and twice the smaller tail beyond nothing.
 
-    Every measure of the same number of pairs sees the same resamples. p is at least 2 / (resamples + 1).
+    The interval is of RESAMPLES; where none of them lies beyond nothing, p is of all `resamples`, and at least
+    2 / (resamples + 1). Every measure of the same number of pairs sees the same ones.
     """
     apart, n = after - before, len(after)
-    means = _resampled(n, resamples) @ apart
+    weights = _resampled(n, max(resamples, RESAMPLES))
+    means = weights[:RESAMPLES] @ apart
     low, high = np.quantile(means, [0.025, 0.975])
-    tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    p = min(1.0, 2 * (tail + 1) / (resamples + 1))
+    if _tail(means) == 0:
+        means = weights @ apart
+    p = min(1.0, 2 * (_tail(means) + 1) / (len(means) + 1))
     return Comparison(measure, n, float(before.mean()), float(after.mean()), float(low), float(high), p)
+
+
+def _tail(means: np.ndarray) -> int:
+    """How many lie on the other side of nothing than most do, or on it."""
+    return min(int((means <= 0).sum()), int((means >= 0).sum()))
 
 
 @lru_cache(maxsize=4)

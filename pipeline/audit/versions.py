@@ -71,7 +71,7 @@ def load(root: Path, git: Git, name: str) -> Version:
         tree = Commit(git, commit)
     try:
         lock = locks.load(tree)
-        knobs = locks.flat(yaml.safe_load(tree.read(locks.PARAMS) or b"{}"))
+        knobs = locks.flat(locks.parsed(tree.read(locks.PARAMS) or b"{}"))
         return Version(name, commit, about, lock, knobs, _metrics(tree, lock), _pins(tree), lock.stale(tree))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{name}: {error}") from None
