@@ -19,9 +19,16 @@ from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import from_short
 from tests import tiny
 
+ROOT = Path(__file__).parents[2]
 torch.set_num_threads(1)  # tiny tensors gain nothing from threads, and wait for them where the machine is busy
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """evaluate.benchmarks is a path relative to the checkout."""
+    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope="session")
