@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.integration.conftest import change_params, environment, run
+from tests.integration.stopping import wait_for
 
 INPUTS = ("teacher", "targets", "calibration", "signals")
 DISTILL = [
@@ -47,6 +47,21 @@ def train(workplace: Path, name: str, **knobs: object) -> Path:
 def curve(student: Path) -> list[dict[str, float]]:
     with (student / "log.csv").open() as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def wait_for_checkpoint(where: Path, process: subprocess.Popen, file: str = "*.safetensors") -> None:
+    """The first checkpoint, if none is named."""
+    wait_for(lambda: any(where.glob(f"runs/scratch/distill/*/{file}")), process, 120)
+
+
+def kill_at(where: Path, file: str = "*.safetensors") -> None:
+    """Train until a checkpoint is there, then end it with SIGKILL."""
+    process = subprocess.Popen(
+        DISTILL, cwd=where, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for_checkpoint(where, process, file)
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +97,7 @@ def test_killed_twice_it_ends_in_the_same_bytes(workplace: Path, alone: Path):
     where = workplace.parent / "twice"
     shutil.copytree(workplace, where, symlinks=True)
     for step in (4, 8):
-        process = subprocess.Popen(
-            DISTILL, cwd=where, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        wait_for(where, process, f"step-{step:08d}.safetensors")
-        process.kill()
-        process.wait()
+        kill_at(where, f"step-{step:08d}.safetensors")
         assert not (where / "data/student").exists()
     assert "going on after step 8 of 12" in run(DISTILL, where).stdout
     for file in alone.iterdir():
@@ -98,12 +108,7 @@ def test_a_full_disk_ends_with_one_clear_line_and_the_last_checkpoint_intact(wor
     """A limit on the size of files stands for the disk: writing fails in the middle, as it would there."""
     where = workplace.parent / "full"
     shutil.copytree(workplace, where, symlinks=True)
-    process = subprocess.Popen(
-        DISTILL, cwd=where, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_for(where, process)
-    process.kill()
-    process.wait()
+    kill_at(where)
     (kept,) = where.glob("runs/scratch/distill/*/*.safetensors")
     before = kept.read_bytes()
     limit = len(before) // 2
@@ -135,7 +140,7 @@ def test_a_killed_process_ends_the_run_with_its_name_and_the_run_goes_on(workpla
     process = subprocess.Popen(
         DISTILL, cwd=where, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    wait_for(where, process)
+    wait_for_checkpoint(where, process)
     victim = next(child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1")
     victim.kill()
     output, _ = process.communicate(timeout=120)
@@ -158,7 +163,7 @@ def test_when_the_launcher_is_stopped_no_process_stays(workplace: Path, number: 
     process = subprocess.Popen(
         DISTILL, cwd=where, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    wait_for(where, process)
+    wait_for_checkpoint(where, process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert sum(child.environ().get("RANK") is not None for child in children) == 2
     process.send_signal(number)
@@ -178,12 +183,3 @@ def test_bad_knobs_are_told_once_and_not_by_every_process(workplace: Path):
     assert done.returncode == 1
     assert done.stderr.count("distill.batch: 8 sequences do not divide among 3 processes") == 1
     assert yaml.safe_load((where / "params.yaml").read_text())["distill"]["processes"] == 3
-
-
-def wait_for(where: Path, process: subprocess.Popen, file: str = "*.safetensors") -> None:
-    """Until a checkpoint is there, the first one if none is named."""
-    deadline = time.monotonic() + 120
-    while not list(where.glob(f"runs/scratch/distill/*/{file}")):
-        assert process.poll() is None, "distill ended before its first checkpoint"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

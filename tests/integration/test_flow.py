@@ -7,12 +7,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.integration.stopping import alive, stop_flow
 
 ROOT = Path(__file__).parents[2]
 FLOW = [sys.executable, "-m", "pipeline.flow"]
@@ -114,10 +113,6 @@ def artifacts(project: Path) -> list[tuple]:
     return select(project, "select key, type, data from artifact where key is not null")
 
 
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
 def test_an_unknown_target_is_answered_in_dvcs_words(fresh: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = fresh
     assert done.returncode == 1
@@ -198,36 +193,16 @@ def test_a_killed_flow_leaves_no_process_and_no_lock(project: Path, number: int,
     (project / "dvc.yaml").write_text(STAGES.replace("cp model", f"test -e runs/go || {{ {sleeping}; }}; cp model"))
     (project / "runs/network").touch()
     log = project / "runs/log"
-    with log.open("w") as output:
-        flow = subprocess.Popen(
-            FLOW,
-            cwd=project,
-            env=environment(),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
-        )
-    started: list[psutil.Process] = []
-    try:
-        deadline = time.monotonic() + 240
-        while "asleep" not in log.read_text():  # it is there while the stage runs, or this never ends
-            assert flow.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        started = psutil.Process(flow.pid).children(recursive=True)
-        assert len(started) >= 4, "Prefect's server, DVC, the shell and what sleeps"
-        (os.killpg if to_group else os.kill)(flow.pid, number)
-        assert flow.wait(timeout=120) == 128 + number
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            started += psutil.Process(flow.pid).children(recursive=True)
-        flow.kill()
-        left = [process for process in started if alive(process.pid)]
-        for process in left:
-            process.kill()
-    assert left == []
-    assert "Traceback" not in log.read_text()
+    stop_flow(
+        FLOW,
+        project,
+        environment(),
+        log,
+        lambda: "asleep" in log.read_text(),  # it is there while the stage runs, or this never ends
+        number,
+        to_group,
+        processes=4,  # Prefect's server, DVC, the shell and what sleeps
+    )
     assert outcome(project) == "CRASHED"
     assert "report" not in ran(project)
 

@@ -2,24 +2,19 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
 from tests.integration.conftest import ROOT, commit, environment, run
-from tests.integration.test_flow import alive
+from tests.integration.stopping import stop_flow
 
 SWEEP = [sys.executable, "-m", "pipeline.flow", "sweep", "sweeps/tiny.yaml"]
 DEFINITION: dict[str, Any] = {
@@ -222,36 +217,14 @@ def test_a_sweep_is_stopped_goes_on_fails_in_part_and_repeats_nothing(fresh: Pat
 def stop_when_asleep(project: Path, *options: str) -> None:
     """Start the sweep, press Ctrl-C as soon as two points are asleep, and prove that no process outlives it."""
     log = project.parent / "log"
-    with (log / "output").open("w") as output:
-        flow = subprocess.Popen(
-            [*SWEEP, *options],
-            cwd=project,
-            env=own_environment(project),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
-        )
-    started: list[psutil.Process] = []
-    try:
-        deadline = time.monotonic() + 240
-        while len([*log.glob("asleep-*")]) < 2:
-            assert flow.poll() is None, (log / "output").read_text()
-            assert time.monotonic() < deadline, (log / "output").read_text()
-            time.sleep(0.1)
-        started = psutil.Process(flow.pid).children(recursive=True)
-        assert len(started) >= 5, "Prefect's server, and DVC and what sleeps, twice"
-        os.killpg(flow.pid, signal.SIGINT)
-        assert flow.wait(timeout=120) == 128 + signal.SIGINT
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            started += psutil.Process(flow.pid).children(recursive=True)
-        flow.kill()
-        left = [process for process in started if alive(process.pid)]
-        for process in left:
-            process.kill()
-    assert left == []
-    assert "Traceback" not in (log / "output").read_text()
+    stop_flow(
+        [*SWEEP, *options],
+        project,
+        own_environment(project),
+        log / "output",
+        lambda: len([*log.glob("asleep-*")]) >= 2,
+        processes=5,  # Prefect's server, and DVC and what sleeps, twice
+    )
 
 
 def check_results(project: Path) -> None:
