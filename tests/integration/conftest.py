@@ -52,6 +52,21 @@ def checkout(where: Path, teacher: Path) -> Path:
     return where
 
 
+def toy(where: Path, stages: str, knobs: dict[str, Any]) -> Path:
+    """A project with this one's DVC settings, whose stages take no time; nothing has run, and it is committed."""
+    where.mkdir(parents=True)
+    for command in (["init", "-q", "-b", "main"], ["config", "user.email", "t@e.org"], ["config", "user.name", "T"]):
+        run(["git", *command], where)
+    run(["dvc", "init", "-q"], where)
+    shutil.copy2(ROOT / ".dvc/config", where / ".dvc/config")
+    (where / "dvc.yaml").write_text(stages)
+    (where / "params.yaml").write_text(yaml.safe_dump(knobs))
+    (where / ".gitignore").write_text("/ran\n")
+    (where / "data").mkdir()
+    commit(where)
+    return where
+
+
 def change_params(where: Path, sections: dict[str, Any]) -> None:
     """Set knobs of some sections in a checkout's params.yaml, or a whole one, where it is no section (seed, scheme)."""
     params = yaml.safe_load((where / "params.yaml").read_text())
