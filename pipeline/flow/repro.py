@@ -27,35 +27,49 @@ def permafrost(
     targets: list[str] | None = None,
     summary: str = "data/report/summary.json",
     page: str = "data/report/index.html",
+    share: bool = False,
 ) -> None:
     """Bring the targets (stages or outputs; all if None) and what they depend on up to date, then publish the scores.
 
     The scores are published as artifacts, from `summary` and `page`, if the stage `report` was among what ran.
+    With `share`, what DVC's default remote has is taken from there, and what a stage makes goes there at once.
 
     Raises:
         StageError: DVC does not know a target, or a stage failed; the stages after it were not run.
     """
     stages = order(targets)
     for stage in stages:
-        repro.with_options(name=stage, task_run_name=stage, retries=RETRIES.get(stage, 0))(stage)
+        repro.with_options(name=stage, task_run_name=stage, retries=RETRIES.get(stage, 0))(stage, share)
+        if share:
+            push.with_options(task_run_name=f"push {stage}")(stage)
     if "report" in stages:
         publish(json.loads(Path(summary).read_text()), Path(page))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def repro(stage: str) -> None:
-    """Run one stage in a process group of its own, which is gone when this returns or raises.
+def repro(stage: str, share: bool = False) -> None:
+    """Run one stage, or take from the remote what it made elsewhere of the same inputs.
 
     Raises:
         StageError: the stage failed; the message holds its exit code and the last lines that it wrote.
     """
+    dvc(f"stage {stage}", "repro", "--single-item", *(["--pull"] if share else []), stage)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retries=2)
+def push(stage: str) -> None:
+    """Store what a stage made, and what it was made of, where other hosts find it.
+
+    Raises:
+        StageError: there is no default remote, or it does not answer.
+    """
+    dvc(f"push of stage {stage}", "push", "--run-cache", stage)
+
+
+def dvc(what: str, *arguments: str) -> None:
+    """Run DVC with live logs, in a process group of its own, which is gone when this returns or raises."""
     logger = get_run_logger()
-    processes.run(
-        f"stage {stage}",
-        [*DVC, "repro", "--single-item", stage],
-        lambda line: logger.info("%s", line),
-        tail=TAIL,
-    )
+    processes.run(what, [*DVC, *arguments], lambda line: logger.info("%s", line), tail=TAIL)
 
 
 def order(targets: list[str] | None) -> list[str]:
