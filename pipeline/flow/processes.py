@@ -15,6 +15,7 @@ from threading import Event, Thread
 DVC = [sys.executable, "-m", "dvc"]
 POLL = 0.1  # seconds
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+GUARD = f"read -r _; kill -TERM -$1; sleep {GRACE}; kill -KILL -$1"
 
 
 class StageError(RuntimeError):
@@ -31,7 +32,7 @@ def run(
     env: Mapping[str, str] | None = None,
     cancelled: Event | None = None,
 ) -> None:
-    """Run a command to its end, and end whatever it leaves running.
+    """Run a command to its end, and end whatever it leaves running, also if this process is killed meanwhile.
 
     Args:
         what: what the message calls it. say: gets each line that the command writes. tail: how many of the last lines
@@ -54,12 +55,17 @@ def run(
         env=environment() if env is None else env,
         start_new_session=True,
     )
+    guard = None
     try:
+        guard = guarding(process)
         for line in output(process, cancelled or Event()):
             say(line)
             lines.append(line)
     finally:
         stop(process)
+        if guard is not None:
+            guard.kill()
+            guard.wait()
     if cancelled is not None and cancelled.is_set():
         raise StageError(f"{what} was stopped")
     if process.returncode:
@@ -94,6 +100,20 @@ def output(process: subprocess.Popen[str], cancelled: Event) -> Iterator[str]:
     reader.join(timeout=1.0)  # for what was still in the pipe; whatever else holds the pipe open is not waited for
     while not lines.empty():
         yield lines.get()
+
+
+def guarding(process: subprocess.Popen[str]) -> subprocess.Popen[bytes]:
+    """Start a shell that ends a process's group once this process is gone, and cannot end it itself: killed, say.
+
+    The shell waits for the end of its input, a pipe whose other end nobody else holds.
+    """
+    return subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, "sh", str(process.pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def stop(process: subprocess.Popen[str]) -> None:
