@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psutil
@@ -77,16 +78,26 @@ class Deployment:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def api(self, path: str, content: dict[str, Any] | None = None, method: str = "") -> Any:
-        """Ask the server: with content it is a POST, unless another method is named."""
+        """Ask the server: with content it is a POST, unless another method is named.
+
+        It answers 503 while another of its writers holds SQLite's lock, and Prefect's own client asks again then, too.
+        """
         request = Request(
             f"http://127.0.0.1:{self.port}/api/{path}",
             data=None if content is None else json.dumps(content).encode(),
             headers={"Content-Type": "application/json"},
             method=method or ("GET" if content is None else "POST"),
         )
-        with urlopen(request, timeout=30) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        for pause in (0.5, 1, 2, 4, None):
+            try:
+                with urlopen(request, timeout=30) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except HTTPError as error:
+                if error.code != 503 or pause is None:
+                    raise
+                time.sleep(pause)
+        return None
 
     def trigger(self, name: str, **parameters: Any) -> str:
         """Start a run of a deployment by the API; its id."""
