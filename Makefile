@@ -23,7 +23,7 @@ audit: $(VENV)/ready               # the last versions and all experiments: what
 	python -m pipeline.audit verify
 
 test: $(VENV)/ready lint
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/ready
 	ruff check .
