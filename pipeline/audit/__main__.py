@@ -63,7 +63,11 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
             problems.append(str(error))
     if problems:
         raise ValueError("\n  ".join(problems))
-    before = [found.pop()] * len(found) if args.baseline else versions.predecessors(git.root, git, found)
+    before: list[versions.Version | None]
+    if args.baseline:
+        before = [found.pop()] * len(found)
+    else:
+        before = [None, *found[:-1]] if args.versions else versions.predecessors(git.root, git, found)
     with progress.bar("audit", len(found), " version") as bar:
         entries = compare.audit(found, before, cache, bar.update)
     args.out.mkdir(parents=True, exist_ok=True)

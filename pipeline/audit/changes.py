@@ -7,6 +7,7 @@ from pipeline.audit.versions import Version
 
 KNOB, CODE, DATA, ARTIFACT, LIBRARY = "knob", "code", "data", "artifact", "library"
 HASH = 8  # digits of an md5 that are shown
+PINS = 3  # libraries that a line names
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ def changes(before: Version, after: Version) -> list[Change]:
 
 def summary(found: list[Change]) -> str:
     """The changes in a line: knobs with their values, the stages whose code differs, what else."""
-    parts = [f"{c.what}: {c.before or 'absent'} -> {c.after or 'absent'}" for c in found if c.kind in (KNOB, LIBRARY)]
+    named = [c for c in found if c.kind == KNOB]
+    pins = [c for c in found if c.kind == LIBRARY]
+    parts = [f"{c.what}: {c.before or 'absent'} -> {c.after or 'absent'}" for c in named + pins[:PINS]]
+    if len(pins) > PINS:
+        parts.append(f"{len(pins) - PINS} more pinned libraries")
     for kind, label in ((CODE, "code of"), (DATA, "data of")):
         stages = dict.fromkeys(stage.partition("@")[0] for c in found if c.kind == kind for stage in c.stages)
         if stages:

@@ -1,5 +1,6 @@
 """What dvc.lock says of a version: what each stage ran with, what it made, and which of it no longer fits together."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -122,9 +123,19 @@ def load(tree: Tree) -> Lock:
         raise ValueError(f"{LOCK} is damaged ({str(error).splitlines()[0]}); `git restore {LOCK}`") from None
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """By libyaml where PyYAML has it: ten times faster, and an audit reads many locks."""
+
+
+# DVC writes YAML 1.2, where 1e-05 is a number; PyYAML reads 1.1, where it is text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def parsed(content: bytes) -> Any:
-    """YAML, by libyaml where PyYAML has it: ten times faster, and an audit reads many locks."""
-    return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """YAML as DVC reads it."""
+    return yaml.load(content, Loader=_Loader)
 
 
 def _stage(name: str, entry: dict[str, Any]) -> Stage:

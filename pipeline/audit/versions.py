@@ -102,8 +102,8 @@ def default(git: Git, commits: int) -> list[str]:
 
 
 def predecessors(root: Path, git: Git, found: Sequence[Version]) -> list[Version | None]:
-    """What each version is set against unless there is a baseline: an experiment against the commit that it began from,
-    the working tree against HEAD, others against the one before them."""
+    """What each version is set against unless it is told: an experiment against the commit that it began from, the
+    working tree against HEAD, others against the one before them."""
     bases, loaded = _bases(git), {version.commit: version for version in found}
     previous: list[Version | None] = []
     before: Version | None = None

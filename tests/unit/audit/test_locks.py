@@ -45,6 +45,23 @@ def test_a_changed_knob_makes_the_stages_stale_that_read_it(files: dict[str, byt
     assert {stage for stage, reasons in found.items() if any("knob" in reason for reason in reasons)} == stages
 
 
+def test_a_number_that_dvc_writes_its_own_way_is_the_same_number(files: dict[str, bytes]):
+    """dvc.lock has 1e-05 where params.yaml has 1.0e-5; an md5 that looks like a number is in quotes there."""
+    knobs = files["params.yaml"].replace(b"length: 8", b"length: 1.0e-5")
+    lock = files["dvc.lock"].replace(b"length: 8", b"length: 1e-05")
+    assert stale({**files, "params.yaml": knobs, "dvc.lock": lock}) == {}
+    assert locks.parsed(b"[1e-05, 1E5, -2.5e3, '30e12', 12, 0x1f, abc, 1e]") == [
+        1e-5,
+        1e5,
+        -2500,
+        "30e12",
+        12,
+        31,
+        "abc",
+        "1e",
+    ]
+
+
 def test_what_another_run_made_is_named(files: dict[str, bytes]):
     """A stage ran again, and what reads from it did not."""
     lock = lock_of(files)
