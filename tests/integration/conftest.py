@@ -1,6 +1,7 @@
 """The true pipeline on a tiny random model: a copy of this tree, with knobs to match, run by `dvc repro`."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,11 +39,12 @@ def run(command: list[str], cwd: Path, check: bool = True) -> subprocess.Complet
 
 
 def checkout(where: Path, teacher: Path) -> Path:
-    """A git checkout with this tree's files, dvc.lock left out, and tiny knobs."""
+    """A git checkout with this tree's files, dvc.lock and results left out, and tiny knobs."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, names):
-        if (ROOT / name).is_file() and name not in ("dvc.lock", "data/report/summary.json"):
+        result = name in ("dvc.lock", "data/report/summary.json") or re.match("sweeps/.*/", name)
+        if (ROOT / name).is_file() and not result:
             (where / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, where / name)
     change_params(where, {**KNOBS, "teacher": {**KNOBS["teacher"], "path": str(teacher)}})

@@ -55,7 +55,7 @@ DISTILL = {
     "calibration": "data/calibration",
     "signals": "data/signals",
 }
-EVALUATE = {"teacher": "data/teacher", "corpus": "data/corpus", "model": "data/int4/ptq"}
+EVALUATE = {"teacher": "data/teacher", "corpus": "data/corpus", "model": "data/int4/ptq", "items": "made/items"}
 CALIBRATE = {"teacher": "data/teacher", "corpus": "data/corpus", "rtn": "made/rtn"}
 
 

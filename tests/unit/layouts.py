@@ -14,7 +14,7 @@ from pipeline.calibration.driver import Calibrated, Options, calibrate
 from pipeline.scheme import from_short
 from tests.families import FAMILIES
 
-NO_CACHE = {"falcon-7b", "falcon-40b", "falcon-rw", "bloom", "mamba"}
+NO_CACHE = ("falcon-7b", "falcon-40b", "falcon-rw", "bloom", "mamba")
 OWN_ATTENTION = {
     "falcon-7b": "_split_heads",
     "falcon-40b": "_split_heads",
