@@ -15,8 +15,8 @@ AUDIT = ["python", "-m", "pipeline.audit"]
 
 @pytest.fixture(scope="module")
 def versions(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three versions: the pipeline's, one with another seed of distillation (a commit), and one that a rate far too high
-    broke (an experiment)."""
+    """Three versions: the pipeline's, one with another seed of distillation (a commit), and one that a rate far too
+    high broke (an experiment)."""
     where = tmp_path_factory.mktemp("versions") / "project"
     shutil.copytree(pipeline, where, symlinks=True)
     run(["git", "tag", "first"], where)
