@@ -7,13 +7,14 @@ from pipeline.audit import changes, verdicts
 from pipeline.audit.cache import Cache
 from pipeline.audit.changes import Change
 from pipeline.audit.verdicts import Comparison
-from pipeline.audit.versions import Version
+from pipeline.audit.versions import EVALUATE, Version
 from pipeline.bench.items import Items
 
 TEACHER = "teacher"
 SAME_BYTES = "the same answers, byte for byte"
 NO_ITEMS = "one of them kept no items, or they are not in the cache (`dvc pull`)"
 NOTHING_SHARED = "they were not asked the same"
+STALE = "its scores are older than what they should be made from"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def audit(
     """
     wanted = [_wanted(version, previous) for version, previous in zip(versions, before, strict=True)]
     tables = {md5: cache.items(md5) for group in wanted for _, *hashes in group for md5 in hashes if md5}
-    measures = sum(_count(tables, one, other) for group in wanted for _, one, other in group)
+    measures = sum(_count(tables, one, other) for group in wanted for pair, one, other in group if not pair.note)
     resamples = verdicts.resamples_for(measures)
     groups = []
     for group in wanted:
@@ -79,11 +80,11 @@ Wanted = tuple[Pair, str | None, str | None]  # with the md5 of the items before
 def _wanted(version: Version, previous: Version | None) -> list[Wanted]:
     found: list[Wanted] = []
     for variant in version.variants:
-        mine = version.items(variant)
+        mine, note = version.items(variant), STALE if f"{EVALUATE}{variant}" in version.stale else ""
         if previous not in (None, version) and variant in previous.variants:
-            found.append((Pair(version.name, variant, previous.name, False), previous.items(variant), mine))
+            found.append((Pair(version.name, variant, previous.name, False, note=note), previous.items(variant), mine))
         if variant != TEACHER and TEACHER in version.variants:
-            found.append((Pair(version.name, variant, TEACHER, True), version.items(TEACHER), mine))
+            found.append((Pair(version.name, variant, TEACHER, True, note=note), version.items(TEACHER), mine))
     return found
 
 
@@ -96,6 +97,8 @@ def _count(tables: dict[str, Items | None], one: str | None, other: str | None) 
 
 
 def _compared(pair: Pair, tables: dict[str, Items | None], one: str | None, other: str | None, resamples: int) -> Pair:
+    if pair.note:
+        return pair
     before, after = tables.get(one or ""), tables.get(other or "")
     if before is None or after is None:
         return replace(pair, note=NO_ITEMS)
