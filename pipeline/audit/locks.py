@@ -10,6 +10,7 @@ import yaml
 from pipeline.audit.trees import Tree, md5
 
 LOCK, PARAMS = "dvc.lock", "params.yaml"
+SHOWN = 4  # reasons for which a stage is stale
 
 
 @dataclass(frozen=True)
@@ -156,3 +157,8 @@ def overlap(one: str, other: str) -> bool:
     """Whether one path is the other, or lies in it."""
     a, b = one.split("/"), other.split("/")
     return a[: len(b)] == b[: len(a)]
+
+
+def some(reasons: list[str]) -> str:
+    """The first few reasons for which a stage is stale, and how many there are besides."""
+    return "; ".join(reasons[:SHOWN]) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else "")

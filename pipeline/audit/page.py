@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.audit import picture, table, trace
 from pipeline.audit.cache import Cache
 from pipeline.audit.compare import Entry
+from pipeline.audit.locks import some
 from pipeline.report import page
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -16,7 +17,6 @@ METHOD = (
     "Holm's correction over all {count} comparisons of this page at 5 %. They say what these models do on text and "
     "questions of this kind, not what another seed would give."
 )
-SHOWN = 6  # reasons for which a stage is stale
 
 
 def render(entries: Sequence[Entry], metric: str, cache: Cache) -> str:
@@ -46,12 +46,8 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "name": version.name,
         "about": f"{version.commit} {version.about}" if version.commit else "the working tree",
         "previous": entry.previous.name if entry.previous else "",
-        "stale": [(stage, _some(reasons)) for stage, reasons in version.stale.items()],
+        "stale": [(stage, some(reasons)) for stage, reasons in version.stale.items()],
         "changes": entry.changes,
         "pairs": entry.pairs,
         "metrics": [(k, f"{v:.6g}", f"{version.metrics.get(f'{k}.stderr', 0):.2g}") for k, v in values.items()],
     }
-
-
-def _some(reasons: list[str]) -> str:
-    return "; ".join(reasons[:SHOWN]) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else "")

@@ -12,13 +12,12 @@ from dvc.repo import Repo
 
 from pipeline.artifacts import MANIFEST, sha256
 from pipeline.audit.cache import Cache
-from pipeline.audit.locks import LOCK, Lock, Stage
+from pipeline.audit.locks import LOCK, Lock, Stage, some
 from pipeline.audit.trees import folder_md5
 from pipeline.audit.versions import EVALUATE, REPORT, Version
 from pipeline.bench.items import Items
 from pipeline.report import summary
 
-SHOWN = 4  # reasons for which a stage is stale
 CLOSE = 1e-9  # of a number that is worked out again, relative
 
 
@@ -45,7 +44,7 @@ def verify(root: Path, version: Version, cache: Cache, advance: Callable[[str], 
         for path, md5 in stage.outs.items():
             advance(path)
             found += _content(root, stage, path, md5, cache)
-    found += [Finding(stage, f"stale: {_some(reasons)}") for stage, reasons in version.stale.items()]
+    found += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in version.stale.items()]
     return [*found, *_commands(root, version.lock), *_numbers(root, version)]
 
 
@@ -126,10 +125,6 @@ def _numbers(root: Path, version: Version) -> Iterator[Finding]:
             here, there = version.metrics.get(name, np.nan), expected.get(name, np.nan)
             if not _close(here, there):
                 yield Finding(path, f"{name} is {here}, but the scores give {there}")
-
-
-def _some(reasons: list[str]) -> str:
-    return "; ".join(reasons[:SHOWN]) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else "")
 
 
 def means(items: Items) -> dict[str, float]:
