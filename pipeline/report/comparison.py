@@ -43,7 +43,7 @@ def compare(
         groups.setdefault(row["setting"], []).append(row)
     if baseline and len(groups) > len({tuple(row[knob] for knob in baseline) for row in done}):
         for row in done:
-            groups.setdefault(_over_all(row, baseline), []).append(row)
+            groups.setdefault(over_all(row, baseline), []).append(row)
     found = []
     for setting, mine in groups.items():
         is_baseline = bool(baseline) and _is(mine[0], baseline)
@@ -137,7 +137,7 @@ def _difference_cell(row: pd.Series) -> str:
     return f"{row['difference']:+.3g} ± {row['stderr']:.2g} ({row['pairs']}){star}"
 
 
-def _over_all(row: Mapping[str, Any], knobs: Iterable[str]) -> str:
+def over_all(row: Mapping[str, Any], knobs: Iterable[str]) -> str:
     """How the points that agree with a row in these knobs are called, whatever their other knobs."""
     values = " ".join(f"{knob.rpartition('.')[2]}={row[knob]}" for knob in knobs)
     return f"{values}, over all"

@@ -1,12 +1,10 @@
 """The report's pictures, as SVG text that is the same for the same numbers."""
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 
 matplotlib.use("svg")
@@ -29,7 +27,6 @@ COLOURS = {
     "other": "#000000",
 }
 VARIANT_COLOURS = {"teacher": "#333333", "rtn": "#d9a441", "ptq": "#4c78a8", "student": "#b01e3b"}
-PANELS = 3  # side by side, where curves are laid over each other
 STYLE: Any = {
     "svg.hashsalt": "permafrost",
     "svg.fonttype": "none",
@@ -169,41 +166,6 @@ def training(log: pd.DataFrame) -> str:
             last.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
     return svg(draw, (12, 3.4))
-
-
-def overlay(curves: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Training curves of several settings over each other, a panel a column.
-
-    Args:
-        curves: setting, experiment and step, and the columns, long by experiment. A setting has one colour, a thin line
-            for each of its experiments, and a thick one for their mean where there are several. Lines that are 0 or
-            missing all along are left out: what is frozen has no gradient.
-    """
-    settings = [*dict.fromkeys(curves["setting"])]
-    shades = matplotlib.colormaps["tab10" if len(settings) <= 10 else "turbo"]
-    places = range(len(settings)) if len(settings) <= 10 else np.linspace(0, 1, len(settings))
-    colours = dict(zip(settings, map(shades, places), strict=True))
-    high = math.ceil(len(columns) / PANELS)
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots(high, min(len(columns), PANELS), squeeze=False).ravel()
-        for axis, column in zip(axes, columns, strict=False):
-            drawn = curves[curves.groupby("experiment")[column].transform(lambda line: line.abs().max()) > 0]
-            for setting, mine in drawn.groupby("setting", sort=False):
-                lines = [line for _, line in mine.groupby("experiment", sort=False)]
-                for line in lines:
-                    axis.plot(line["step"], line[column], color=colours[setting], lw=0.7, alpha=0.5)
-                middle = mine.groupby("step")[column].mean()
-                axis.plot(middle.index, middle, color=colours[setting], lw=1.8 if lines[1:] else 1.2, label=setting)
-            if drawn[column].min() > 0:
-                axis.set_yscale("log")
-            axis.set(title=column, xlabel="step")
-        for axis in axes[len(columns) :]:
-            axis.remove()
-        last = axes[min(len(columns), PANELS) - 1]
-        last.legend(*axes[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-
-    return svg(draw, (10, 3.4 * high))
 
 
 def tasks(summary: dict[str, float], names: list[str], variants: tuple[str, ...]) -> str:

@@ -1,11 +1,14 @@
 """The report's section on sweeps: the table and the curves of each that has results, as the sweep left them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipeline.report import comparison, plots
+from pipeline.report import comparison, overlays
+
+Picture = tuple[str, str]  # SVG, caption
 
 FILES = ("points.csv", "curves.csv", "table.csv")
 
@@ -31,15 +34,64 @@ def sections(folder: Path) -> list[dict[str, Any]]:
 def _section(results: Path) -> dict[str, Any]:
     points, curves, table = (_read(results / name) for name in FILES)
     metrics = [*dict.fromkeys(table["metric"])]
-    lines = curves.merge(points[["experiment", "setting"]], on="experiment", validate="many_to_one")
-    columns = [str(column) for column in curves.columns.drop(["experiment", "step"])]
     return {
         "name": results.name,
         "rows": comparison.rows(table),
         "note": comparison.note(table, len(points.dropna(subset=metrics)), len(points)),
-        "plot": plots.overlay(lines, columns),
-        "caption": f"{', '.join(columns)} by step: a colour a setting, a thin line a seed, a thick one their mean.",
+        "pictures": [*_differences(points, table), *_curves(points, curves, table)],
     }
+
+
+def _differences(points: pd.DataFrame, table: pd.DataFrame) -> Iterator[Picture]:
+    """How far each setting is from the baseline, where there is one."""
+    places = _places(points, table)
+    shown = table[table["setting"].isin([*places]) & (table["pairs"] > 0)]
+    if shown.empty:
+        return
+    parts = [places[setting] for setting in shown["setting"]]
+    shown = shown.assign(mine=[mine for mine, _ in parts], group=pd.Series([g for _, g in parts], shown.index, object))
+    yield overlays.differences(shown), "Paired differences from the baseline, dashed, with their 95 % intervals."
+
+
+def _curves(points: pd.DataFrame, curves: pd.DataFrame, table: pd.DataFrame) -> Iterator[Picture]:
+    """The training curves, a picture for each combination of the knobs that the baseline leaves open."""
+    places = _places(points, table)
+    lines = curves.merge(points[["experiment", "setting"]], on="experiment", validate="many_to_one")
+    lines = lines.assign(
+        setting=[places[setting][0] for setting in lines["setting"]],
+        group=[places[setting][1] for setting in lines["setting"]],
+    )
+    columns = [str(column) for column in curves.columns.drop(["experiment", "step"])]
+    colours = overlays.shades([*dict.fromkeys(mine for mine, group in places.values() if group is not None)])
+    for group, mine in lines.groupby("group", sort=False):
+        where = f"{group}: " if group else ""
+        caption = (
+            f"{where}{', '.join(columns)} by step: a colour a setting, a thin line a seed, a thick one their mean."
+        )
+        yield overlays.overlay(mine, columns, colours), caption
+
+
+def _places(points: pd.DataFrame, table: pd.DataFrame) -> dict[str, tuple[str, str | None]]:
+    """For each setting of the table, its values of the knobs that the baseline names, and those of the others.
+
+    Without a baseline all knobs are among the first. Over all values of the others, there is None in their place.
+    """
+    metrics = [*dict.fromkeys(table["metric"])]
+    *knobs, _ = points.columns[2 : points.columns.get_loc(metrics[0])]  # the last is the seed's
+    baseline = points[points["setting"].isin(table.loc[table["verdict"] == "baseline", "setting"])]
+    named = [knob for knob in knobs if baseline.empty or baseline[knob].nunique() == 1]
+    others = [knob for knob in knobs if knob not in named]
+    found: dict[str, tuple[str, str | None]] = {}
+    for row in points.to_dict("records"):
+        mine = str(row[named[0]]) if len(named) == 1 else _text(row, named)
+        found[row["setting"]] = mine, _text(row, others)
+        if others:
+            found[comparison.over_all(row, named)] = mine, None
+    return found
+
+
+def _text(row: dict[Any, Any], knobs: list[str]) -> str:
+    return " ".join(f"{knob.rpartition('.')[2]}={row[knob]}" for knob in knobs)
 
 
 def _read(file: Path) -> pd.DataFrame:

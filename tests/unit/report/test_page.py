@@ -29,8 +29,7 @@ CONTENT: dict[str, Any] = {
             "name": "ablation",
             "rows": [["setting", "kl"], ["qkvo", "0.175"]],
             "note": "9 of 27 points",
-            "plot": '<svg id="overlay"></svg>',
-            "caption": "a colour a setting",
+            "pictures": [('<svg id="overlay"></svg>', "a colour a setting")],
         }
     ],
     "signals": {

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.freezing import ROLES
 from pipeline.report import plots
+from tests.unit.report.pictures import SVG, differences, drawn_in, overlay, words_of
 
-SVG = "{http://www.w3.org/2000/svg}"
 TABLE = pd.DataFrame({"layer": [0, 1, 2], "q": [1.0, 2.0, 4.0], "o": [10.0, 40.0, 90.0], "other": [5.0, 5.0, 5.0]})
 LOG = pd.DataFrame(
     {
@@ -21,7 +21,6 @@ LOG = pd.DataFrame(
         "gradient_norm.v": [0.0] * 20,
     }
 )
-TAB10 = ("#1f77b4", "#ff7f0e")  # the first of matplotlib's colours
 VARIANTS = ("teacher", "rtn", "ptq", "student")
 SUMMARY = {
     f"task.{task}.{variant}{suffix}": value
@@ -58,25 +57,11 @@ def plan() -> str:
     return plots.plan(curve, 3.5, 0.07)
 
 
-def curves(settings: list[str], seeds: int = 2) -> pd.DataFrame:
-    """KL as (number of the setting + 1) / step, a little higher for each seed, and a norm that is 0 at first."""
-    rows = [
-        (setting, f"{setting}-{seed}", step, (i + 1) / step * (1 + seed / 10), float(step - 1))
-        for i, setting in enumerate(settings)
-        for seed in range(seeds)
-        for step in range(1, 6)
-    ]
-    return pd.DataFrame(rows, columns=["setting", "experiment", "step", "kl", "gradient_norm"])
-
-
-def overlay() -> str:
-    return plots.overlay(curves(["none", "ov"]), ["kl", "gradient_norm"])
-
-
 @pytest.mark.parametrize(
     ("draw", "words"),
     [
         (overlay, ["none", "ov", "kl", "gradient_norm", "step"]),
+        (differences, ["o", "v", "lr=1", "lr=2", "over all", "difference, end.kl", "difference, log perplexity"]),
         (claim, ["float", "ptq", "layer", "o", "v", "as q and k"]),
         (sensitivity, ["ptq", "student", "KL, nats a token", "measured, one layer on", "predicted, first order"]),
         (plan, ["predicted KL, nats a token", "the plan", "the same bits everywhere"]),
@@ -84,12 +69,11 @@ def overlay() -> str:
         (training, ["step", "nats a token", "learning rate (dashed)"]),
         (tasks, ["arc_easy", "piqa", "accuracy, %", *VARIANTS]),
     ],
-    ids=["overlay", "claim", "sensitivity", "plan", "by_layer", "training", "tasks"],
+    ids=["overlay", "differences", "claim", "sensitivity", "plan", "by_layer", "training", "tasks"],
 )
 class TestEveryPicture:
     def test_says_what_it_shows(self, draw, words):
-        text = {"".join(node.itertext()).strip() for node in ElementTree.fromstring(draw()).iter(f"{SVG}text")}
-        assert set(words) <= text
+        assert set(words) <= words_of(draw())
 
     def test_is_the_same_for_the_same_numbers(self, draw, words):
         assert draw() == draw()
@@ -138,13 +122,6 @@ def test_numbers_that_are_not_positive_are_drawn_on_a_linear_scale():
     assert plots.by_layer({"ptq": TABLE.assign(q=[0.0, 1.0, 2.0])}, "mean square", log=False) == shown
 
 
-def drawn_in(picture: str, colour: str) -> list[list[float]]:
-    """The y coordinates (downwards) of each line of several points drawn in a colour."""
-    nodes = [n for n in ElementTree.fromstring(picture).iter(f"{SVG}path") if f"stroke: {colour}" in n.get("style", "")]
-    lines = [[float(y) for _, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", node.get("d", ""))] for node in nodes]
-    return [line for line in lines if len(line) > 2]
-
-
 def test_the_claims_ratios_are_drawn_on_a_logarithmic_scale_around_1():
     """0.5, 1 and 3 for o: from the second point, at the height of the dashed line, as their logarithms."""
     (o, *_), (v, *_) = drawn_in(claim(), plots.COLOURS["o"]), drawn_in(claim(), plots.COLOURS["v"])
@@ -154,50 +131,8 @@ def test_the_claims_ratios_are_drawn_on_a_logarithmic_scale_around_1():
     assert [(o[1] - y) / unit for y in (o[2], *v)] == pytest.approx([math.log(x) for x in (3, 9, 12, 4)], abs=0.01)
 
 
-def test_a_setting_has_one_colour_a_thin_line_a_seed_and_a_thick_one_for_their_mean():
-    """KL on a logarithmic scale: 1.05 / step between 1 / step and 1.1 / step."""
-    lines = drawn_in(overlay(), TAB10[0])
-    first, second, mean = [line for line in lines if line[0] < line[-1]]  # KL falls, so y, downwards, grows
-    unit = (first[1] - first[0]) / math.log(2)
-    assert [(first[0] - line[0]) / unit for line in (second, mean)] == pytest.approx(
-        [math.log(1.1), math.log(1.05)], abs=0.01
-    )
-    widths = re.findall(rf"stroke: {TAB10[0]}(?:; stroke-opacity: [\d.]+)?; stroke-width: ([\d.]+)", overlay())
-    assert {"0.7", "1.8"} <= {*widths}
-
-
-def test_a_setting_with_one_seed_is_drawn_over_its_own_line():
-    lines = drawn_in(plots.overlay(curves(["none"], seeds=1), ["kl"]), TAB10[0])
-    assert lines[0] == lines[1]
-
-
-def test_what_has_no_gradient_is_left_out_and_does_not_spoil_the_scale():
-    """v's norm under a policy that freezes v is 0 or missing; the other policy's stays on a logarithmic scale."""
-    table = curves(["none", "v", "ov"], seeds=1)
-    norm = table["kl"].where(table["setting"] != "v", 0.0).where(table["setting"] != "ov")
-    picture = plots.overlay(table.assign(**{"gradient_norm.v": norm}), ["gradient_norm.v"])
-    alone = plots.overlay(table[table["setting"] == "none"].assign(**{"gradient_norm.v": norm}), ["gradient_norm.v"])
-    shown = [line for line in drawn_in(picture, TAB10[0]) if line[0] < line[-1]]
-    assert shown == [line for line in drawn_in(alone, TAB10[0]) if line[0] < line[-1]]
-    assert drawn_in(picture, TAB10[1]) == []
-
-
-def test_many_settings_have_as_many_colours():
-    names = [f"s{i}" for i in range(14)]
-    picture = plots.overlay(curves(names), ["kl"])
-    assert len({*re.findall(r"stroke: (#[0-9a-f]{6}); stroke-opacity: 0.5", picture)}) == 14
-
-
-def test_more_columns_than_fit_a_row_go_on_in_the_next():
-    table = curves(["none"]).assign(**{f"gradient_norm.{role}": 1.0 for role in ("q", "k")})
-    picture = plots.overlay(table, ["kl", "gradient_norm", "gradient_norm.q", "gradient_norm.k"])
-    marks = {"".join(node.itertext()).strip() for node in ElementTree.fromstring(picture).iter(f"{SVG}text")}
-    assert {"kl", "gradient_norm", "gradient_norm.q", "gradient_norm.k"} <= marks
-    assert 'height="489.6pt"' in picture  # two rows of 3.4 inches
-
-
 def test_layers_are_whole_numbers():
-    marks = {"".join(node.itertext()).strip() for node in ElementTree.fromstring(by_layer()).iter(f"{SVG}text")}
+    marks = words_of(by_layer())
     assert {"0", "1", "2"} <= marks
     assert not {"0.5", "1.5", "0.50"} & marks
 

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from pipeline.report import comparison, sweeps
+from tests.unit.report.pictures import words_of
 
 
 def results(folder: Path) -> Path:
@@ -29,8 +30,27 @@ def test_each_sweep_with_results_is_shown_by_name(tmp_path: Path):
     assert [sweep["name"] for sweep in found] == ["a", "b"]
     assert found[0]["rows"][1:] == [["null", "2", "0.25 ± 0.071", "baseline"], ["ov", "1", "0.25", "+0.05 (1)"]]
     assert found[0]["note"].startswith("3 of 4 points are finished")
-    assert found[0]["plot"].startswith("<svg")
-    assert "kl by step" in found[0]["caption"]
+    pictures, captions = zip(*found[0]["pictures"], strict=True)
+    assert all(picture.startswith("<svg") for picture in pictures)
+    assert ["differences" in captions[0], "kl by step" in captions[1]] == [True, True]
+
+
+def test_curves_have_a_picture_for_each_combination_of_the_knobs_that_the_baseline_leaves_open(tmp_path: Path):
+    folder = results(tmp_path / "two")
+    points, curves = (pd.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in ("points", "curves"))
+    both = [points.assign(experiment=points["experiment"] + f"-{lr}", lr=lr) for lr in ("1e-4", "3e-4")]
+    wide = pd.concat(both).assign(kl=lambda table: pd.to_numeric(table["kl"]))
+    wide["setting"] = "freeze=" + wide["freeze"] + " lr=" + wide["lr"]
+    wide = wide[["experiment", "setting", "freeze", "lr", "seed", "kl"]]
+    lines = pd.concat([curves.assign(experiment=curves["experiment"] + f"-{lr}") for lr in ("1e-4", "3e-4")])
+    table = comparison.compare(wide, ["freeze", "lr"], "seed", ["kl"], {"freeze": "null"})
+    for name, content in (("points", wide), ("curves", lines), ("table", table)):
+        content.to_csv(folder / f"{name}.csv", index=False)
+    (found,) = sweeps.sections(tmp_path)
+    pictures = [(words_of(picture), caption) for picture, caption in found["pictures"]]
+    assert [caption.partition(":")[0] for _, caption in pictures[1:]] == ["lr=0.0001", "lr=0.0003"]
+    assert {"ov", "lr=0.0001", "lr=0.0003", "over all"} <= pictures[0][0]
+    assert all({"null", "ov"} <= words for words, _ in pictures[1:])
 
 
 def test_without_results_there_is_nothing(tmp_path: Path):

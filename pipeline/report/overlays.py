@@ -1,0 +1,110 @@
+"""A sweep's pictures: training curves laid over each other, and differences from the baseline with their intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.report import comparison, plots
+
+PANELS = 3  # side by side
+SPREAD = 0.7  # of the room between two settings, that the groups' marks share
+ENOUGH = 3  # pairs from which an interval is narrow enough to set the scale
+OVERALL = "#000000"
+
+Colour = str | tuple[float, float, float, float]
+
+
+def overlay(curves: pd.DataFrame, columns: Sequence[str], colours: Mapping[str, Colour]) -> str:
+    """Training curves of several settings over each other, a panel a column.
+
+    Args:
+        curves: setting, experiment and step, and the columns, long by experiment. A setting has a thin line for each of
+            its experiments, and a thick one for their mean where there are several. Lines that are 0 or missing all
+            along are left out: what is frozen has no gradient.
+        colours: by setting.
+    """
+    high = math.ceil(len(columns) / PANELS)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(high, min(len(columns), PANELS), squeeze=False).ravel()
+        for axis, column in zip(axes, columns, strict=False):
+            _lines(axis, curves, column, colours)
+        for axis in axes[len(columns) :]:
+            axis.remove()
+        last = axes[min(len(columns), PANELS) - 1]
+        last.legend(*axes[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+
+    return plots.svg(draw, (10, 0.4 + 2.5 * high))
+
+
+def _lines(axis: Axes, curves: pd.DataFrame, column: str, colours: Mapping[str, Colour]) -> None:
+    drawn = curves[curves.groupby("experiment")[column].transform(lambda line: line.abs().max()) > 0]
+    for setting, mine in drawn.groupby("setting", sort=False):
+        colour = colours[str(setting)]
+        lines = [line for _, line in mine.groupby("experiment", sort=False)]
+        for line in lines:
+            axis.plot(line["step"], line[column], color=colour, lw=0.7, alpha=0.5)
+        middle = mine.groupby("step")[column].mean()
+        axis.plot(middle.index, middle, color=colour, lw=1.8 if lines[1:] else 1.2, label=setting)
+    if drawn[column].min() > 0:
+        axis.set_yscale("log")
+    axis.set(title=column, xlabel="step")
+
+
+def shades(settings: Sequence[str]) -> dict[str, Colour]:
+    """A colour for each setting, all of them well apart up to ten."""
+    few = len(settings) <= 10
+    colours = matplotlib.colormaps["tab10" if few else "turbo"]
+    places = range(len(settings)) if few else np.linspace(0, 1, len(settings))
+    return dict(zip(settings, map(colours, places), strict=True))
+
+
+def differences(table: pd.DataFrame) -> str:
+    """Paired differences from the baseline with their 95 % intervals, a panel a metric.
+
+    Args:
+        table: rows of `comparison.compare` with, besides, the `mine` (what is compared: a place on the axis) and the
+            `group` (values of the other knobs: a colour) of each; None where it is over all groups, which is black.
+            An interval of fewer than three pairs may reach out of the picture.
+    """
+    places = {name: place for place, name in enumerate(dict.fromkeys(table["mine"]))}
+    groups = [*dict.fromkeys(group for group in table["group"] if group is not None)]
+    colours: dict[str | None, Colour] = {**shades(groups), None: OVERALL}
+    marks = [*groups, None] if table["group"].isna().any() else groups
+    step = SPREAD / len(marks)
+
+    def draw(figure: Figure) -> None:
+        metrics = [*dict.fromkeys(table["metric"])]
+        for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+            shown = table[table["metric"] == metric]
+            for i, group in enumerate(marks):
+                mine = shown[shown["group"].isna() if group is None else shown["group"] == group]
+                at = [places[name] + (i - (len(marks) - 1) / 2) * step for name in mine["mine"]]
+                reach = [(mine["difference"] - mine["low"]).fillna(0), (mine["high"] - mine["difference"]).fillna(0)]
+                axis.errorbar(
+                    at, mine["difference"], yerr=reach, fmt="o", ms=4, lw=1.2, color=colours[group], label=_label(group)
+                )
+            axis.axhline(0.0, color="#333333", lw=1, ls="--")
+            axis.set_ylim(*_limits(shown))
+            axis.set_xticks([*places.values()], [*places])
+            axis.set_ylabel(f"difference, {'log ' if comparison.is_perplexity(metric) else ''}{metric}")
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+
+    return plots.svg(draw, (10, 3.4))
+
+
+def _label(group: str | None) -> str | None:
+    return "over all" if group is None else group or None  # one group without a name needs no legend
+
+
+def _limits(shown: pd.DataFrame) -> tuple[float, float]:
+    sure = shown[shown["pairs"] >= ENOUGH]
+    found = pd.concat([shown["difference"], sure["low"], sure["high"]]).dropna()
+    low, high = min(0.0, *found), max(0.0, *found)
+    room = 0.08 * (high - low) or 1.0
+    return low - room, high + room
