@@ -18,7 +18,7 @@ PLAN = "# The mixed-precision plan that analyze suggests, whole: paste it into p
 
 
 def work() -> None:
-    args = run.paths("analyze", "teacher", "corpus", "out", repeated="variant")
+    args = run.begin("analyze", "teacher", "corpus", "out", repeated="variant")
     loaded = params.load()
     knobs = loaded.analyze
     artifacts.reading(args.teacher, artifacts.TEACHER)

@@ -13,7 +13,7 @@ from stages import run
 
 
 def work() -> None:
-    args = run.paths("calibrate", "teacher", "corpus", "out", "rtn")
+    args = run.begin("calibrate", "teacher", "corpus", "out", "rtn")
     loaded = params.load()
     knobs, scheme = loaded.calibrate, loaded.scheme
     artifacts.reading(args.teacher, artifacts.TEACHER)

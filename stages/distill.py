@@ -20,7 +20,7 @@ from stages import run
 
 
 def work() -> None:
-    args = run.paths("distill", "teacher", "targets", "calibration", "signals", "out")
+    args = run.begin("distill", "teacher", "targets", "calibration", "signals", "out")
     loaded = params.load()
     knobs = loaded.distill
     if knobs.processes > 1 and not parallel.launched():

@@ -12,7 +12,7 @@ from stages import run
 
 
 def work() -> str:
-    args = run.paths("evaluate", "teacher", "corpus", "model", "out", "items")
+    args = run.begin("evaluate", "teacher", "corpus", "model", "out", "items")
     knobs = params.load().evaluate
     variant = Path(args.out).stem
     folder = knobs.benchmarks if knobs.source == "folder" else None

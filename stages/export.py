@@ -9,7 +9,7 @@ from stages import run
 
 
 def work() -> str:
-    args = run.paths("export", "teacher", "quantized", "out")
+    args = run.begin("export", "teacher", "quantized", "out")
     format_name = params.load().export.format
     artifacts.reading(args.teacher, artifacts.TEACHER)
     quantized, _ = QuantizedModel.load(args.quantized)

@@ -11,7 +11,7 @@ from stages import run
 
 
 def work() -> None:
-    args = run.paths("inspect", "teacher", "corpus", "out", repeated="variant")
+    args = run.begin("inspect", "teacher", "corpus", "out", repeated="variant")
     loaded = params.load()
     knobs = loaded.analyze
     artifacts.reading(args.teacher, artifacts.TEACHER)

@@ -34,7 +34,7 @@ def work() -> None:
         "page",
         "summary",
     )
-    args = run.paths("report", *names)
+    args = run.begin("report", *names)
     knobs = params.load()
     scores = {v: json.loads((Path(args.scores) / f"{v}.json").read_text()) for v in summaries.VARIANTS}
     summary = summaries.summarize(scores)

@@ -1,4 +1,5 @@
-"""What every stage does around its work: one error line instead of a traceback, and a note of what it took.
+"""What every stage does around its work: a record of what it runs with, one error line instead of a traceback, and a
+note of what it took.
 
 Time and memory differ from run to run, so they go to runs/usage/, which no artifact holds and DVC does not track.
 """
@@ -17,17 +18,31 @@ from typing import Any
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from pipeline import environment
+
 USAGE = Path("runs/usage")
 
 
-def paths(stage: str, *names: str, repeated: str = "") -> argparse.Namespace:
-    """The paths that dvc.yaml hands to a stage, as `--name path` each; `--repeated key=path` any number of times."""
+def begin(stage: str, *names: str, repeated: str = "") -> argparse.Namespace:
+    """The paths that dvc.yaml hands to a stage, as `--name path` each; `--repeated key=path` any number of times.
+
+    What the stage runs with is checked and, where `--environment` says where, written down; of several processes, by
+    the first.
+
+    Raises:
+        ValueError: a library is installed in another version than versions.yaml pins.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m stages.{stage}")
     for name in names:
         parser.add_argument(f"--{name}", required=True, type=str)
+    parser.add_argument("--environment", type=Path, help="the file to write down what the stage runs with and on")
     if repeated:
         parser.add_argument(f"--{repeated}", action="append", default=[], metavar="NAME=FOLDER")
-    return parser.parse_args()
+    args = parser.parse_args()
+    libraries = environment.check()
+    if args.environment is not None and os.environ.get("RANK", "0") == "0":
+        environment.record(args.environment, libraries)
+    return args
 
 
 def main(stage: str, work: Callable[[], str | None]) -> None:

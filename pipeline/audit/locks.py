@@ -2,26 +2,35 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from pipeline.audit.trees import Tree, md5
 
-LOCK, PARAMS = "dvc.lock", "params.yaml"
+LOCK, PARAMS, PINS = "dvc.lock", "params.yaml", "versions.yaml"
+ENVIRONMENT = "--environment"  # before the path of a stage's record of what it ran with, in its command
 SHOWN = 4  # reasons for which a stage is stale
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as it was run: its command, the md5 of what it read and of what it made, the knobs that it read."""
+    """A stage as it was run: its command, the md5 of what it read and of what it made, the knobs that it read, the
+    versions of the libraries that it depends on, and where it wrote down what it ran with (empty: nowhere)."""
 
     name: str
     cmd: str
     deps: dict[str, str]
     outs: dict[str, str]
     knobs: dict[str, Any]
+    pins: dict[str, str] = field(default_factory=dict)
+    environment: str = ""
+
+    @property
+    def made(self) -> dict[str, str]:
+        """Its outputs but for the record of what it ran with."""
+        return {path: digest for path, digest in self.outs.items() if path != self.environment}
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,10 @@ class Lock:
     def stale(self, tree: Tree) -> dict[str, list[str]]:
         """Why what a stage made is not what the version would make, for each stage of which that is so.
 
-        A stage is stale if code or data from outside, or a knob, differs from what it ran with; if what it read is not
-        what the stage that makes it made; or if such a stage is stale itself.
+        A stage is stale if code or data from outside, a knob, or the pinned version of a library differs from what it
+        ran with; if what it read is not what the stage that makes it made; or if such a stage is stale itself.
         """
-        knobs = flat(parsed(tree.read(PARAMS) or b"{}"))
+        knobs, pins = (flat(parsed(tree.read(file) or b"{}")) for file in (PARAMS, PINS))
         found: dict[str, list[str]] = {}
         for stage in self._in_order():
             reasons = []
@@ -70,6 +79,11 @@ class Lock:
                     reasons.append(f"{maker.name} is stale")
             reasons += [
                 f"the knob {knob} has changed" for knob, value in stage.knobs.items() if knobs.get(knob) != value
+            ]
+            reasons += [
+                f"{library} is pinned to {pins.get(library, 'nothing')}, it ran with {pin}"
+                for library, pin in stage.pins.items()
+                if pins.get(library) != pin
             ]
             if reasons:
                 found[stage.name] = list(dict.fromkeys(reasons))
@@ -141,7 +155,9 @@ def parsed(content: bytes) -> Any:
 
 def _stage(name: str, entry: dict[str, Any]) -> Stage:
     deps, outs = ({item["path"]: str(item["md5"]) for item in entry.get(kind, [])} for kind in ("deps", "outs"))
-    return Stage(name, entry["cmd"], deps, outs, flat(entry.get("params", {}).get(PARAMS, {})))
+    knobs, pins = (flat(entry.get("params", {}).get(file, {})) for file in (PARAMS, PINS))
+    record = re.search(rf"{ENVIRONMENT} (\S+)", entry["cmd"])
+    return Stage(name, entry["cmd"], deps, outs, knobs, pins, record[1] if record else "")
 
 
 def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -19,8 +19,12 @@ METHOD = (
 )
 
 
-def render(entries: Sequence[Entry], metric: str, cache: Cache) -> str:
-    """The page of an audit, with the lineage of a metric of its last version, where that has it."""
+def render(entries: Sequence[Entry], metric: str, cache: Cache, sweeps: Sequence[dict[str, Any]] = ()) -> str:
+    """The page of an audit, with the lineage of a metric of its last version, where that has it.
+
+    Args:
+        sweeps: as `pipeline.report.sweeps.sections` gives them.
+    """
     count = sum(len(pair.found) for entry in entries for pair in entry.pairs)
     last = entries[-1].version
     lineage = None
@@ -35,6 +39,7 @@ def render(entries: Sequence[Entry], metric: str, cache: Cache) -> str:
         method=METHOD.format(count=count),
         scores=picture.scores(entries, [f"{name}.{table.STUDENT}" for name in ("perplexity", "kl", "accuracy")]),
         entries=[_entry(entry) for entry in entries],
+        sweeps=sweeps,
         lineage=lineage,
     )
 

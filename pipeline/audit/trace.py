@@ -2,15 +2,16 @@
 
 import hashlib
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from pipeline.audit import changes
 from pipeline.audit.cache import Cache
 from pipeline.audit.locks import Link
 from pipeline.audit.versions import REPORT, Version
 from pipeline.names import unknown
 
 HASH = 12  # digits of a hash that stand in the text
-WIDTH = 100  # of a line of knobs, letters
+WIDTH = 100  # of a line of details, letters
 SOURCE = ("source", "package", "version", "repo", "revision", "path", "sha256", "file", "file_sha256")
 
 
@@ -38,7 +39,7 @@ def lines(version: Version, metric: str, cache: Cache) -> Iterator[str]:
 def links(version: Version, metric: str) -> Iterator[Link]:
     """The chain behind a metric: the report's file, the scores that it is made from, and what these were made from."""
     report = version.lock.stages[REPORT]
-    yield from (Link(0, path, md5, report) for path, md5 in report.outs.items() if path.endswith(".json"))
+    yield from (Link(0, path, md5, report) for path, md5 in report.made.items() if path.endswith(".json"))
     told: set[str] = set()
     for path in version.sources(metric):
         for link in version.lock.chain(path):
@@ -60,9 +61,21 @@ def _details(version: Version, link: Link, cache: Cache) -> Iterator[str]:
     if link.maker.name != REPORT and link.maker.knobs:
         own = f"{link.maker.name.partition('@')[0]}."
         knobs = ", ".join(f"{knob.removeprefix(own)}={value}" for knob, value in link.maker.knobs.items())
-        yield from textwrap.wrap(f"knobs {knobs}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        yield from _wrapped(f"knobs {knobs}")
+    if link.maker.name in version.environments:
+        environment = version.environments[link.maker.name]
+        yield from _wrapped(f"ran on {_listed(changes.machine(environment))}")
+        used = {library: have for library, have in environment["libraries"].items() if library in link.maker.pins}
+        yield from _wrapped(f"with {_listed(used)}")
     facts = cache.facts(link.md5)
     found = {key: facts[key] for key in SOURCE if facts.get(key)}
     if link.depth and found:
-        source = ", ".join(f"{key} {value}" for key, value in found.items())
-        yield from textwrap.wrap(f"from {source}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        yield from _wrapped(f"from {_listed(found)}")
+
+
+def _listed(facts: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

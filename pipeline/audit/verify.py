@@ -108,9 +108,9 @@ def _numbers(root: Path, version: Version) -> Iterator[Finding]:
     scores: dict[str, dict[str, float]] = {}
     for variant in version.variants:
         stage = version.lock.stages[f"{EVALUATE}{variant}"]
-        folder = next((path for path, md5 in stage.outs.items() if md5.endswith(".dir")), None)
+        folder = next((path for path, md5 in stage.made.items() if md5.endswith(".dir")), None)
         try:
-            file = next(path for path in stage.outs if path != folder)
+            file = next(path for path in stage.made if path != folder)
             scores[variant] = json.loads((root / file).read_text(encoding="utf-8"))
             if folder is not None:
                 for name, value in means(Items.load(root / folder)).items():
@@ -119,7 +119,7 @@ def _numbers(root: Path, version: Version) -> Iterator[Finding]:
         except (OSError, ValueError):
             continue  # told among the hashes
     if REPORT in version.lock.stages and {*summary.VARIANTS} <= {*scores}:
-        path = next(path for path in version.lock.stages[REPORT].outs if path.endswith(".json"))
+        path = next(path for path in version.lock.stages[REPORT].made if path.endswith(".json"))
         expected = summary.summarize(scores)
         for name in dict.fromkeys([*expected, *version.metrics]):
             here, there = version.metrics.get(name, np.nan), expected.get(name, np.nan)

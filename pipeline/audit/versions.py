@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.audit.trees import Commit, Git, Tree, WorkingTree
 HERE = "workspace"  # how DVC calls the working tree, too
 EXPERIMENTS = "refs/exps"
 EVALUATE, REPORT = "evaluate@", "report"
-PINS = "constraints.txt"
+CONSTRAINTS = "constraints.txt"
 HASH = 10  # digits of a commit that stand for its name
 
 
@@ -28,6 +29,7 @@ class Version:
         name: as it was asked for. commit: its full id, empty for the working tree. about: its date and subject.
         knobs: by their dotted names. metrics: flat, as the report wrote them; empty where it wrote none.
         pins: library to version. stale: why what a stage made is not what this version would make, by stage.
+        environments: what each stage ran with and on, as it wrote it down; nothing of one that did not.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Version:
     metrics: dict[str, float]
     pins: dict[str, str]
     stale: dict[str, list[str]] = field(default_factory=dict)
+    environments: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def variants(self) -> list[str]:
@@ -47,14 +50,14 @@ class Version:
     def items(self, variant: str) -> str | None:
         """The md5 of the answers and documents of a variant, where the version kept them."""
         stage = self.lock.stages.get(f"{EVALUATE}{variant}")
-        return next((md5 for md5 in stage.outs.values() if md5.endswith(".dir")), None) if stage else None
+        return next((md5 for md5 in stage.made.values() if md5.endswith(".dir")), None) if stage else None
 
     def sources(self, metric: str) -> list[str]:
         """The scores that a metric was made from: those of the variant that it names, or of all variants."""
         named = [variant for variant in self.variants if variant in metric.split(".")]
         every = metric.startswith("recovered.") or not named
         stages = [self.lock.stages[f"{EVALUATE}{variant}"] for variant in (self.variants if every else named)]
-        return [path for stage in stages for path, md5 in stage.outs.items() if not md5.endswith(".dir")]
+        return [path for stage in stages for path, md5 in stage.made.items() if not md5.endswith(".dir")]
 
 
 def load(root: Path, git: Git, name: str) -> Version:
@@ -72,7 +75,8 @@ def load(root: Path, git: Git, name: str) -> Version:
     try:
         lock = locks.load(tree)
         knobs = locks.flat(locks.parsed(tree.read(locks.PARAMS) or b"{}"))
-        return Version(name, commit, about, lock, knobs, _metrics(tree, lock), _pins(tree), lock.stale(tree))
+        metrics, ran = _metrics(tree, lock), environments(tree, lock)
+        return Version(name, commit, about, lock, knobs, metrics, _pins(tree), lock.stale(tree), ran)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -138,12 +142,22 @@ def _experiments(git: Git) -> Iterator[tuple[str, str, str]]:
 
 def _metrics(tree: Tree, lock: Lock) -> dict[str, float]:
     """The report's numbers, the file that is no page."""
-    outs = lock.stages[REPORT].outs if REPORT in lock.stages else {}
+    outs = lock.stages[REPORT].made if REPORT in lock.stages else {}
     contents = [tree.read(path) for path in outs if path.endswith(".json")]
     return {k: float(v) for content in contents if content is not None for k, v in json.loads(content).items()}
 
 
+def environments(tree: Tree, lock: Lock) -> dict[str, dict[str, Any]]:
+    """The stages' own records; one that is damaged is left out, as its hash tells that."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, stage in lock.stages.items():
+        content = tree.read(stage.environment) if stage.environment else None
+        with suppress(ValueError):
+            found |= {name: json.loads(content)} if content is not None else {}
+    return found
+
+
 def _pins(tree: Tree) -> dict[str, str]:
-    lines = (tree.read(PINS) or b"").decode().splitlines()
+    lines = (tree.read(CONSTRAINTS) or b"").decode().splitlines()
     pairs = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
     return {name.strip(): version.split("#")[0].strip() for name, version in pairs}

@@ -14,7 +14,7 @@ from pipeline.report import comparison, plots
 PANELS = 3  # side by side
 SPREAD = 0.7  # of the room between two settings, that the groups' marks share
 ENOUGH = 3  # pairs from which an interval is narrow enough to set the scale
-OVERALL = "#000000"
+OVER_ALL = "over all"  # the group of what takes all groups together
 
 Colour = str | tuple[float, float, float, float]
 
@@ -69,37 +69,32 @@ def differences(table: pd.DataFrame) -> str:
 
     Args:
         table: rows of `comparison.compare` with, besides, the `mine` (what is compared: a place on the axis) and the
-            `group` (values of the other knobs: a colour) of each; None where it is over all groups, which is black.
-            An interval of fewer than three pairs may reach out of the picture.
+            `group` (values of the other knobs: a colour) of each; OVER_ALL is black, and a group without a name has no
+            legend. An interval of fewer than three pairs may reach out of the picture.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(table["mine"]))}
-    groups = [*dict.fromkeys(group for group in table["group"] if group is not None)]
-    colours: dict[str | None, Colour] = {**shades(groups), None: OVERALL}
-    marks = [*groups, None] if table["group"].isna().any() else groups
-    step = SPREAD / len(marks)
+    groups = sorted(dict.fromkeys(table["group"]), key=OVER_ALL.__eq__)  # it comes last
+    colours = {**shades([group for group in groups if group != OVER_ALL]), OVER_ALL: "#000000"}
+    step = SPREAD / len(groups)
 
     def draw(figure: Figure) -> None:
         metrics = [*dict.fromkeys(table["metric"])]
         for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
             shown = table[table["metric"] == metric]
-            for i, group in enumerate(marks):
-                mine = shown[shown["group"].isna() if group is None else shown["group"] == group]
-                at = [places[name] + (i - (len(marks) - 1) / 2) * step for name in mine["mine"]]
+            for i, group in enumerate(groups):
+                mine = shown[shown["group"] == group]
+                at = [places[name] + (i - (len(groups) - 1) / 2) * step for name in mine["mine"]]
                 reach = [(mine["difference"] - mine["low"]).fillna(0), (mine["high"] - mine["difference"]).fillna(0)]
-                axis.errorbar(
-                    at, mine["difference"], yerr=reach, fmt="o", ms=4, lw=1.2, color=colours[group], label=_label(group)
-                )
+                colour, label = colours[group], group or None
+                axis.errorbar(at, mine["difference"], yerr=reach, fmt="o", ms=4, lw=1.2, color=colour, label=label)
             axis.axhline(0.0, color="#333333", lw=1, ls="--")
             axis.set_ylim(*_limits(shown))
             axis.set_xticks([*places.values()], [*places])
             axis.set_ylabel(f"difference, {'log ' if comparison.is_perplexity(metric) else ''}{metric}")
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        if any(groups):
+            axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
     return plots.svg(draw, (10, 3.4))
-
-
-def _label(group: str | None) -> str | None:
-    return "over all" if group is None else group or None  # one group without a name needs no legend
 
 
 def _limits(shown: pd.DataFrame) -> tuple[float, float]:

@@ -48,8 +48,8 @@ def _differences(points: pd.DataFrame, table: pd.DataFrame) -> Iterator[Picture]
     shown = table[table["setting"].isin([*places]) & (table["pairs"] > 0)]
     if shown.empty:
         return
-    parts = [places[setting] for setting in shown["setting"]]
-    shown = shown.assign(mine=[mine for mine, _ in parts], group=pd.Series([g for _, g in parts], shown.index, object))
+    mine, groups = zip(*(places[setting] for setting in shown["setting"]), strict=True)
+    shown = shown.assign(mine=mine, group=groups)
     yield overlays.differences(shown), "Paired differences from the baseline, dashed, with their 95 % intervals."
 
 
@@ -62,35 +62,33 @@ def _curves(points: pd.DataFrame, curves: pd.DataFrame, table: pd.DataFrame) -> 
         group=[places[setting][1] for setting in lines["setting"]],
     )
     columns = [str(column) for column in curves.columns.drop(["experiment", "step"])]
-    colours = overlays.shades([*dict.fromkeys(mine for mine, group in places.values() if group is not None)])
-    for group, mine in lines.groupby("group", sort=False):
-        where = f"{group}: " if group else ""
-        caption = (
-            f"{where}{', '.join(columns)} by step: a colour a setting, a thin line a seed, a thick one their mean."
-        )
-        yield overlays.overlay(mine, columns, colours), caption
+    colours = overlays.shades([*dict.fromkeys(places[setting][0] for setting in points["setting"])])
+    note = f"{', '.join(columns)} by step: a colour a setting, a thin line a seed, a thick one their mean."
+    for group in dict.fromkeys(lines["group"]):
+        picture = overlays.overlay(lines[lines["group"] == group], columns, colours)
+        yield picture, f"{group}: {note}" if group else note
 
 
-def _places(points: pd.DataFrame, table: pd.DataFrame) -> dict[str, tuple[str, str | None]]:
+def _places(points: pd.DataFrame, table: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """For each setting of the table, its values of the knobs that the baseline names, and those of the others.
 
-    Without a baseline all knobs are among the first. Over all values of the others, there is None in their place.
+    Without a baseline all knobs are among the first.
     """
     metrics = [*dict.fromkeys(table["metric"])]
     *knobs, _ = points.columns[2 : points.columns.get_loc(metrics[0])]  # the last is the seed's
     baseline = points[points["setting"].isin(table.loc[table["verdict"] == "baseline", "setting"])]
     named = [knob for knob in knobs if baseline.empty or baseline[knob].nunique() == 1]
     others = [knob for knob in knobs if knob not in named]
-    found: dict[str, tuple[str, str | None]] = {}
-    for row in points.to_dict("records"):
+    found = {}
+    for row in ({str(key): value for key, value in row.items()} for row in points.to_dict("records")):
         mine = str(row[named[0]]) if len(named) == 1 else _text(row, named)
         found[row["setting"]] = mine, _text(row, others)
         if others:
-            found[comparison.over_all(row, named)] = mine, None
+            found[comparison.over_all(row, named)] = mine, overlays.OVER_ALL
     return found
 
 
-def _text(row: dict[Any, Any], knobs: list[str]) -> str:
+def _text(row: dict[str, Any], knobs: list[str]) -> str:
     return " ".join(f"{knob.rpartition('.')[2]}={row[knob]}" for knob in knobs)
 
 

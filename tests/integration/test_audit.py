@@ -1,7 +1,9 @@
 """The audit on the true pipeline's results: what it compares, traces and finds."""
 
 import json
+import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -60,6 +62,8 @@ def test_a_number_is_traced_to_the_teachers_own_file(versions: Path) -> None:
         assert f"{out['path']}  {out['md5'][:12]}  <- {stage}" in told
     assert "seed=0" in told
     assert "from source path" in told
+    assert told.count("ran on python 3.") == told.count("with ") >= 7
+    assert f"torch {version('torch')}" in told
     assert "STALE" not in told
     assert "evaluate@rtn" not in told
     assert "evaluate@rtn" in run([*AUDIT, "trace", "recovered.student"], versions).stdout
@@ -100,6 +104,8 @@ def test_what_was_tampered_with_is_found_and_named(versions: Path, tmp_path: Pat
     lock["stages"]["export@ptq"]["cmd"] += " --fast"
     (where / "dvc.lock").write_text(yaml.safe_dump(lock))
     change_params(where, {"calibrate": {"damping": 0.02}})
+    pins = where / "versions.yaml"
+    pins.write_text(re.sub('datasets: ".*"', 'datasets: "0.1"', pins.read_text()))
     code, told = verified(where)
     assert code == 1
     for line in (
@@ -111,6 +117,7 @@ def test_what_was_tampered_with_is_found_and_named(versions: Path, tmp_path: Pat
         "data/student/codes.safetensors: its sha256 is not the one in the manifest",
         "data/corpus: its content is not what synthesize made",
         "calibrate: stale: data/corpus is not what synthesize made; the knob calibrate.damping has changed",
+        "evaluate@teacher: stale: synthesize is stale; datasets is pinned to 0.1, it ran with",
         "export@ptq: its command in dvc.yaml is not the one that was run",
     ):
         assert line in told, told

@@ -15,7 +15,7 @@ from pipeline import params
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
-    {"names", "scheme", "freezing", "reading", "params", "artifacts", "progress"},
+    {"names", "scheme", "freezing", "reading", "params", "artifacts", "progress", "environment"},
     {"quant"},
     {"models", "corpus", "texts", "sources"},
     {"synth", "signals", "calibration", "distill", "export", "bench", "report"},
@@ -90,6 +90,27 @@ def stages() -> Iterator[tuple[str, dict]]:
 
 
 STAGES = dict(stages())
+PINS = yaml.safe_load((ROOT / "versions.yaml").read_text())
+BROUGHT = {"transformers": ["tokenizers"], "pandas": ["numpy"], "lm_eval": ["numpy"], "datasets": ["pyarrow"]}
+
+
+def sections(stage: str) -> list[str]:
+    """The sections of params.yaml that a stage depends on."""
+    return [entry for entry in STAGES[stage]["params"] if isinstance(entry, str)]
+
+
+@cache
+def outside(name: str) -> frozenset[str]:
+    """The libraries that a module names in its import statements, wherever they stand in it, as versions.yaml calls
+    them."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    names = {other.partition(".")[0] for other in found}
+    return frozenset(library for library in PINS if library.replace("-", "_") in names)
 
 
 def test_the_reader_of_imports_sees_what_python_imports():
@@ -143,7 +164,7 @@ def test_a_stage_its_script_and_its_section_share_one_name(stage: str):
     (script,) = re.findall(r"python -m ([\w.]+)", STAGES[stage]["cmd"])
     assert script == f"stages.{stage}"
     assert MODULES[script] == ROOT / "stages" / f"{stage}.py"
-    assert stage in STAGES[stage]["params"]
+    assert stage in sections(stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -154,6 +175,30 @@ def test_a_stage_depends_on_every_module_that_it_imports(stage: str):
     listed = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
     assert wanted - listed == set(), "modules that the stage lacks among its deps"
     assert listed - wanted == set(), "deps that the stage does not import"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_version_of_every_library_that_its_numbers_come_from(stage: str):
+    """Of those that its modules import, and of those through which these do the work."""
+    direct = {library for name in needed(f"stages.{stage}") for library in outside(name)}
+    brought = {other for library in direct for other in BROUGHT.get(library, [])}
+    (listed,) = [entry["versions.yaml"] for entry in STAGES[stage]["params"] if isinstance(entry, dict)]
+    assert listed == sorted(direct | brought)
+
+
+def test_the_versions_that_stages_depend_on_are_those_that_are_installed_from_the_constraints():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    constraints = dict(line.split("==") for line in lines if "==" in line)
+    assert {library: constraints.get(library) for library in PINS} == PINS
+    assert {*PINS} == {library for stage in STAGES for library in STAGES[stage]["params"][-1]["versions.yaml"]}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_writes_down_what_it_ran_with_where_no_other_stage_reads_it(stage: str):
+    (record,) = re.findall(r"--environment (\S+)", STAGES[stage]["cmd"])
+    assert {record: {"cache": False}} in STAGES[stage]["outs"]
+    assert record.partition("@")[0].removesuffix(".json") == f"data/environments/{stage}"
+    assert not [name for name, other in STAGES.items() if any(dep.startswith("data/env") for dep in other["deps"])]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -177,7 +222,7 @@ def test_a_stage_lists_every_section_of_knobs_that_it_reads(stage: str):
         and not (isinstance(node.value, ast.Name) and node.value.id == "args")
     }
     assert read
-    assert read <= {*STAGES[stage]["params"]}
+    assert read <= {*sections(stage)}
 
 
 def test_every_section_of_knobs_has_its_stage_and_all_load(monkeypatch: pytest.MonkeyPatch):

@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.audit import locks
+from pipeline.audit import locks, versions
 from pipeline.audit.versions import Version
 
-FILES = {"make.py": b"make", "score.py": b"score", "data/text/a": b"a", "data/text/b": b"b"}
+RAN = {"processor": "A", "threads": 2, "devices": ["cpu"], "libraries": {"torch": "2.0+cpu", "numpy": "2.4"}}
+FILES = {
+    "data/ran.json": json.dumps(RAN).encode(),
+    "versions.yaml": b'torch: "2.0"',
+    "make.py": b"make",
+    "score.py": b"score",
+    "data/text/a": b"a",
+    "data/text/b": b"b",
+}
 
 
 class Memory:
@@ -32,7 +40,8 @@ def digest(content: bytes) -> str:
 
 
 def lock_of(files: dict[str, bytes]) -> dict[str, Any]:
-    """dvc.lock: `make` makes data/corpus of make.py, `evaluate@student` and `report` score it."""
+    """dvc.lock: `make` makes data/corpus of make.py, with torch, and says what it ran with; `evaluate@student` and
+    `report` score it."""
 
     def entry(path: str, md5: str | None = None) -> dict[str, str]:
         return {"path": path, "hash": "md5", "md5": md5 or digest(files[path])}
@@ -48,10 +57,13 @@ def lock_of(files: dict[str, bytes]) -> dict[str, Any]:
             "outs": [scores, items],
         },
         "make": {
-            "cmd": "make",
+            "cmd": "make --environment data/ran.json",
             "deps": [entry("make.py")],
-            "params": {"params.yaml": {"seed": 0, "make": {"length": 8, "stop": ""}}},
-            "outs": [corpus],
+            "params": {
+                "params.yaml": {"seed": 0, "make": {"length": 8, "stop": ""}},
+                "versions.yaml": {"torch": "2.0"},
+            },
+            "outs": [corpus, entry("data/ran.json")],
         },
     }
     return json.loads(json.dumps({"schema": "2.0", "stages": stages}))  # no entry shared with another
@@ -73,6 +85,7 @@ def version() -> Callable[..., Version]:
         tree = Memory(files)
         lock = locks.load(tree)
         knobs = locks.flat(yaml.safe_load(files["params.yaml"]))
-        return Version(name, "", "", lock, knobs, metrics or {}, {"torch": pins}, lock.stale(tree))
+        ran = versions.environments(tree, lock)
+        return Version(name, "", "", lock, knobs, metrics or {}, {"torch": pins}, lock.stale(tree), ran)
 
     return make

@@ -1,10 +1,12 @@
 """What changed between two versions, kind by kind."""
 
+import json
+
 import yaml
 
 from pipeline.audit import changes
 from pipeline.audit.changes import Change
-from tests.unit.audit.conftest import digest, lock_of
+from tests.unit.audit.conftest import RAN, digest, lock_of
 
 
 def test_versions_that_are_alike_have_no_changes(files: dict[str, bytes], version):
@@ -25,7 +27,7 @@ def test_each_kind_of_change_is_told_with_the_stages_that_it_touches(files: dict
         Change("knob", "evaluate.more", "", '""'),
         Change("code", "make.py", digest(b"make")[:8], digest(b"new")[:8], ("make",)),
         Change("artifact", "data/corpus", "c" * 8, "e" * 8, ("make",)),
-        Change("library", "torch", "2.0", "2.1"),
+        Change("library", "torch", "2.0", "2.1", ("make",)),
     ]
     assert changes.summary(found) == 'make.length: 8 -> 9; evaluate.more: absent -> ""; torch: 2.0 -> 2.1; code of make'
 
@@ -48,3 +50,22 @@ def test_a_stage_that_is_new_is_told_by_what_it_makes(files: dict[str, bytes], v
         "",
         ("report",),
     )
+
+
+def test_what_stages_ran_on_is_told_apart_from_what_they_made(files: dict[str, bytes], version):
+    """Another processor and another build of the same torch; what was made is the same."""
+    ran = {**RAN, "processor": "B", "libraries": {"torch": "2.0+cu126", "numpy": "2.4"}}
+    other = {**files, "data/ran.json": json.dumps(ran).encode()}
+    other["dvc.lock"] = yaml.safe_dump(lock_of(other)).encode()
+    found = changes.changes(version("a", files), version("b", other))
+    assert found == [
+        Change("machine", "processor", "A", "B", ("make",)),
+        Change("machine", "torch build", "2.0+cpu", "2.0+cu126", ("make",)),
+    ]
+    assert changes.summary(found) == "processor: A -> B (make); torch build: 2.0+cpu -> 2.0+cu126 (make)"
+
+
+def test_a_version_that_did_not_write_down_what_it_ran_on_has_nothing_to_tell(files: dict[str, bytes], version):
+    for content in (b"{", b""):
+        other = {**files, "data/ran.json": content}
+        assert changes.changes(version("a", files), version("b", other)) == []

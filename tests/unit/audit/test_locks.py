@@ -45,6 +45,20 @@ def test_a_changed_knob_makes_the_stages_stale_that_read_it(files: dict[str, byt
     assert {stage for stage, reasons in found.items() if any("knob" in reason for reason in reasons)} == stages
 
 
+def test_another_pinned_version_makes_the_stages_stale_that_depend_on_it(files: dict[str, bytes]):
+    assert stale({**files, "versions.yaml": b'torch: "2.1"'})["make"] == ["torch is pinned to 2.1, it ran with 2.0"]
+    assert stale({**files, "versions.yaml": b'torch: "2.0"\nscipy: "1.0"'}) == {}
+    without = {path: content for path, content in files.items() if path != "versions.yaml"}
+    assert stale(without)["make"] == ["torch is pinned to nothing, it ran with 2.0"]
+
+
+def test_the_record_of_what_a_stage_ran_with_is_none_of_what_it_made(files: dict[str, bytes]):
+    stage = locks.load(Memory(files)).stages["make"]
+    assert stage.environment == "data/ran.json"
+    assert [*stage.made] == ["data/corpus"]
+    assert [*stage.outs] == ["data/corpus", "data/ran.json"]
+
+
 def test_a_number_that_dvc_writes_its_own_way_is_the_same_number(files: dict[str, bytes]):
     """dvc.lock has 1e-05 where params.yaml has 1.0e-5; an md5 that looks like a number is in quotes there."""
     knobs = files["params.yaml"].replace(b"length: 8", b"length: 1.0e-5")

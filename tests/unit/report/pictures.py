@@ -46,11 +46,10 @@ def differences() -> str:
     rows = [
         ("o", "lr=1", 3, 1.0, 0.5, 1.5),
         ("o", "lr=2", 1, 2.0, None, None),
-        ("o", None, 4, 1.25, 1.0, 1.5),
+        ("o", overlays.OVER_ALL, 4, 1.25, 1.0, 1.5),
         ("v", "lr=1", 2, -1.0, -90.0, 88.0),
-        ("v", None, 2, -1.0, -90.0, 88.0),
+        ("v", overlays.OVER_ALL, 2, -1.0, -90.0, 88.0),
     ]
     table = pd.DataFrame(rows, columns=["mine", "group", "pairs", "difference", "low", "high"])
-    table = table.assign(group=pd.Series([row[1] for row in rows], dtype=object))
     both = [table.assign(metric=metric) for metric in ("end.kl", "perplexity")]
     return overlays.differences(pd.concat(both, ignore_index=True))

@@ -1,0 +1,96 @@
+"""What a stage runs with and on: that it has the versions which versions.yaml pins, and a record of all that it has.
+
+The record is an output of the stage that no other stage reads, so it is kept with the numbers, version by version, and
+a stage that ran on another machine makes nothing else stale.
+"""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import artifacts
+
+PINS = Path("versions.yaml")
+INSTALL = "pip install --constraint constraints.txt --editable ."
+
+
+def check(file: Path = PINS) -> dict[str, str]:
+    """The versions that are installed of the libraries that the file pins.
+
+    A local part, as in 2.13.0+cpu, is another build of the same version.
+
+    Raises:
+        ValueError: the file is missing or no mapping of names to versions, or another version is installed of some
+            library, or none; all of them are named.
+    """
+    try:
+        pins = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: {getattr(error, 'strerror', error)}; `git restore {file}`") from None
+    if not isinstance(pins, dict) or not all(isinstance(pin, str) for pin in pins.values()):
+        raise ValueError(f'{file}: expected library: "version", one a line, in quotes; got {pins!r}')
+    found = {library: _installed(library) for library in pins}
+    wrong = [
+        f"{library} {pins[library]} is pinned, and {have or 'none'} is installed"
+        for library, have in found.items()
+        if have.partition("+")[0] != pins[library]
+    ]
+    if wrong:
+        remedy = f"`{INSTALL}`, or pin what is installed, and the stages that depend on it run anew"
+        raise ValueError("\n  ".join([f"{file} has {len(wrong)} problem(s); {remedy}:", *wrong]))
+    return found
+
+
+def record(file: Path, libraries: dict[str, str]) -> None:
+    """Write down the interpreter, the libraries, the processor with its instructions, threads, and devices as JSON.
+
+    It holds no time, host name or path: the same machine gives the same bytes.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(
+        file,
+        {
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": processor(),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "libraries": libraries,
+            **_arithmetic(),
+        },
+    )
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as Linux has it, or else as Python does."""
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _arithmetic() -> dict[str, Any]:
+    """Threads, instructions and devices that torch computes with; nothing of a stage that does without torch."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "devices": [f"{name}, CUDA {torch.version.cuda}" for name in devices] or ["cpu"],
+    }
+
+
+def _installed(library: str) -> str:
+    """A library's version; empty where it is not installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""

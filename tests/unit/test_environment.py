@@ -1,0 +1,118 @@
+"""What a stage runs with: pins that hold or are named, and a record that is the same for the same machine."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import environment
+from stages import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def pinned(folder: Path, text: str) -> Path:
+    file = folder / "versions.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_what_the_project_pins_is_installed():
+    found = environment.check(ROOT / "versions.yaml")
+    assert found["torch"] == torch.__version__
+    assert {"transformers", "lm_eval", "compressed-tensors"} <= found.keys()
+
+
+def test_every_library_with_another_version_or_none_is_named_with_the_way_out(tmp_path: Path):
+    file = pinned(tmp_path, f'torch: "1.0"\nnumpy: "{version("numpy")}"\nno-such-library: "3"\n')
+    with pytest.raises(ValueError, match=r"2 problem\(s\).*pip install --constraint constraints\.txt") as caught:
+        environment.check(file)
+    assert f"torch 1.0 is pinned, and {version('torch')} is installed" in str(caught.value)
+    assert "no-such-library 3 is pinned, and none is installed" in str(caught.value)
+    assert "numpy" not in str(caught.value)
+
+
+def test_another_build_of_the_same_version_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environment, "version", {"torch": "2.13.0+cu126", "numpy": "2.4.60"}.__getitem__)
+    assert environment.check(pinned(tmp_path, 'torch: "2.13.0"')) == {"torch": "2.13.0+cu126"}
+    with pytest.raises(ValueError, match=r"numpy 2\.4\.6 is pinned, and 2\.4\.60 is installed"):
+        environment.check(pinned(tmp_path, 'numpy: "2.4.6"'))
+
+
+@pytest.mark.parametrize("text", ["torch: 2.1", "[torch]", "torch", "torch: {a: b}", "{", ""])
+def test_pins_that_are_none_are_named(tmp_path: Path, text: str):
+    with pytest.raises(ValueError, match=r"versions\.yaml: "):
+        environment.check(pinned(tmp_path, text))
+
+
+def test_pins_that_are_missing_are_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"versions\.yaml: No such file or directory; `git restore "):
+        environment.check(tmp_path / "versions.yaml")
+
+
+def test_the_record_holds_what_torch_computes_with_and_is_the_same_each_time(tmp_path: Path):
+    environment.record(tmp_path / "a/one.json", {"torch": torch.__version__})
+    environment.record(tmp_path / "a/two.json", {"torch": torch.__version__})
+    assert (tmp_path / "a/one.json").read_bytes() == (tmp_path / "a/two.json").read_bytes()
+    found = json.loads((tmp_path / "a/one.json").read_text())
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["threads"] == torch.get_num_threads()
+    assert found["libraries"] == {"torch": torch.__version__}
+    assert found["processes"] == 1
+    assert found["processor"]
+    if not torch.cuda.is_available():
+        assert found["devices"] == ["cpu"]
+
+
+def test_a_stage_that_does_without_torch_does_not_load_it_for_the_record(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from pipeline import environment; "
+        "environment.record(Path(sys.argv[1]), {}); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r.json")], cwd=ROOT, env={**os.environ})
+    assert done.returncode == 0
+    assert "threads" not in json.loads((tmp_path / "r.json").read_text())
+
+
+def test_the_processor_is_named_as_the_system_names_it(tmp_path: Path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A Chip: 9000\n\nprocessor\t: 1\nmodel name\t: B\n")
+    assert environment.processor(tmp_path / "cpuinfo") == "A Chip: 9000"
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp\n")
+    assert environment.processor(tmp_path / "cpuinfo")
+    assert environment.processor(tmp_path / "none")
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stage under way in a folder with pins, with the file for its record."""
+    monkeypatch.chdir(tmp_path)
+    pinned(tmp_path, f'torch: "{version("torch").partition("+")[0]}"')
+    monkeypatch.setattr(sys, "argv", ["export", "--out", "x", "--environment", "ran/export.json"])
+    return tmp_path / "ran/export.json"
+
+
+def test_a_stage_writes_its_record_down_when_it_begins(stage: Path):
+    assert run.begin("export", "out").out == "x"
+    assert json.loads(stage.read_text())["libraries"] == {"torch": torch.__version__}
+
+
+def test_of_several_processes_the_first_writes_it(stage: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    run.begin("export", "out")
+    assert not stage.exists()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run.begin("export", "out")
+    assert json.loads(stage.read_text())["processes"] == 2
+
+
+def test_a_stage_with_another_version_ends_in_one_message_before_any_work(stage: Path):
+    pinned(Path.cwd(), 'torch: "1.0"')
+    with pytest.raises(SystemExit, match=r"export: versions\.yaml has 1 problem"):
+        run.main("export", lambda: run.begin("export", "out").out)
+    assert not stage.exists()
