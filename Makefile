@@ -29,6 +29,7 @@ lint: $(VENV)/ready
 	ruff check .
 	ruff format --check .
 	mypy
+	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/checks.yml
 
 bench-synthesize: $(VENV)/ready    # our decoding against transformers.generate, side by side
 	python -m tests.bench.synthesize

@@ -29,12 +29,13 @@ TAIL = 6  # lines of output that a failure's message repeats
 
 @dataclass
 class Progress:
-    """How far a sweep is."""
+    """How far a sweep is; each of its points computes with `threads` (0: as many as torch takes by itself)."""
 
     sweep: definition.Sweep
     runs: list[plan.Run]
     workspaces: Workspaces
     found: dict[str, Result]
+    threads: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
     def pending(self) -> list[plan.Run]:
@@ -82,13 +83,17 @@ def tabulate(progress: Progress) -> None:
 def run(progress: Progress, jobs: int) -> None:
     """Run what is not finished, `jobs` points at once, and write and publish the results.
 
+    Points that run at once divide the processor's cores among them, unless OMP_NUM_THREADS says how many each has.
+
     Raises:
         StageError: points failed; the message names them, with the last lines of their output.
     """
     name = f"sweep-{progress.sweep.name}"
-    threads: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
+    if jobs > 1:
+        progress.threads = max(1, (os.cpu_count() or 1) // jobs)
 
-    @flow(name="sweep", flow_run_name=name, task_runner=threads, persist_result=False)
+    @flow(name="sweep", flow_run_name=name, task_runner=runner, persist_result=False)
     def sweep() -> None:  # closes over what Prefect need not record as its parameters
         _run(progress, jobs)
 
@@ -111,7 +116,7 @@ def _run(progress: Progress, jobs: int) -> None:
         cancelled.set()  # what still runs is ended, and what waits does not start
     table = progress.write()
     if table:
-        logger.info("results: %s", progress.sweep.folder / "table.md")
+        logger.info("results: %s; `make audit` draws them", progress.sweep.folder / "table.md")
         header, *body = table
         create_table_artifact(
             key=f"sweep-{progress.sweep.name}", table=[dict(zip(header, row, strict=True)) for row in body]
@@ -140,7 +145,7 @@ def _run_points(progress: Progress, cancelled: Event) -> None:
     futures = {}
     for run in pending:
         task_run = point.with_options(task_run_name=run.name)
-        futures[task_run.submit(progress.workspaces, run, progress.sweep.target, cancelled)] = run
+        futures[task_run.submit(progress.workspaces, run, progress.sweep.target, cancelled, progress.threads)] = run
     for done, future in enumerate(as_completed([*futures]), 1):
         run = futures[future]
         outcome = future.result(raise_on_failure=False)
@@ -175,14 +180,14 @@ def shared_stages(desk: Workspaces, group: plan.Shared, cancelled: Event) -> Non
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def point(desk: Workspaces, run: plan.Run, target: str, cancelled: Event) -> str:
+def point(desk: Workspaces, run: plan.Run, target: str, cancelled: Event, threads: int = 0) -> str:
     """Run a point as a DVC experiment, and take it into the project; gives its commit.
 
     Raises:
         StageError: a stage failed.
     """
     with _workspace(desk, run.name, run.point.overrides, cancelled) as where:
-        _dvc(run.name, ["exp", "run", "--name", run.name, target], where, cancelled)
+        _dvc(run.name, ["exp", "run", "--name", run.name, target], where, cancelled, threads)
         desk.collect(run.name)
     return desk.experiments()[run.name]
 
@@ -202,11 +207,13 @@ def _workspace(desk: Workspaces, name: str, overrides: Mapping[str, Any], cancel
         desk.leave(name, done)
 
 
-def _dvc(what: str, arguments: list[str], where: Path, cancelled: Event) -> None:
+def _dvc(what: str, arguments: list[str], where: Path, cancelled: Event, threads: int = 0) -> None:
     """Run DVC in a workspace, whose own code comes first; in CI its output is not shown."""
     logger = get_run_logger()
     say = logger.debug if os.environ.get("CI") else logger.info
     env = processes.environment()
+    if threads:
+        env.setdefault("OMP_NUM_THREADS", str(threads))
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(where), env.get("PYTHONPATH", "")]))
     processes.run(
         what, [*DVC, *arguments], lambda line: say("%s", line), tail=TAIL, cwd=where, env=env, cancelled=cancelled

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -50,13 +51,14 @@ stages:
 """
 # mlp fails, and qkv falls asleep over a checkpoint, from which it goes on when it runs again.
 CODE = """
-import json, pathlib, sys, time, yaml
+import json, os, pathlib, sys, time, yaml
 log = pathlib.Path(sys.argv[1])
 knobs = yaml.safe_load(open("params.yaml"))["distill"]
 freeze, seed = knobs["freeze"], knobs["seed"]
 half = pathlib.Path("runs/scratch/distill/half")
 with log.open("a") as file:
     print("resumed" if half.exists() else "distill", freeze, seed, sep="-", file=file)
+log.with_name("threads").write_text(os.environ.get("OMP_NUM_THREADS", "as it comes"))
 if freeze == "mlp":
     sys.exit("the disk is full")
 if freeze == "qkv" and not half.exists():
@@ -106,8 +108,8 @@ def define(where: Path, definition: dict[str, Any]) -> None:
 
 
 def own_environment(where: Path) -> dict[str, str]:
-    """As in CI, with the flow from this tree and Prefect's settings its own."""
-    kept = {name: value for name, value in environment().items() if not name.startswith("PREFECT_")}
+    """As in CI, with the flow from this tree, Prefect's settings its own, and threads as they come."""
+    kept = {name: value for name, value in environment().items() if not name.startswith(("PREFECT_", "OMP_"))}
     return {**kept, "PYTHONPATH": str(ROOT), "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
 
 
@@ -192,6 +194,8 @@ def test_a_sweep_is_stopped_goes_on_fails_in_part_and_repeats_nothing(fresh: Pat
     ]
     expected.append("distill-mlp-0")  # it had failed before the stop, and a failed point is tried again
     assert sorted(ran(project)) == sorted(["synthesize", "calibrate", *expected])
+    threads = (project.parent / "log/threads").read_text()
+    assert threads == str(max(1, (os.cpu_count() or 1) // 2)), "two at once divide the cores"
     check_results(project)
 
     before = {file.name: file.read_bytes() for file in (project / "sweeps/tiny").iterdir()}
