@@ -33,6 +33,7 @@ def work() -> None:
         "sweeps",
         "page",
         "summary",
+        "tasks",
     )
     args = run.begin("report", *names)
     knobs = params.load()
@@ -70,6 +71,8 @@ def work() -> None:
     Path(args.page).parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_text(Path(args.page), content)
     artifacts.write_json(Path(args.summary), summary)
+    bars = pd.DataFrame(summaries.bars(summary, tasks), columns=["task", "accuracy"])
+    artifacts.write_text(Path(args.tasks), bars.to_csv(index=False, lineterminator="\n"))
     _write_usage(Path(args.page).with_name("usage.js"))
 
 

@@ -40,6 +40,11 @@ def task_names(scores: dict[str, dict[str, float]]) -> list[str]:
     return sorted({parts[1] for parts in keys if parts[0] == "accuracy" and len(parts) == 2 and parts[1] != "stderr"})
 
 
+def bars(summary: dict[str, float], names: list[str]) -> list[tuple[str, float]]:
+    """Accuracy in % by task and variant, each with a label for a bar of `dvc plots`."""
+    return [(f"{name}, {variant}", 100 * summary[f"task.{name}.{variant}"]) for name in names for variant in VARIANTS]
+
+
 def rows(summary: dict[str, float], method: str) -> list[list[str]]:
     """The score table, a header first: strings ready to print, values with their standard errors."""
     gap = summary["perplexity.rtn"] > summary["perplexity.teacher"]  # without one there is nothing to win back

@@ -85,6 +85,9 @@ def test_a_changed_freeze_policy_reruns_the_student_alone(pipeline: Path, tmp_pa
     assert "distill.freeze" in experiments
     plots = json.loads(run(["dvc", "plots", "diff", "--json"], copy).stdout)
     assert any(plots["data"].values())
+    (bars,) = plots["data"]["dvc.yaml::Accuracy by task"]
+    shown = {(row["rev"], row["task"]) for row in json.loads(bars["content"])["data"]["values"]}
+    assert {(rev, f"piqa, {variant}") for rev in ("HEAD", "workspace") for variant in VARIANTS} <= shown
 
 
 MIXED = {

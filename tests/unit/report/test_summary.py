@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report import summary
-from pipeline.report.summary import VARIANTS, rows, summarize, task_names
+from pipeline.report.summary import VARIANTS, bars, rows, summarize, task_names
 
 PERPLEXITY = {"teacher": 20.0, "rtn": 45.0, "ptq": 33.0, "student": 26.0}
 METRICS = ("perplexity", "kl", "top1", "accuracy")
@@ -41,6 +41,12 @@ def test_each_metric_of_each_variant_is_taken_with_its_error():
         assert found[f"weight_bytes.{variant}"] == scores[variant]["weight_bytes"]
         assert found[f"bits_per_weight.{variant}"] == scores[variant]["bits_per_weight"]
     assert found["bits_per_quantized_weight.student"] == 7.25
+
+
+def test_a_bar_for_each_variant_of_each_task():
+    found = bars(summarize(scores_with()), ["arc_easy", "piqa"])
+    assert found[:5] == [*((f"arc_easy, {variant}", 50.0) for variant in VARIANTS), ("piqa, teacher", 70.0)]
+    assert found[-1] == ("piqa, student", pytest.approx(55.0))
 
 
 def test_the_summary_is_flat_and_finite():
