@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ Stage = Callable[..., str]
 
 @pytest.fixture
 def desk(pipeline: Path, tmp_path: Path) -> Path:
-    """A folder to run stages in: the pipeline's knobs, and its artifacts to break."""
-    shutil.copy2(pipeline / "params.yaml", tmp_path)
+    """A folder to run stages in: the pipeline's knobs and pins, and its artifacts to break."""
+    for name in ("params.yaml", "versions.yaml"):
+        shutil.copy2(pipeline / name, tmp_path)
     shutil.copytree(pipeline / "data", tmp_path / "data", symlinks=True)
     return tmp_path
 
@@ -72,6 +74,14 @@ def test_all_bad_knobs_are_named_at_once(refused: Stage) -> None:
     ]
     expected += ["export.format", "did you mean 'hub'", "distill.lr: expected float"]
     assert [part for part in expected if part not in message] == []
+
+
+def test_libraries_in_other_versions_than_the_pinned_ones(refused: Stage, desk: Path) -> None:
+    pins = desk / "versions.yaml"
+    pins.write_text(pins.read_text().replace('transformers: "', 'transformers: "1'))
+    message = refused("export", teacher="data/teacher", quantized="data/rtn")
+    assert message.startswith("export: versions.yaml has 1 problem(s); `pip install --constraint constraints.txt ")
+    assert f"transformers 1{version('transformers')} is pinned, and {version('transformers')} is installed" in message
 
 
 def test_more_sequences_than_the_corpus_has(refused: Stage) -> None:

@@ -1,6 +1,7 @@
 """distill as a user starts it: in several processes the same curve as in one; killed ones; a full disk."""
 
 import csv
+import json
 import re
 import resource
 import shutil
@@ -21,7 +22,7 @@ INPUTS = ("teacher", "targets", "calibration", "signals")
 DISTILL = [
     *[sys.executable, "-m", "stages.distill"],
     *[part for name in INPUTS for part in (f"--{name}", f"data/{name}")],
-    *["--out", "data/student"],
+    *["--out", "data/student", "--environment", "data/environments/distill.json"],
 ]
 KNOBS = {"dtype": "float32", "steps": 12, "checkpoint_every": 4, "freeze": "ov@0,v@1", "scale": "learned"}
 
@@ -73,6 +74,8 @@ def alone(workplace: Path) -> Path:
 def test_two_processes_train_as_one(workplace: Path, alone: Path, shard: bool):
     """The same steps, each with the same sequences, to float error; and frozen codes that are the same bits."""
     student = train(workplace, f"two-{shard}", processes=2, accumulate=2, shard=shard)
+    records = (json.loads((each.parent / "environments/distill.json").read_text()) for each in (alone, student))
+    assert [record["processes"] for record in records] == [1, 2]
     expected, found = curve(alone), curve(student)
     assert len(found) == 12
     for mine, theirs in zip(found, expected, strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def workspace(where: Path, name: str) -> Path:
     for section, knobs in KNOBS.items():
         tree[section].update(knobs)
     (where / "params.yaml").write_text(yaml.safe_dump(tree))
+    shutil.copy2(ROOT / "versions.yaml", where)
     return where
 
 
