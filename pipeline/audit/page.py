@@ -13,9 +13,9 @@ from pipeline.report import page
 TEMPLATE = Path(__file__).with_name("page.html")
 METHOD = (
     "Verdicts are about the version before (or the baseline), on the items and documents that both were scored on: "
-    "McNemar's exact test for accuracy, a paired bootstrap over documents for perplexity, KL and top-1 agreement, with "
-    "Holm's correction over all {count} comparisons of this page at 5 %. They say what these models do on text and "
-    "questions of this kind, not what another seed would give."
+    "McNemar's exact test for accuracy; for perplexity, KL and top-1 agreement a paired bootstrap over documents, or a "
+    "paired t-test where that is less sure; with Holm's correction over all {count} comparisons of this page at 5 %. "
+    "They say what these models do on text and questions of this kind, not what another seed would give."
 )
 
 

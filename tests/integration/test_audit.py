@@ -42,6 +42,8 @@ def test_versions_are_compared_in_pairs(versions: Path) -> None:
     assert pairs.loc[("broken", head, "student", "kl"), "verdict"] == "worse"
     assert pairs.loc[(head, first, "student", "log_perplexity"), "pairs"] == 3
     assert pairs.loc[(head, first, "student", "accuracy"), "pairs"] == 6
+    seeds = table[(table["version"] == head) & (table["against"] == first) & (table["variant"] == "student")]
+    assert {*seeds["verdict"]} == {"no difference shown"}, "two seeds of the same thing"
     same = table[(table["version"] == head) & (table["against"] == first) & (table["variant"] == "rtn")]
     assert [*same["verdict"]] == ["the same answers, byte for byte"]
     summary = json.loads((versions / "data/report/summary.json").read_text())

@@ -114,3 +114,26 @@ def test_among_versions_that_do_not_differ_few_audits_show_a_difference():
         one, other = (made(base + random.normal(0, 0.01, 32), random.random(64) < 0.6) for _ in range(2))
         wrong += any(each.verdict != verdicts.SAME for each in verdicts.judged(verdicts.compare(one, other, 2000)))
     assert wrong <= 20, "5 % of 200, and three standard errors"
+
+
+def test_few_documents_are_not_taken_for_more_than_they_say():
+    """Six documents, one comparison an audit: where nothing differs, one in twenty shows a difference; by the bootstrap
+    alone, one in ten would."""
+    random = np.random.default_rng(5)
+    found = [verdicts.bootstrap("kl", np.zeros(6), random.normal(0, 1, 6), 2000) for _ in range(400)]
+    assert sum(each.p < 0.05 for each in found) <= 33, "5 % of 400, and three standard errors"
+    assert sum(each.low > 0 or each.high < 0 for each in found) > 33
+
+
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=9))
+def test_no_verdict_is_more_sure_than_a_t_test(apart: list[float]):
+    values = np.array(apart)
+    if values.std() < 1e-6:
+        values[0] += 1.0
+    expected = stats.ttest_1samp(values, 0.0).pvalue
+    assert verdicts.bootstrap("kl", np.zeros(len(values)), values, 100).p >= expected * (1 - 1e-9)
+
+
+def test_one_document_says_nothing_and_equal_differences_leave_no_doubt():
+    assert verdicts.bootstrap("kl", np.zeros(1), np.ones(1), 100).p == 1.0
+    assert verdicts.bootstrap("kl", np.zeros(8), np.ones(8), 100).p < 1e-3
