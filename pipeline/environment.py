@@ -38,7 +38,7 @@ def check(file: Path = PINS) -> dict[str, str]:
     wrong = [
         f"{library} {pins[library]} is pinned, and {have or 'none'} is installed"
         for library, have in found.items()
-        if have.partition("+")[0] != pins[library]
+        if pins[library] not in (have, have.partition("+")[0])
     ]
     if wrong:
         remedy = f"`{INSTALL}`, or pin what is installed, and the stages that depend on it run anew"
@@ -82,6 +82,7 @@ def _arithmetic() -> dict[str, Any]:
         return {}
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
+        "torch_build": torch.__version__.partition("+")[2],  # PyPI's wheels do not say it in their metadata
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "devices": [f"{name}, CUDA {torch.version.cuda}" for name in devices] or ["cpu"],

@@ -60,21 +60,24 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     found, problems = [], []
     for name in [*names, *filter(None, [args.baseline])]:
         try:
-            found.append(versions.load(git.root, git, name))
+            found.append(versions.load(git, name, cache))
         except ValueError as error:
             problems.append(str(error))
+    try:
+        drawn = sweeps.sections(git.root / SWEEPS)
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         raise ValueError("\n  ".join(problems))
     before: list[versions.Version | None]
     if args.baseline:
         before = [found.pop()] * len(found)
     else:
-        before = [None, *found[:-1]] if args.versions else versions.predecessors(git.root, git, found)
+        before = [None, *found[:-1]] if args.versions else versions.predecessors(git, found, cache)
     with progress.bar("audit", len(found), " version") as bar:
         entries = compare.audit(found, before, cache, bar.update)
-    found_sweeps = sweeps.sections(git.root / SWEEPS)
     args.out.mkdir(parents=True, exist_ok=True)
-    artifacts.write_text(args.out / "index.html", page.render(entries, args.metric, cache, found_sweeps))
+    artifacts.write_text(args.out / "index.html", page.render(entries, args.metric, cache, drawn))
     artifacts.write_text(args.out / "audit.csv", table.tidy(entries).to_csv(index=False, lineterminator="\n"))
     print(table.text(table.overview(entries), shutil.get_terminal_size().columns))
     print(f"the page: {args.out / 'index.html'}; every number: {args.out / 'audit.csv'}")
@@ -86,7 +89,7 @@ def _trace(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     parser.add_argument("metric", help=f"as the report's summary names it, {METRIC} say")
     parser.add_argument("--version", default=HERE, help=f"commit, tag, branch or experiment ({HERE})")
     args = parser.parse_args(arguments)
-    print("\n".join(trace.lines(versions.load(git.root, git, args.version), args.metric, cache)))
+    print("\n".join(trace.lines(versions.load(git, args.version, cache), args.metric, cache)))
     return 0
 
 
@@ -95,7 +98,7 @@ def _verify(arguments: Sequence[str], git: Git, cache: Cache) -> int:
         prog="python -m pipeline.audit verify",
         description="Take all hashes anew and work all numbers out again; what is not as it was made is named.",
     ).parse_args(arguments)
-    here = versions.load(git.root, git, HERE)
+    here = versions.load(git, HERE, cache)
     count = sum(len(stage.outs) for stage in here.lock.stages.values())
     with progress.bar("verify", count, " output") as bar:
         found = verify.verify(git.root, here, cache, lambda _: bar.update())

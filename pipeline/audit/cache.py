@@ -47,3 +47,11 @@ class Cache:
         """What an artifact's manifest tells the next stage; empty where the cache does not have it."""
         file = self.file(md5, MANIFEST)
         return json.loads(file.read_text(encoding="utf-8"))["facts"] if file else {}
+
+    def record(self, md5: str) -> dict[str, object]:
+        """What a stage wrote down of what it ran with; empty where the cache has no such record."""
+        try:
+            content = json.loads(self.path(md5).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) and isinstance(content.get("libraries"), dict) else {}

@@ -124,9 +124,8 @@ def _machines(before: Version, after: Version) -> list[Change]:
 
 
 def machine(environment: dict[str, Any]) -> dict[str, str]:
-    """A stage's record of what it ran on, as text by name; of its libraries only builds, as in 2.13.0+cpu."""
-    found = {key: value for key, value in environment.items() if key != "libraries"}
-    found |= {f"{library} build": pin for library, pin in environment.get("libraries", {}).items() if "+" in pin}
+    """A stage's record of what it ran on, as text by name; its libraries are told elsewhere."""
+    found = {key.replace("_", " "): value for key, value in environment.items() if key != "libraries"}
     return {key: ", ".join(value) if isinstance(value, list) else str(value) for key, value in found.items()}
 
 

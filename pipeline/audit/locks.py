@@ -64,7 +64,7 @@ class Lock:
         A stage is stale if code or data from outside, a knob, or the pinned version of a library differs from what it
         ran with; if what it read is not what the stage that makes it made; or if such a stage is stale itself.
         """
-        knobs, pins = (flat(parsed(tree.read(file) or b"{}")) for file in (PARAMS, PINS))
+        knobs, pins = (_mapping(tree, file) for file in (PARAMS, PINS))
         found: dict[str, list[str]] = {}
         for stage in self._in_order():
             reasons = []
@@ -153,11 +153,29 @@ def parsed(content: bytes) -> Any:
     return yaml.load(content, Loader=_Loader)
 
 
+def _mapping(tree: Tree, file: str) -> dict[str, Any]:
+    """A file of knobs or pins, by dotted names; empty where there is none.
+
+    Raises:
+        ValueError: it is no mapping.
+    """
+    content = parsed(tree.read(file) or b"{}")
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a mapping, got {content!r}; `git restore {file}`")
+    return flat(content)
+
+
 def _stage(name: str, entry: dict[str, Any]) -> Stage:
     deps, outs = ({item["path"]: str(item["md5"]) for item in entry.get(kind, [])} for kind in ("deps", "outs"))
     knobs, pins = (flat(entry.get("params", {}).get(file, {})) for file in (PARAMS, PINS))
-    record = re.search(rf"{ENVIRONMENT} (\S+)", entry["cmd"])
-    return Stage(name, entry["cmd"], deps, outs, knobs, pins, record[1] if record else "")
+    cmd = command(entry["cmd"])
+    record = re.search(rf"{ENVIRONMENT} (\S+)", cmd)
+    return Stage(name, cmd, deps, outs, knobs, pins, record[1] if record else "")
+
+
+def command(cmd: str | list[str]) -> str:
+    """A stage's command, or its commands, one a line."""
+    return cmd if isinstance(cmd, str) else "\n".join(cmd)
 
 
 def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dvc.repo import Repo
 
 from pipeline.artifacts import MANIFEST, sha256
 from pipeline.audit.cache import Cache
-from pipeline.audit.locks import LOCK, Lock, Stage, some
+from pipeline.audit.locks import LOCK, Lock, Stage, command, some
 from pipeline.audit.trees import folder_md5
 from pipeline.audit.versions import EVALUATE, REPORT, Version
 from pipeline.bench.items import Items
@@ -91,14 +91,14 @@ def _commands(root: Path, lock: Lock) -> Iterator[Finding]:
     """Stages of dvc.yaml that ran with another command, or never, and runs of stages that it has not."""
     try:
         with Repo(str(root)) as repo:
-            stages = {stage.addressing: str(stage.cmd) for stage in repo.index.stages if stage.cmd}
+            stages = {stage.addressing: command(stage.cmd) for stage in repo.index.stages if stage.cmd}
     except DvcException as error:
         yield Finding("dvc.yaml", str(error))
         return
-    for name, command in stages.items():
+    for name, wanted in stages.items():
         if name not in lock.stages:
             yield Finding(name, "it was never run")
-        elif lock.stages[name].cmd != command:
+        elif lock.stages[name].cmd != wanted:
             yield Finding(name, "its command in dvc.yaml is not the one that was run")
     yield from (Finding(name, f"{LOCK} has it, dvc.yaml has not") for name in lock.stages if name not in stages)
 

@@ -3,14 +3,13 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.audit import locks
+from pipeline.audit.cache import Cache
 from pipeline.audit.locks import Lock
 from pipeline.audit.trees import Commit, Git, Tree, WorkingTree
 
@@ -60,13 +59,13 @@ class Version:
         return [path for stage in stages for path, md5 in stage.made.items() if not md5.endswith(".dir")]
 
 
-def load(root: Path, git: Git, name: str) -> Version:
+def load(git: Git, name: str, cache: Cache) -> Version:
     """A version by name: a commit, tag, branch or experiment, or the working tree.
 
     Raises:
         ValueError: there is no such revision, or its files are damaged.
     """
-    tree: Tree = WorkingTree(root)
+    tree: Tree = WorkingTree(git.root)
     commit = about = ""
     if name != HERE:
         commit = resolve(git, name)
@@ -75,7 +74,7 @@ def load(root: Path, git: Git, name: str) -> Version:
     try:
         lock = locks.load(tree)
         knobs = locks.flat(locks.parsed(tree.read(locks.PARAMS) or b"{}"))
-        metrics, ran = _metrics(tree, lock), environments(tree, lock)
+        metrics, ran = _metrics(tree, lock), environments(lock, cache)
         return Version(name, commit, about, lock, knobs, metrics, _pins(tree), lock.stale(tree), ran)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{name}: {error}") from None
@@ -105,7 +104,7 @@ def default(git: Git, commits: int) -> list[str]:
     return [*reversed(changed), *experiments_of(git), HERE]
 
 
-def predecessors(root: Path, git: Git, found: Sequence[Version]) -> list[Version | None]:
+def predecessors(git: Git, found: Sequence[Version], cache: Cache) -> list[Version | None]:
     """What each version is set against unless it is told: an experiment against the commit that it began from, the
     working tree against HEAD, others against the one before them."""
     bases, loaded = _bases(git), {version.commit: version for version in found}
@@ -114,7 +113,7 @@ def predecessors(root: Path, git: Git, found: Sequence[Version]) -> list[Version
     for version in found:
         base = git.run("rev-parse", "HEAD").strip() if version.name == HERE else bases.get(version.name)
         if base is not None and base not in loaded:
-            loaded[base] = load(root, git, base[:HASH])
+            loaded[base] = load(git, base[:HASH], cache)
         previous.append(loaded[base] if base else before)
         before = before if base else version
     return previous
@@ -147,14 +146,10 @@ def _metrics(tree: Tree, lock: Lock) -> dict[str, float]:
     return {k: float(v) for content in contents if content is not None for k, v in json.loads(content).items()}
 
 
-def environments(tree: Tree, lock: Lock) -> dict[str, dict[str, Any]]:
-    """The stages' own records; one that is damaged is left out, as its hash tells that."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, stage in lock.stages.items():
-        content = tree.read(stage.environment) if stage.environment else None
-        with suppress(ValueError):
-            found |= {name: json.loads(content)} if content is not None else {}
-    return found
+def environments(lock: Lock, cache: Cache) -> dict[str, dict[str, Any]]:
+    """What the stages wrote down of what they ran with, as far as the cache has it."""
+    found = {name: cache.record(stage.outs.get(stage.environment, "")) for name, stage in lock.stages.items()}
+    return {name: record for name, record in found.items() if record}
 
 
 def _pins(tree: Tree) -> dict[str, str]:

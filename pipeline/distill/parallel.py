@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from pipeline import models
 
 CPU = torch.device("cpu")
+SHARED_BY = "PERMAFROST_JOBS"  # set by pipeline/flow/sweep.py, together with OMP_NUM_THREADS
 DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -128,7 +129,7 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
         raise ValueError(
             f"distill.processes: {processes} are more than this machine's {torch.cuda.device_count()} GPUs"
         )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    divide_cores(processes)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -146,6 +147,14 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
         raise ValueError(_what_failed(error)) from None
     except SignalException as error:
         sys.exit(128 + error.sigval)
+
+
+def divide_cores(processes: int) -> None:
+    """Give each process its share of the cores, or of those that a sweep left to this run; a user's setting stays."""
+    jobs = int(os.environ.get(SHARED_BY, 0))
+    if jobs or "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // (processes * max(1, jobs))))
 
 
 def _what_failed(error: ChildFailedError) -> str:

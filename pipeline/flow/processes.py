@@ -72,6 +72,11 @@ def run(
         raise StageError("\n  ".join([f"{what} failed with exit code {process.returncode}:", *lines]))
 
 
+def cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment() -> dict[str, str]:
     """This process's environment, with `python` the interpreter that runs this, and output that is not held back."""
     here = str(Path(sys.executable).parent)

@@ -24,18 +24,19 @@ from pipeline.flow.processes import DVC, StageError
 from pipeline.flow.results import Result
 from pipeline.flow.workspaces import Workspaces
 
+SHARED_BY = "PERMAFROST_JOBS"  # among how many the cores are divided, for a stage that starts processes of its own
 TAIL = 6  # lines of output that a failure's message repeats
 
 
 @dataclass
 class Progress:
-    """How far a sweep is; each of its points computes with `threads` (0: as many as torch takes by itself)."""
+    """How far a sweep is, and how many of its points run at once."""
 
     sweep: definition.Sweep
     runs: list[plan.Run]
     workspaces: Workspaces
     found: dict[str, Result]
-    threads: int = 0
+    jobs: int = 1
     failed: dict[str, str] = field(default_factory=dict)
 
     def pending(self) -> list[plan.Run]:
@@ -90,8 +91,7 @@ def run(progress: Progress, jobs: int) -> None:
     """
     name = f"sweep-{progress.sweep.name}"
     runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
-    if jobs > 1:
-        progress.threads = max(1, (os.cpu_count() or 1) // jobs)
+    progress.jobs = max(1, min(jobs, len(progress.pending())))
 
     @flow(name="sweep", flow_run_name=name, task_runner=runner, persist_result=False)
     def sweep() -> None:  # closes over what Prefect need not record as its parameters
@@ -145,7 +145,7 @@ def _run_points(progress: Progress, cancelled: Event) -> None:
     futures = {}
     for run in pending:
         task_run = point.with_options(task_run_name=run.name)
-        futures[task_run.submit(progress.workspaces, run, progress.sweep.target, cancelled, progress.threads)] = run
+        futures[task_run.submit(progress.workspaces, run, progress.sweep.target, cancelled, progress.jobs)] = run
     for done, future in enumerate(as_completed([*futures]), 1):
         run = futures[future]
         outcome = future.result(raise_on_failure=False)
@@ -180,14 +180,14 @@ def shared_stages(desk: Workspaces, group: plan.Shared, cancelled: Event) -> Non
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def point(desk: Workspaces, run: plan.Run, target: str, cancelled: Event, threads: int = 0) -> str:
+def point(desk: Workspaces, run: plan.Run, target: str, cancelled: Event, jobs: int = 1) -> str:
     """Run a point as a DVC experiment, and take it into the project; gives its commit.
 
     Raises:
         StageError: a stage failed.
     """
     with _workspace(desk, run.name, run.point.overrides, cancelled) as where:
-        _dvc(run.name, ["exp", "run", "--name", run.name, target], where, cancelled, threads)
+        _dvc(run.name, ["exp", "run", "--name", run.name, target], where, cancelled, jobs)
         desk.collect(run.name)
     return desk.experiments()[run.name]
 
@@ -207,13 +207,13 @@ def _workspace(desk: Workspaces, name: str, overrides: Mapping[str, Any], cancel
         desk.leave(name, done)
 
 
-def _dvc(what: str, arguments: list[str], where: Path, cancelled: Event, threads: int = 0) -> None:
+def _dvc(what: str, arguments: list[str], where: Path, cancelled: Event, jobs: int = 1) -> None:
     """Run DVC in a workspace, whose own code comes first; in CI its output is not shown."""
     logger = get_run_logger()
     say = logger.debug if os.environ.get("CI") else logger.info
     env = processes.environment()
-    if threads:
-        env.setdefault("OMP_NUM_THREADS", str(threads))
+    if jobs > 1 and "OMP_NUM_THREADS" not in env:
+        env |= {"OMP_NUM_THREADS": str(max(1, processes.cores() // jobs)), SHARED_BY: str(jobs)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(where), env.get("PYTHONPATH", "")]))
     processes.run(
         what, [*DVC, *arguments], lambda line: say("%s", line), tail=TAIL, cwd=where, env=env, cancelled=cancelled

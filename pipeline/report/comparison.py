@@ -7,11 +7,13 @@ from one. Each interval stands for itself: among twenty settings that are no dif
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from scipy import stats
+
+OVER_ALL = "over all"  # values of the other knobs
 
 
 def compare(
@@ -27,9 +29,10 @@ def compare(
             partner has these, and agrees with it in all other knobs and in the seed. Empty: nothing is compared.
 
     Returns:
-        setting, metric, n (points), mean, std (over them; NaN for one), then of the pairs: their number, mean
-        difference, its stderr and interval low to high (NaN where there are too few), and a verdict: `baseline` for the
-        baseline itself, else `above`, `below` (the interval does not hold 0), `noise` (it does), or nothing.
+        setting; `compared`, its values of the baseline's knobs, or of all without one; `others`, those of the other
+        knobs, or OVER_ALL; metric, n (points), mean, std (over them; NaN for one), then of the pairs: their number,
+        mean difference, its stderr and interval low to high (NaN where there are too few), and a verdict: `baseline`
+        for the baseline itself, else `above`, `below` (the interval does not hold 0), `noise` (it does), or nothing.
         Differences of a perplexity are those of its natural logarithm.
     """
     done = [
@@ -38,27 +41,16 @@ def compare(
     ]
     others = [knob for knob in knobs if knob not in baseline]
     partners = {tuple(row[knob] for knob in [seed, *others]): row for row in done if _is(row, baseline)}
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in done:
-        groups.setdefault(row["setting"], []).append(row)
-    if baseline and len(groups) > len({tuple(row[knob] for knob in baseline) for row in done}):
-        for row in done:
-            groups.setdefault(over_all(row, baseline), []).append(row)
     found = []
-    for setting, mine in groups.items():
+    for setting, mine in _groups(done, knobs, baseline).items():
         is_baseline = bool(baseline) and _is(mine[0], baseline)
-        compared = [] if is_baseline or not baseline else mine
-        pairs = [(row, partners.get(tuple(row[knob] for knob in [seed, *others]))) for row in compared]
+        against = [] if is_baseline or not baseline else mine
+        pairs = [(row, partners.get(tuple(row[knob] for knob in [seed, *others]))) for row in against]
         for metric in metrics:
             values = pd.Series([row[metric] for row in mine])
             apart = [_scale(one[metric], metric) - _scale(other[metric], metric) for one, other in pairs if other]
-            row = {
-                "setting": setting,
-                "metric": metric,
-                "n": len(mine),
-                "mean": values.mean(),
-                "std": values.std(ddof=1),
-            }
+            row: dict[str, Any] = dict(zip(("setting", "compared", "others"), setting, strict=True))
+            row |= {"metric": metric, "n": len(mine), "mean": values.mean(), "std": values.std(ddof=1)}
             row |= difference(apart)
             found.append({**row, "verdict": "baseline"} if is_baseline else row)
     return pd.DataFrame(found)
@@ -137,10 +129,29 @@ def _difference_cell(row: pd.Series) -> str:
     return f"{row['difference']:+.3g} ± {row['stderr']:.2g} ({row['pairs']}){star}"
 
 
-def over_all(row: Mapping[str, Any], knobs: Iterable[str]) -> str:
-    """How the points that agree with a row in these knobs are called, whatever their other knobs."""
-    values = " ".join(f"{knob.rpartition('.')[2]}={row[knob]}" for knob in knobs)
-    return f"{values}, over all"
+def _groups(
+    rows: Sequence[dict[str, Any]], knobs: Sequence[str], baseline: Mapping[str, str]
+) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """The rows by setting, compared and others, as `compare` returns them."""
+    named = [knob for knob in knobs if knob in baseline] or [*knobs]
+    others = [knob for knob in knobs if knob not in named]
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["setting"], _value(row, named), _text(row, others)), []).append(row)
+    if len(found) > len({_text(row, named) for row in rows}):
+        for row in rows:
+            label = f"{_text(row, named)}, {OVER_ALL}"
+            found.setdefault((label, _value(row, named), OVER_ALL), []).append(row)
+    return found
+
+
+def _value(row: Mapping[str, Any], knobs: Sequence[str]) -> str:
+    """A row's values of some knobs, with their names where they are several."""
+    return str(row[knobs[0]]) if len(knobs) == 1 else _text(row, knobs)
+
+
+def _text(row: Mapping[str, Any], knobs: Sequence[str]) -> str:
+    return " ".join(f"{knob.rpartition('.')[2]}={row[knob]}" for knob in knobs)
 
 
 def _is(row: Mapping[str, Any], baseline: Mapping[str, str]) -> bool:

@@ -14,7 +14,6 @@ from pipeline.report import comparison, plots
 PANELS = 3  # side by side
 SPREAD = 0.7  # of the room between two settings, that the groups' marks share
 ENOUGH = 3  # pairs from which an interval is narrow enough to set the scale
-OVER_ALL = "over all"  # the group of what takes all groups together
 
 Colour = str | tuple[float, float, float, float]
 
@@ -23,10 +22,10 @@ def overlay(curves: pd.DataFrame, columns: Sequence[str], colours: Mapping[str, 
     """Training curves of several settings over each other, a panel a column.
 
     Args:
-        curves: setting, experiment and step, and the columns, long by experiment. A setting has a thin line for each of
-            its experiments, and a thick one for their mean where there are several. Lines that are 0 or missing all
-            along are left out: what is frozen has no gradient.
-        colours: by setting.
+        curves: compared, experiment and step, and the columns, long by experiment. What is compared has a thin line for
+            each of its experiments, and a thick one for their mean where there are several. Lines that are 0 or missing
+            all along are left out: what is frozen has no gradient.
+        colours: of what is compared.
     """
     high = math.ceil(len(columns) / PANELS)
 
@@ -44,7 +43,7 @@ def overlay(curves: pd.DataFrame, columns: Sequence[str], colours: Mapping[str, 
 
 def _lines(axis: Axes, curves: pd.DataFrame, column: str, colours: Mapping[str, Colour]) -> None:
     drawn = curves[curves.groupby("experiment")[column].transform(lambda line: line.abs().max()) > 0]
-    for setting, mine in drawn.groupby("setting", sort=False):
+    for setting, mine in drawn.groupby("compared", sort=False):
         colour = colours[str(setting)]
         lines = [line for _, line in mine.groupby("experiment", sort=False)]
         for line in lines:
@@ -68,13 +67,13 @@ def differences(table: pd.DataFrame) -> str:
     """Paired differences from the baseline with their 95 % intervals, a panel a metric.
 
     Args:
-        table: rows of `comparison.compare` with, besides, the `mine` (what is compared: a place on the axis) and the
-            `group` (values of the other knobs: a colour) of each; OVER_ALL is black, and a group without a name has no
-            legend. An interval of fewer than three pairs may reach out of the picture.
+        table: rows of `comparison.compare` that have pairs. What is compared has a place on the axis, values of the
+            other knobs a colour; over all of them it is black. An interval of fewer than three pairs may reach out of
+            the picture.
     """
-    places = {name: place for place, name in enumerate(dict.fromkeys(table["mine"]))}
-    groups = sorted(dict.fromkeys(table["group"]), key=OVER_ALL.__eq__)  # it comes last
-    colours = {**shades([group for group in groups if group != OVER_ALL]), OVER_ALL: "#000000"}
+    places = {name: place for place, name in enumerate(dict.fromkeys(table["compared"]))}
+    groups = sorted(dict.fromkeys(table["others"]), key=comparison.OVER_ALL.__eq__)  # it comes last
+    colours = {**shades([group for group in groups if group != comparison.OVER_ALL]), comparison.OVER_ALL: "#000000"}
     step = SPREAD / len(groups)
 
     def draw(figure: Figure) -> None:
@@ -82,8 +81,8 @@ def differences(table: pd.DataFrame) -> str:
         for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
             shown = table[table["metric"] == metric]
             for i, group in enumerate(groups):
-                mine = shown[shown["group"] == group]
-                at = [places[name] + (i - (len(groups) - 1) / 2) * step for name in mine["mine"]]
+                mine = shown[shown["others"] == group]
+                at = [places[name] + (i - (len(groups) - 1) / 2) * step for name in mine["compared"]]
                 reach = [(mine["difference"] - mine["low"]).fillna(0), (mine["high"] - mine["difference"]).fillna(0)]
                 colour, label = colours[group], group or None
                 axis.errorbar(at, mine["difference"], yerr=reach, fmt="o", ms=4, lw=1.2, color=colour, label=label)

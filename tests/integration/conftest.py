@@ -43,7 +43,7 @@ def checkout(where: Path, teacher: Path) -> Path:
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, names):
-        result = name in ("dvc.lock", "data/report/summary.json") or re.match("sweeps/.*/|data/environments/", name)
+        result = name in ("dvc.lock", "data/report/summary.json") or re.match("sweeps/.*/", name)
         if (ROOT / name).is_file() and not result:
             (where / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, where / name)

@@ -24,7 +24,7 @@ def pinned(folder: Path, text: str) -> Path:
 
 def test_what_the_project_pins_is_installed():
     found = environment.check(ROOT / "versions.yaml")
-    assert found["torch"] == torch.__version__
+    assert found["torch"] == version("torch")
     assert {"transformers", "lm_eval", "compressed-tensors"} <= found.keys()
 
 
@@ -40,6 +40,7 @@ def test_every_library_with_another_version_or_none_is_named_with_the_way_out(tm
 def test_another_build_of_the_same_version_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(environment, "version", {"torch": "2.13.0+cu126", "numpy": "2.4.60"}.__getitem__)
     assert environment.check(pinned(tmp_path, 'torch: "2.13.0"')) == {"torch": "2.13.0+cu126"}
+    assert environment.check(pinned(tmp_path, 'torch: "2.13.0+cu126"')) == {"torch": "2.13.0+cu126"}
     with pytest.raises(ValueError, match=r"numpy 2\.4\.6 is pinned, and 2\.4\.60 is installed"):
         environment.check(pinned(tmp_path, 'numpy: "2.4.6"'))
 
@@ -64,6 +65,7 @@ def test_the_record_holds_what_torch_computes_with_and_is_the_same_each_time(tmp
     assert found["threads"] == torch.get_num_threads()
     assert found["libraries"] == {"torch": torch.__version__}
     assert found["processes"] == 1
+    assert f"{found['libraries']['torch'].partition('+')[0]}+{found['torch_build']}" == torch.__version__
     assert found["processor"]
     if not torch.cuda.is_available():
         assert found["devices"] == ["cpu"]
@@ -98,7 +100,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_stage_writes_its_record_down_when_it_begins(stage: Path):
     assert run.begin("export", "out").out == "x"
-    assert json.loads(stage.read_text())["libraries"] == {"torch": torch.__version__}
+    assert json.loads(stage.read_text())["libraries"] == {"torch": version("torch")}
 
 
 def test_of_several_processes_the_first_writes_it(stage: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,15 +3,17 @@
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from pipeline.audit import locks, versions
+from pipeline.audit.cache import Cache
 from pipeline.audit.versions import Version
 
-RAN = {"processor": "A", "threads": 2, "devices": ["cpu"], "libraries": {"torch": "2.0+cpu", "numpy": "2.4"}}
+RAN = {"processor": "A", "threads": 2, "devices": ["cpu"], "torch_build": "cpu", "libraries": {"torch": "2.0"}}
 FILES = {
     "data/ran.json": json.dumps(RAN).encode(),
     "versions.yaml": b'torch: "2.0"',
@@ -78,14 +80,18 @@ def files() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def version() -> Callable[..., Version]:
-    """A version of some files, under a name."""
+def version(tmp_path: Path) -> Callable[..., Version]:
+    """A version of some files, under a name; its stage's record lies in a cache."""
+    cache = Cache(tmp_path / "cache")
 
     def make(name: str, files: dict[str, bytes], metrics: dict[str, float] | None = None, pins: str = "2.0") -> Version:
         tree = Memory(files)
         lock = locks.load(tree)
         knobs = locks.flat(yaml.safe_load(files["params.yaml"]))
-        ran = versions.environments(tree, lock)
+        record = cache.path(digest(files["data/ran.json"]))
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_bytes(files["data/ran.json"])
+        ran = versions.environments(lock, cache)
         return Version(name, "", "", lock, knobs, metrics or {}, {"torch": pins}, lock.stale(tree), ran)
 
     return make

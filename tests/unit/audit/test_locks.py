@@ -52,6 +52,20 @@ def test_another_pinned_version_makes_the_stages_stale_that_depend_on_it(files: 
     assert stale(without)["make"] == ["torch is pinned to nothing, it ran with 2.0"]
 
 
+@pytest.mark.parametrize("name", ["params.yaml", "versions.yaml"])
+def test_knobs_or_pins_that_are_no_mapping_are_named(files: dict[str, bytes], name: str):
+    with pytest.raises(ValueError, match=f"{name}: expected a mapping, got"):
+        stale({**files, name: b"[1]"})
+    assert "make" in stale({**files, name: b"{}"})
+
+
+def test_several_commands_are_one_text(files: dict[str, bytes]):
+    lock = lock_of(files)
+    lock["stages"]["make"]["cmd"] = ["first", "make --environment data/ran.json"]
+    stage = locks.load(Memory({**files, "dvc.lock": yaml.safe_dump(lock).encode()})).stages["make"]
+    assert (stage.cmd, stage.environment) == ("first\nmake --environment data/ran.json", "data/ran.json")
+
+
 def test_the_record_of_what_a_stage_ran_with_is_none_of_what_it_made(files: dict[str, bytes]):
     stage = locks.load(Memory(files)).stages["make"]
     assert stage.environment == "data/ran.json"

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from pipeline.report import overlays
+from pipeline.report import comparison, overlays
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -30,11 +30,11 @@ def curves(settings: list[str], seeds: int = 2) -> pd.DataFrame:
         for seed in range(seeds)
         for step in range(1, 6)
     ]
-    return pd.DataFrame(rows, columns=["setting", "experiment", "step", "kl", "gradient_norm"])
+    return pd.DataFrame(rows, columns=["compared", "experiment", "step", "kl", "gradient_norm"])
 
 
 def overlaid(table: pd.DataFrame, columns: list[str]) -> str:
-    return overlays.overlay(table, columns, overlays.shades([*dict.fromkeys(table["setting"])]))
+    return overlays.overlay(table, columns, overlays.shades([*dict.fromkeys(table["compared"])]))
 
 
 def overlay() -> str:
@@ -46,10 +46,10 @@ def differences() -> str:
     rows = [
         ("o", "lr=1", 3, 1.0, 0.5, 1.5),
         ("o", "lr=2", 1, 2.0, None, None),
-        ("o", overlays.OVER_ALL, 4, 1.25, 1.0, 1.5),
+        ("o", comparison.OVER_ALL, 4, 1.25, 1.0, 1.5),
         ("v", "lr=1", 2, -1.0, -90.0, 88.0),
-        ("v", overlays.OVER_ALL, 2, -1.0, -90.0, 88.0),
+        ("v", comparison.OVER_ALL, 2, -1.0, -90.0, 88.0),
     ]
-    table = pd.DataFrame(rows, columns=["mine", "group", "pairs", "difference", "low", "high"])
+    table = pd.DataFrame(rows, columns=["compared", "others", "pairs", "difference", "low", "high"])
     both = [table.assign(metric=metric) for metric in ("end.kl", "perplexity")]
     return overlays.differences(pd.concat(both, ignore_index=True))

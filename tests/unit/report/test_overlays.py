@@ -29,9 +29,9 @@ def test_a_setting_with_one_seed_is_drawn_over_its_own_line():
 def test_what_has_no_gradient_is_left_out_and_does_not_spoil_the_scale():
     """v's norm under a policy that freezes v is 0 or missing; the other policy's stays on a logarithmic scale."""
     table = curves(["none", "v", "ov"], seeds=1)
-    norm = table["kl"].where(table["setting"] != "v", 0.0).where(table["setting"] != "ov")
+    norm = table["kl"].where(table["compared"] != "v", 0.0).where(table["compared"] != "ov")
     picture = overlaid(table.assign(**{"gradient_norm.v": norm}), ["gradient_norm.v"])
-    alone = overlaid(table[table["setting"] == "none"].assign(**{"gradient_norm.v": norm}), ["gradient_norm.v"])
+    alone = overlaid(table[table["compared"] == "none"].assign(**{"gradient_norm.v": norm}), ["gradient_norm.v"])
     shown = [line for line in drawn_in(picture, TAB10[0]) if line[0] < line[-1]]
     assert shown == [line for line in drawn_in(alone, TAB10[0]) if line[0] < line[-1]]
     assert drawn_in(picture, TAB10[1]) == []

@@ -36,21 +36,24 @@ def test_each_sweep_with_results_is_shown_by_name(tmp_path: Path):
 
 
 def test_curves_have_a_picture_for_each_combination_of_the_knobs_that_the_baseline_leaves_open(tmp_path: Path):
+    """Values that a reader of numbers would change: true, 1e-4 beside 0.5."""
     folder = results(tmp_path / "two")
     points, curves = (pd.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in ("points", "curves"))
-    both = [points.assign(experiment=points["experiment"] + f"-{lr}", lr=lr) for lr in ("1e-4", "3e-4")]
-    wide = pd.concat(both).assign(kl=lambda table: pd.to_numeric(table["kl"]))
-    wide["setting"] = "freeze=" + wide["freeze"] + " lr=" + wide["lr"]
-    wide = wide[["experiment", "setting", "freeze", "lr", "seed", "kl"]]
-    lines = pd.concat([curves.assign(experiment=curves["experiment"] + f"-{lr}") for lr in ("1e-4", "3e-4")])
-    table = comparison.compare(wide, ["freeze", "lr"], "seed", ["kl"], {"freeze": "null"})
+    rates = ("1e-4", "0.5")
+    wide = pd.concat([points.assign(experiment=points["experiment"] + f"-{lr}", lr=lr) for lr in rates])
+    wide = wide.assign(kl=pd.to_numeric(wide["kl"]), flag="true")
+    wide["setting"] = "freeze=" + wide["freeze"] + " lr=" + wide["lr"] + " flag=true"
+    wide = wide[["experiment", "setting", "freeze", "lr", "flag", "seed", "kl"]]
+    lines = pd.concat([curves.assign(experiment=curves["experiment"] + f"-{lr}") for lr in rates])
+    baseline = {"flag": "true", "freeze": "null"}
+    table = comparison.compare(wide, ["freeze", "lr", "flag"], "seed", ["kl"], baseline)
     for name, content in (("points", wide), ("curves", lines), ("table", table)):
         content.to_csv(folder / f"{name}.csv", index=False)
     (found,) = sweeps.sections(tmp_path)
     pictures = [(words_of(picture), caption) for picture, caption in found["pictures"]]
-    assert [caption.partition(":")[0] for _, caption in pictures[1:]] == ["lr=0.0001", "lr=0.0003"]
-    assert {"ov", "lr=0.0001", "lr=0.0003", "over all"} <= pictures[0][0]
-    assert all({"null", "ov"} <= words for words, _ in pictures[1:])
+    assert [caption.partition(":")[0] for _, caption in pictures[1:]] == ["lr=1e-4", "lr=0.5"]
+    assert {"freeze=ov flag=true", "lr=1e-4", "lr=0.5", "over all"} <= pictures[0][0]
+    assert all({"freeze=null flag=true", "freeze=ov flag=true"} <= words for words, _ in pictures[1:])
 
 
 def test_without_results_there_is_nothing(tmp_path: Path):
