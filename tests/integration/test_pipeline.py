@@ -86,8 +86,27 @@ def test_a_changed_freeze_policy_reruns_the_student_alone(pipeline: Path, tmp_pa
     plots = json.loads(run(["dvc", "plots", "diff", "--json"], copy).stdout)
     assert any(plots["data"].values())
     (bars,) = plots["data"]["dvc.yaml::Accuracy by task"]
-    shown = {(row["rev"], row["task"]) for row in json.loads(bars["content"])["data"]["values"]}
-    assert {(rev, f"piqa, {variant}") for rev in ("HEAD", "workspace") for variant in VARIANTS} <= shown
+    drawn = {(row["rev"], row["task"]) for row in json.loads(bars["content"])["data"]["values"]}
+    assert {(rev, f"piqa, {variant}") for rev in ("HEAD", "workspace") for variant in VARIANTS} <= drawn
+
+
+def test_a_queued_experiment_runs_beside_the_tree_and_is_shown_with_its_knob(pipeline: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pipeline, copy, symlinks=True)
+    run(["dvc", "exp", "run", "--queue", "--name", "queued", "-S", "distill.seed=1"], copy)
+    run(["dvc", "queue", "start"], copy)
+    deadline = time.monotonic() + 300
+    while re.search("Queued|Running", status := run(["dvc", "queue", "status"], copy).stdout):
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+    assert re.search(r"queued\s.*Success", status), status
+    table = run(["dvc", "exp", "show", "--csv"], copy).stdout.splitlines()
+    shown = {row["Experiment"] or row["rev"]: row for row in csv.DictReader(table)}
+    assert (shown["queued"]["distill.seed"], shown["workspace"]["distill.seed"]) == ("1", "0")
+    assert shown["queued"]["kl.student"] != shown["workspace"]["kl.student"]
+    assert shown["queued"]["kl.rtn"] == shown["workspace"]["kl.rtn"]
+    knobs = json.loads(run(["dvc", "params", "diff", "--json", "HEAD", "queued"], copy).stdout)
+    assert knobs == {"params.yaml": {"distill.seed": {"old": 0, "new": 1}}}
 
 
 MIXED = {
