@@ -85,8 +85,8 @@ def test_a_changed_freeze_policy_reruns_the_student_alone(pipeline: Path, tmp_pa
     assert "distill.freeze" in experiments
     plots = json.loads(run(["dvc", "plots", "diff", "--json"], copy).stdout)
     assert any(plots["data"].values())
-    (bars,) = plots["data"]["dvc.yaml::Accuracy by task"]
-    drawn = {(row["rev"], row["task"]) for row in json.loads(bars["content"])["data"]["values"]}
+    (bars,) = plots["data"]["Accuracy by task"]
+    drawn = {(row["rev"], row["task"]) for row in bars["content"]["data"]["values"]}
     assert {(rev, f"piqa, {variant}") for rev in ("HEAD", "workspace") for variant in VARIANTS} <= drawn
 
 
@@ -106,7 +106,7 @@ def test_a_queued_experiment_runs_beside_the_tree_and_is_shown_with_its_knob(pip
     assert shown["queued"]["kl.student"] != shown["workspace"]["kl.student"]
     assert shown["queued"]["kl.rtn"] == shown["workspace"]["kl.rtn"]
     knobs = json.loads(run(["dvc", "params", "diff", "--json", "HEAD", "queued"], copy).stdout)
-    assert knobs == {"params.yaml": {"distill.seed": {"old": 0, "new": 1}}}
+    assert knobs == {"params.yaml": {"distill.seed": {"old": 0, "new": 1, "diff": 1}}}
 
 
 MIXED = {
