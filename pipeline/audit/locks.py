@@ -64,7 +64,7 @@ class Lock:
         A stage is stale if code or data from outside, a knob, or the pinned version of a library differs from what it
         ran with; if what it read is not what the stage that makes it made; or if such a stage is stale itself.
         """
-        knobs, pins = (_mapping(tree, file) for file in (PARAMS, PINS))
+        knobs, pins = (mapping(tree, file) for file in (PARAMS, PINS))
         found: dict[str, list[str]] = {}
         for stage in self._in_order():
             reasons = []
@@ -153,7 +153,7 @@ def parsed(content: bytes) -> Any:
     return yaml.load(content, Loader=_Loader)
 
 
-def _mapping(tree: Tree, file: str) -> dict[str, Any]:
+def mapping(tree: Tree, file: str) -> dict[str, Any]:
     """A file of knobs or pins, by dotted names; empty where there is none.
 
     Raises:

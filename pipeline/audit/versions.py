@@ -73,7 +73,7 @@ def load(git: Git, name: str, cache: Cache) -> Version:
         tree = Commit(git, commit)
     try:
         lock = locks.load(tree)
-        knobs = locks.flat(locks.parsed(tree.read(locks.PARAMS) or b"{}"))
+        knobs = locks.mapping(tree, locks.PARAMS)
         metrics, ran = _metrics(tree, lock), environments(lock, cache)
         return Version(name, commit, about, lock, knobs, metrics, _pins(tree), lock.stale(tree), ran)
     except (ValueError, yaml.YAMLError) as error:
