@@ -118,7 +118,7 @@ def test_among_versions_that_do_not_differ_few_audits_show_a_difference():
 
 def test_few_documents_are_not_taken_for_more_than_they_say():
     """Six documents, one comparison an audit: where nothing differs, one in twenty shows a difference; by the bootstrap
-    alone, one in ten would."""
+    alone, one in seven would."""
     random = np.random.default_rng(5)
     found = [verdicts.bootstrap("kl", np.zeros(6), random.normal(0, 1, 6), 2000) for _ in range(400)]
     assert sum(each.p < 0.05 for each in found) <= 33, "5 % of 400, and three standard errors"
