@@ -5,6 +5,7 @@ A failure ends in one message, and a signal in an exit that leaves no process be
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -73,10 +74,12 @@ def start_server() -> None:
     """Start Prefect's own server, unless PREFECT_API_URL names another, deaf to what a terminal sends.
 
     Ctrl-C reaches every process in the foreground, and the server must outlive it to record how the run ended. It
-    inherits the signal mask; SIGTERM still ends it.
+    inherits the signal mask; SIGTERM still ends it. Where that cuts off a transaction, SQLAlchemy logs a traceback over
+    what the user is to read; so of the server's log only Prefect's and uvicorn's part is shown.
     """
     terminal = {signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
     signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
+    os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "CRITICAL")
     get_client(sync_client=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, terminal)
 

@@ -13,8 +13,11 @@ Picture = tuple[str, str]  # SVG, caption
 FILES = ("points.csv", "curves.csv", "table.csv")
 
 
-def sections(folder: Path) -> list[dict[str, Any]]:
-    """What page.html shows under Sweeps, for each sweep with results in the folder, by name.
+def sections(folder: Path, curves: bool = True) -> list[dict[str, Any]]:
+    """What sweeps.html shows, for each sweep with results in the folder, by name.
+
+    Args:
+        curves: draw the training curves too, which takes seconds for a large sweep.
 
     Raises:
         ValueError: files are no results of a sweep; all of them are named.
@@ -22,7 +25,7 @@ def sections(folder: Path) -> list[dict[str, Any]]:
     found, problems = [], []
     for results in sorted(file.parent for file in folder.glob("*/table.csv")):
         try:
-            found.append(_section(results))
+            found.append(_section(results, curves))
         except (OSError, ValueError, KeyError) as error:
             problems.append(f"{results}: {error}")
     if problems:
@@ -31,14 +34,14 @@ def sections(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _section(results: Path) -> dict[str, Any]:
-    points, curves, table = (_read(results / name) for name in FILES)
+def _section(results: Path, curves: bool) -> dict[str, Any]:
+    points, lines, table = (_read(results / name) for name in FILES)
     metrics = [*dict.fromkeys(table["metric"])]
     return {
         "name": results.name,
         "rows": comparison.rows(table),
         "note": comparison.note(table, len(points.dropna(subset=metrics)), len(points)),
-        "pictures": [*_differences(table), *_curves(points, curves, table)],
+        "pictures": [*_differences(table), *(_curves(points, lines, table) if curves else ())],
     }
 
 

@@ -33,6 +33,8 @@ def test_each_sweep_with_results_is_shown_by_name(tmp_path: Path):
     pictures, captions = zip(*found[0]["pictures"], strict=True)
     assert all(picture.startswith("<svg") for picture in pictures)
     assert ["differences" in captions[0], "kl by step" in captions[1]] == [True, True]
+    short = sweeps.sections(tmp_path, curves=False)
+    assert [sweep["pictures"] for sweep in short] == [sweep["pictures"][:1] for sweep in found]
 
 
 def test_curves_have_a_picture_for_each_combination_of_the_knobs_that_the_baseline_leaves_open(tmp_path: Path):
