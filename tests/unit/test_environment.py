@@ -69,6 +69,9 @@ def test_the_record_holds_what_torch_computes_with_and_is_the_same_each_time(tmp
     assert found["processor"]
     if not torch.cuda.is_available():
         assert found["devices"] == ["cpu"]
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    for name in ("avx512_bf16", "amx_bf16"):
+        assert (name in found["instructions"]) == (f" {name}" in flags), "Linux says so too"
 
 
 def test_a_stage_that_does_without_torch_does_not_load_it_for_the_record(tmp_path: Path):
