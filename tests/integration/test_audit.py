@@ -18,14 +18,14 @@ AUDIT = ["python", "-m", "pipeline.audit"]
 @pytest.fixture(scope="module")
 def versions(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three versions: the pipeline's, one with another seed of distillation (a commit), and one that a rate far too
-    high broke (an experiment)."""
+    high broke (an experiment that ends with its scores, before the report)."""
     where = tmp_path_factory.mktemp("versions") / "project"
     shutil.copytree(pipeline, where, symlinks=True)
     run(["git", "tag", "first"], where)
     change_params(where, {"distill": {"seed": 1}})
     run(["dvc", "repro"], where)
     commit(where)
-    run(["dvc", "exp", "run", "--name", "broken", "-S", "distill.lr=0.5"], where)
+    run(["dvc", "exp", "run", "--name", "broken", "-S", "distill.lr=0.5", "evaluate@student"], where)
     run(["git", "checkout", "-q", "."], where)
     run(["dvc", "checkout", "-q"], where)
     return where
@@ -50,6 +50,9 @@ def test_versions_are_compared_in_pairs(versions: Path) -> None:
     metrics = table[(table["version"] == "workspace") & (table["kind"] == "metric")].set_index("name")["value"]
     assert metrics["kl.student"] == pytest.approx(summary["kl.student"])
     assert not table["stale"].any()
+    broken = table[(table["version"] == "broken") & (table["kind"] == "metric")].set_index("name")["value"]
+    assert broken["kl.student"] == pytest.approx(pairs.loc[("broken", head, "student", "kl"), "value"])
+    assert {*broken.index} == {*metrics.index}, "what the report would say of the scores"
     page = (versions / "runs/audit/index.html").read_text()
     assert "Lineage of perplexity.student" in page
     assert "src=" not in page
