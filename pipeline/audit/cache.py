@@ -48,6 +48,13 @@ class Cache:
         file = self.file(md5, MANIFEST)
         return json.loads(file.read_text(encoding="utf-8"))["facts"] if file else {}
 
+    def scores(self, md5: str) -> dict[str, float]:
+        """A variant's scores; empty where the cache does not have them."""
+        try:
+            return json.loads(self.path(md5).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+
     def record(self, md5: str) -> dict[str, object]:
         """What a stage wrote down of what it ran with; empty where the cache has no such record."""
         try:

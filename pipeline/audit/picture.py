@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from pipeline.audit.compare import Entry
 from pipeline.audit.locks import Link
-from pipeline.audit.versions import REPORT, Version
+from pipeline.audit.versions import Version
 from pipeline.report import plots
 
 WIDTH, HEIGHT = 10.0, 0.8  # of the picture, and of a row of artifacts: inches
@@ -42,8 +42,8 @@ def lineage(version: Version, links: Sequence[Link]) -> str:
 
 
 def scores(entries: Sequence[Entry], metrics: Sequence[str]) -> str:
-    """Metrics of the versions whose report is not stale, with standard errors, a panel each; empty if none has any."""
-    versions = [entry.version for entry in entries if REPORT not in entry.version.stale]
+    """Metrics of the versions that are not outdated, with standard errors, a panel each; empty if none has any."""
+    versions = [entry.version for entry in entries if not entry.version.outdated]
     metrics = [metric for metric in metrics if any(metric in version.metrics for version in versions)]
     if not metrics:
         return ""

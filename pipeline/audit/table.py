@@ -9,7 +9,6 @@ import pandas as pd
 from pipeline.audit import changes
 from pipeline.audit.compare import Entry
 from pipeline.audit.verdicts import BETTER, SAME, WORSE
-from pipeline.audit.versions import REPORT
 
 STUDENT = "student"
 HEADLINE = {
@@ -44,7 +43,7 @@ def cell(entry: Entry, variant: str, metric: str) -> str:
         return "-"
     text, error = f"{entry.version.metrics[name]:.4g}", entry.version.metrics.get(f"{name}.stderr")
     text += "" if error is None else f" ± {error:.2g}"
-    if REPORT in entry.version.stale:
+    if entry.version.outdated:
         return f"{text} {STALE}"
     found = entry.verdict(variant, HEADLINE[metric])
     return f"{text} {SIGNS[found.verdict]}" if found else text
@@ -58,7 +57,7 @@ def tidy(entries: Sequence[Entry]) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for entry in entries:
         version = entry.version
-        same = {"version": version.name, "commit": version.commit, "stale": REPORT in version.stale}
+        same = {"version": version.name, "commit": version.commit, "stale": version.outdated}
         for name, value in version.metrics.items():
             if not name.endswith(".stderr"):
                 error = version.metrics.get(f"{name}.stderr", math.nan)

@@ -13,8 +13,8 @@ from dvc.repo import Repo
 from pipeline.artifacts import MANIFEST, sha256
 from pipeline.audit.cache import Cache
 from pipeline.audit.locks import LOCK, Lock, Stage, command, some
-from pipeline.audit.trees import folder_md5
-from pipeline.audit.versions import EVALUATE, REPORT, Version
+from pipeline.audit.trees import WorkingTree, folder_md5
+from pipeline.audit.versions import EVALUATE, REPORT, Version, written
 from pipeline.bench.items import Items
 from pipeline.report import summary
 
@@ -120,9 +120,9 @@ def _numbers(root: Path, version: Version) -> Iterator[Finding]:
             continue  # told among the hashes
     if REPORT in version.lock.stages and {*summary.VARIANTS} <= {*scores}:
         path = next(path for path in version.lock.stages[REPORT].made if path.endswith(".json"))
-        expected = summary.summarize(scores)
-        for name in dict.fromkeys([*expected, *version.metrics]):
-            here, there = version.metrics.get(name, np.nan), expected.get(name, np.nan)
+        expected, found = summary.summarize(scores), written(WorkingTree(root), version.lock)
+        for name in dict.fromkeys([*expected, *found]):
+            here, there = found.get(name, np.nan), expected.get(name, np.nan)
             if not _close(here, there):
                 yield Finding(path, f"{name} is {here}, but the scores give {there}")
 

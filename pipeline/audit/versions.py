@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from pipeline.audit import locks
 from pipeline.audit.cache import Cache
 from pipeline.audit.locks import Lock
 from pipeline.audit.trees import Commit, Git, Tree, WorkingTree
+from pipeline.report import summary
 
 HERE = "workspace"  # how DVC calls the working tree, too
 EXPERIMENTS = "refs/exps"
@@ -26,7 +27,8 @@ class Version:
 
     Attributes:
         name: as it was asked for. commit: its full id, empty for the working tree. about: its date and subject.
-        knobs: by their dotted names. metrics: flat, as the report wrote them; empty where it wrote none.
+        knobs: by their dotted names. metrics: flat, as the report wrote them, or would from newer scores; empty where
+            there are none. outdated: whether they are older than what they should be made from.
         pins: library to version. stale: why what a stage made is not what this version would make, by stage.
         environments: what each stage ran with and on, as it wrote it down; nothing of one that did not.
     """
@@ -40,6 +42,7 @@ class Version:
     pins: dict[str, str]
     stale: dict[str, list[str]] = field(default_factory=dict)
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outdated: bool = False
 
     @property
     def variants(self) -> list[str]:
@@ -74,8 +77,9 @@ def load(git: Git, name: str, cache: Cache) -> Version:
     try:
         lock = locks.load(tree)
         knobs = locks.mapping(tree, locks.PARAMS)
-        metrics, ran = _metrics(tree, lock), environments(lock, cache)
-        return Version(name, commit, about, lock, knobs, metrics, _pins(tree), lock.stale(tree), ran)
+        stale, ran = lock.stale(tree), environments(lock, cache)
+        metrics, outdated = _metrics(tree, lock, stale, cache)
+        return Version(name, commit, about, lock, knobs, metrics, _pins(tree), stale, ran, outdated)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -139,11 +143,31 @@ def _experiments(git: Git) -> Iterator[tuple[str, str, str]]:
             yield parts[3], parts[1] + parts[2], commit
 
 
-def _metrics(tree: Tree, lock: Lock) -> dict[str, float]:
-    """The report's numbers, the file that is no page."""
+def written(tree: Tree, lock: Lock) -> dict[str, float]:
+    """The numbers of the report, in the file that is no page; empty where it wrote none."""
     outs = lock.stages[REPORT].made if REPORT in lock.stages else {}
     contents = [tree.read(path) for path in outs if path.endswith(".json")]
     return {k: float(v) for content in contents if content is not None for k, v in json.loads(content).items()}
+
+
+def _metrics(tree: Tree, lock: Lock, stale: Container[str], cache: Cache) -> tuple[dict[str, float], bool]:
+    """The report's numbers, and whether they are older than what they should be made from.
+
+    Where the report alone is behind, as in an experiment that ended with the scores, they are made from those.
+    """
+    if REPORT not in stale:
+        return written(tree, lock), False
+    current = [variant for variant in summary.VARIANTS if f"{EVALUATE}{variant}" not in stale]
+    scores = {variant: found for variant in current if (found := _scores(lock, variant, cache))}
+    if len(scores) < len(summary.VARIANTS):
+        return written(tree, lock), True
+    return summary.summarize(scores), False
+
+
+def _scores(lock: Lock, variant: str, cache: Cache) -> dict[str, float]:
+    """A variant's scores; empty where the version or the cache has none."""
+    stage = lock.stages.get(f"{EVALUATE}{variant}")
+    return next((cache.scores(md5) for md5 in stage.made.values() if not md5.endswith(".dir")), {}) if stage else {}
 
 
 def environments(lock: Lock, cache: Cache) -> dict[str, dict[str, Any]]:

@@ -92,6 +92,8 @@ def version(tmp_path: Path) -> Callable[..., Version]:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_bytes(files["data/ran.json"])
         ran = versions.environments(lock, cache)
-        return Version(name, "", "", lock, knobs, metrics or {}, {"torch": pins}, lock.stale(tree), ran)
+        stale = lock.stale(tree)
+        outdated = "report" in stale
+        return Version(name, "", "", lock, knobs, metrics or {}, {"torch": pins}, stale, ran, outdated)
 
     return make
