@@ -159,9 +159,10 @@ def _metrics(tree: Tree, lock: Lock, stale: Container[str], cache: Cache) -> tup
         return written(tree, lock), False
     current = [variant for variant in summary.VARIANTS if f"{EVALUATE}{variant}" not in stale]
     scores = {variant: found for variant in current if (found := _scores(lock, variant, cache))}
-    if len(scores) < len(summary.VARIANTS):
+    try:
+        return summary.summarize(scores), False
+    except KeyError:  # a variant is behind or not in the cache, or the code of then scored less
         return written(tree, lock), True
-    return summary.summarize(scores), False
 
 
 def _scores(lock: Lock, variant: str, cache: Cache) -> dict[str, float]:

@@ -12,11 +12,10 @@ from pipeline.flow import __main__ as command
 def test_the_server_is_silent_on_a_transaction_cut_off_and_loud_on_its_own_errors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    inherited: dict[str, str] = {}
-    monkeypatch.delenv("PREFECT_LOGGING_ROOT_LEVEL", raising=False)
-    monkeypatch.setattr(command, "get_client", lambda **_: inherited.update(os.environ))
+    inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_LOGGING_ROOT_LEVEL"}
+    monkeypatch.setattr(command, "get_client", lambda **_: None)
+    monkeypatch.setattr(command.os, "environ", inherited)
     command.start_server()
-    monkeypatch.delenv("PREFECT_LOGGING_ROOT_LEVEL", raising=False)
 
     log = """
 import logging
