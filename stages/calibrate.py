@@ -8,6 +8,7 @@ import pandas as pd
 
 from pipeline import artifacts, models, params, progress
 from pipeline.calibration.driver import Calibrated, Options, calibrate
+from pipeline.calibration.rotation import rotate
 from pipeline.corpus import Corpus, valid_mask
 from stages import run
 
@@ -25,28 +26,42 @@ def work() -> None:
         "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.corpus)],
         "knobs": dataclasses.asdict(knobs),
         "scheme": dataclasses.asdict(scheme),
+        "seed": loaded.seed,
     }
+    rotation = _rotation(args.teacher, loaded.seed) if knobs.rotation == "hadamard" else None
 
-    def run_one(options: Options, scratch: Path | None) -> Calibrated:
+    def run_one(options: Options, scratch: Path | None, rotation: int | None) -> Calibrated:
         model = models.load_model(args.teacher)
+        if rotation is not None:
+            rotate(model, rotation)
         with progress.bar(f"calibrate {options.method}", len(models.decoder_layers(model)[1]), " layer") as bar:
             return calibrate(model, tokens, valid, scheme, options, scratch, bar.update)
 
-    baseline = run_one(dataclasses.replace(chosen, method="rtn", measure=False), None)
+    baseline = run_one(dataclasses.replace(chosen, method="rtn", measure=False), None, None)
     baseline.model.latent = {}  # training starts from the other one
     baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences}, {})
     scratch = progress.scratch("calibrate", inputs)
     kept = len(list(scratch.glob("*.safetensors")))
     if kept:
         print(f"calibrate: going on after {kept} layers", flush=True)
-    quantized = run_one(chosen, scratch)
-    facts: dict[str, Any] = {"method": knobs.method, "sequences": knobs.sequences}
+    quantized = run_one(chosen, scratch, rotation)
+    facts: dict[str, Any] = {"method": knobs.method, "sequences": knobs.sequences, "rotation": rotation}
     tables = {"errors": quantized.errors}
     if quantized.skipped:
         print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
         tables["skipped"] = pd.DataFrame({"pair": quantized.skipped})
     quantized.model.save(args.out, facts, tables)
     progress.clear("calibrate")
+
+
+def _rotation(teacher: str, seed: int) -> int | None:
+    """The seed of the rotation, where the model allows one."""
+    try:
+        rotate(models.load_model(teacher), seed)
+    except ValueError as error:
+        print(f"calibrate: goes on without rotation: {error}", flush=True)
+        return None
+    return seed
 
 
 if __name__ == "__main__":

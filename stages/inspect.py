@@ -20,7 +20,7 @@ def work() -> None:
     text = Text(tokens, valid_mask(lengths, tokens.shape[1]), knobs.batch)
     options = probe.Options(LossWeights(knobs.ce, knobs.kl), loaded.inspect.sensitivity_sequences)
     teacher = models.load_model(args.teacher)
-    with progress.bar("inspect", probe.steps(teacher, len(variants), text, options), " piece") as bar:
+    with progress.bar("inspect", probe.steps(teacher, variants, text, options), " piece") as bar:
         found = probe.probe(teacher, lambda: models.load_model(args.teacher), variants, text, options, bar.update)
     names = [table.FLOAT, *variants]
     with artifacts.writing(Path(args.out), artifacts.SIGNALS) as draft:

@@ -54,7 +54,7 @@ def pairs(runner: Runner, layer: nn.Module, group: list[models.Linear]) -> list[
         if id(x) in makers:
             read.setdefault(names[makers[id(x)]], []).append(linear)
 
-    norms = [m for m in layer.modules() if m is not layer and _is_norm(m)]
+    norms = [m for m in layer.modules() if m is not layer and is_norm(m)]
     handles = [norm.register_forward_hook(made) for norm in norms]
     handles += models.on_layer_inputs(runner.model, group, see)
     _one_run(runner, layer)
@@ -71,7 +71,8 @@ def pairs(runner: Runner, layer: nn.Module, group: list[models.Linear]) -> list[
     return found
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm: it has one weight a channel, and no parts."""
     weight = getattr(module, "weight", None)
     return weight is not None and weight.ndim == 1 and not list(module.children())
 

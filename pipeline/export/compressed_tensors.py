@@ -7,7 +7,7 @@ back. It has no place for activations beside packed weights either, so how input
 file of its own.
 """
 
-import re
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import PreTrainedModel
 
 from pipeline.quant.grid import SCALE_DTYPE
 from pipeline.quant.model import QuantizedModel
@@ -24,8 +24,11 @@ from pipeline.scheme import Weights
 WEIGHTS = "model.safetensors"
 
 
-def write(quantized: QuantizedModel, teacher: str | Path, ignored: list[str], out: Path) -> None:
+def write(quantized: QuantizedModel, model: PreTrainedModel, ignored: list[str], out: Path) -> None:
     """Write config and weights of a quantized model; `ignored` are the linears that stay in float.
+
+    Args:
+        model: the float model, which gives the config.
 
     Raises:
         ValueError: weights are asymmetric.
@@ -46,11 +49,10 @@ def write(quantized: QuantizedModel, teacher: str | Path, ignored: list[str], ou
         out / WEIGHTS,
         metadata={"format": "pt"},
     )
-    config = AutoConfig.from_pretrained(teacher, local_files_only=True)
+    quantized.untie(model)
+    config = copy.deepcopy(model.config)
     config.dtype = torch.float16
     config.quantization_config = quantization_config(quantized.schemes, ignored)
-    if not all(re.search(r"\.\d+\.", name) for name in quantized.codes):  # what lies outside the layers is the head
-        config.tie_word_embeddings = False
     config.save_pretrained(out)
 
 

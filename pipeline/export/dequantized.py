@@ -5,13 +5,13 @@ It is for measuring what no packed format that transformers reads can hold, asym
 
 from pathlib import Path
 
-from pipeline import models
+from transformers import PreTrainedModel
+
 from pipeline.quant.model import QuantizedModel
 
 
-def write(quantized: QuantizedModel, teacher: str | Path, ignored: list[str], out: Path) -> None:
-    """Write config and weights of a quantized model."""
-    model = models.load_model(teacher)
+def write(quantized: QuantizedModel, model: PreTrainedModel, ignored: list[str], out: Path) -> None:
+    """Write config and weights of a quantized model, whose numbers the float `model` gets."""
     quantized.put_into(model)()
     model.save_pretrained(out)
 

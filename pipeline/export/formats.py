@@ -24,7 +24,7 @@ LOGITS_TOLERANCE = 1e-3  # of the largest logit: what another order of float32 s
 class Format(NamedTuple):
     """How a format is written, and how what is packed in the file is compared with the quantized model."""
 
-    write: Callable[[QuantizedModel, str | Path, list[str], Path], None]
+    write: Callable[[QuantizedModel, PreTrainedModel, list[str], Path], None]
     check: Callable[[QuantizedModel, Path], None]
 
 
@@ -52,7 +52,7 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
     chosen = look_up("export format", format_name, EXPORT_FORMATS)
     reference = models.load_model(teacher)
     linears = [name for name, module in reference.named_modules() if isinstance(module, nn.Linear)]
-    chosen.write(quantized, teacher, [name for name in linears if name not in quantized.codes], out)
+    chosen.write(quantized, reference, [name for name in linears if name not in quantized.codes], out)
     reference.generation_config.save_pretrained(out)
     models.load_tokenizer(teacher).save_pretrained(out)
     write_json(out / SIGNALS, {part: quantized.scheme_json()[part] for part in ("inputs", "kv_cache")})

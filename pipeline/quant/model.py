@@ -107,6 +107,10 @@ class QuantizedModel:
         """The weight that a linear's codes stand for: float32 [out, in]."""
         return weights.dequantize(self.codes[name], self.steps[name], self.schemes[name])
 
+    def untie(self, model: PreTrainedModel) -> None:
+        """Give a model's head a weight of its own, where this one's has one."""
+        untie_head(model, {*self.codes, *(name.removesuffix(".weight") for name in self.floats)})
+
     @torch.no_grad()
     def put_into(self, model: PreTrainedModel) -> Callable[[], None]:
         """Give a float model this one's numbers, quantize its linears' inputs and its KV cache; returns what undoes the
@@ -115,7 +119,7 @@ class QuantizedModel:
         Raises:
             ValueError: the two do not have the same tensors.
         """
-        untie_head(model, set(self.codes))
+        self.untie(model)
         parameters = dict(model.named_parameters())
         ours = {name: values.shape for name, values in self.floats.items()}
         ours |= {f"{name}.weight": codes.shape for name, codes in self.codes.items()}
@@ -144,12 +148,12 @@ def quantize_signals(model: PreTrainedModel, inputs: dict[str, Quantizer], kv_ca
     return undo
 
 
-def untie_head(model: PreTrainedModel, quantized: set[str]) -> None:
-    """Give the head a weight of its own, where it is quantized and shared one with the embeddings."""
+def untie_head(model: PreTrainedModel, own: set[str]) -> None:
+    """Give the head a weight of its own, where it is among these modules and shared one with the embeddings."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if isinstance(head, nn.Linear) and head.weight is embedding.weight:
         name = next(name for name, module in model.named_modules() if module is head)
-        if name in quantized:
+        if name in own:
             head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
             model.config.tie_word_embeddings = False
 

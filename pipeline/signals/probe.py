@@ -8,6 +8,7 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from pipeline import artifacts, models
+from pipeline.calibration.rotation import rotate
 from pipeline.distill.losses import LossWeights
 from pipeline.quant.model import QuantizedModel
 from pipeline.signals import plan
@@ -19,10 +20,12 @@ from pipeline.signals.table import COLUMNS, FLOAT
 
 @dataclass(frozen=True)
 class Variant:
-    """A quantized model: what loads it, and whether its weights were rescaled against its norms."""
+    """A quantized model: what loads it, whether its weights were rescaled against its norms, and the seed by which the
+    float model was rotated before it was quantized (None: it was not)."""
 
     load: Callable[[], QuantizedModel]
     rescaled: bool = False
+    rotation: int | None = None
 
 
 def variants(entries: Sequence[str]) -> dict[str, Variant]:
@@ -42,8 +45,8 @@ def variants(entries: Sequence[str]) -> dict[str, Variant]:
 
 
 def _variant(folder: str) -> Variant:
-    method = artifacts.reading(folder, artifacts.QUANTIZED).get("method", "")
-    return Variant(lambda: QuantizedModel.load(folder)[0], rescales(method))
+    facts = artifacts.reading(folder, artifacts.QUANTIZED)
+    return Variant(lambda: QuantizedModel.load(folder)[0], rescales(facts.get("method", "")), facts.get("rotation"))
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,12 @@ class Signals:
     curves: list[plan.Curve]
 
 
-def steps(teacher: PreTrainedModel, variants: int, text: Text, options: Options) -> int:
+def steps(teacher: PreTrainedModel, variants: Mapping[str, Variant], text: Text, options: Options) -> int:
     """How often `probe` advances (less where the first variant leaves linears in float)."""
-    passes = (variants + 1) * _batches(len(text.tokens), text.batch)
+    floats = {None, *(variant.rotation for variant in variants.values())}
+    passes = (len(variants) + len(floats)) * _batches(len(text.tokens), text.batch)
     layers = len(models.decoder_layers(teacher)[1]) * _batches(options.sensitivity_sequences, text.batch)
-    return passes + variants * layers + (len(models.linears(teacher)) if options.widths and variants else 0)
+    return passes + len(variants) * layers + (len(models.linears(teacher)) if options.widths and variants else 0)
 
 
 def probe(
@@ -82,7 +86,9 @@ def probe(
     options: Options,
     advance: Callable[[], object],
 ) -> Signals:
-    """Measure the signals of a float model and of models quantized from it, two of which are held at a time.
+    """Measure the signals of a float model and of models quantized from it, one of which is held at a time.
+
+    A model that was quantized from the rotated float model is compared with that one, whose own signals are not told.
 
     Args:
         teacher: the float model. load_float: gives another one like it, each time.
@@ -92,21 +98,25 @@ def probe(
     Raises:
         ValueError: a statistic is not finite.
     """
-    probed = Probe(teacher, text, options.weights)
-    rows = probed.float_model(advance)
+    probed: dict[int | None, Probe] = {None: Probe(teacher, text, options.weights)}
+    rows = probed[None].float_model(advance)
     first = slice(options.sensitivity_sequences)
     few = Text(text.tokens[first], text.valid[first], text.batch)
     curves: list[plan.Curve] = []
     for i, (name, variant) in enumerate(variants.items()):
         quantized = variant.load()
         quantized.latent = {}
+        if variant.rotation is not None and variant.rotation not in probed:
+            probed[variant.rotation] = Probe(rotate(load_float(), variant.rotation), text, options.weights)
+            probed[variant.rotation].float_model(advance)
+        base = probed[variant.rotation]
         if i == 0 and options.widths:
             grids = quantized.schemes
-            curves = plan.curves(teacher, probed.gradients, grids, text.predicted, options.widths, advance)
-        costs = one_layer_on(teacher, quantized, few, advance) if len(few.tokens) else {}
+            curves = plan.curves(base.teacher, base.gradients, grids, text.predicted, options.widths, advance)
+        costs = one_layer_on(base.teacher, quantized, few, advance) if len(few.tokens) else {}
         model = load_float()
         undo = quantized.put_into(model)
-        mine = probed.quantized(name, model, variant.rescaled, advance)
+        mine = base.quantized(name, model, variant.rescaled, advance)
         undo()
         rows += mine + _of_layers(name, teacher, mine, costs, text.predicted)
     return Signals(_finite(pd.DataFrame(rows, columns=COLUMNS)), curves)

@@ -141,6 +141,21 @@ def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> Non
     )
 
 
+def test_a_model_that_cannot_be_rotated_is_quantized_without(desk: Path) -> None:
+    """Bloom, whose embeddings are normed before the first layer."""
+    change_params(desk, {"teacher": {"path": str(families.save(desk / "bloom", "bloom"))}, "scheme": "W4A16"})
+    for stage, paths in (
+        ("teacher", {"out": "own/teacher"}),
+        ("synthesize", {"teacher": "own/teacher", "out": "own/corpus"}),
+        ("calibrate", {"teacher": "own/teacher", "corpus": "own/corpus", "out": "own/ptq", "rtn": "own/rtn"}),
+    ):
+        done = run_stage(desk, stage, **paths)
+        assert done.returncode == 0, done.stderr
+    assert "calibrate: goes on without rotation: BloomForCausalLM does not allow its residual stream" in done.stdout
+    facts = [json.loads((desk / f"own/{name}/manifest.json").read_text())["facts"] for name in ("ptq", "rtn")]
+    assert [each.get("rotation") for each in facts] == [None, None]
+
+
 def test_truncated_safetensors(refused: Stage, desk: Path, tiny_teacher: Path) -> None:
     broken = desk / "broken"
     shutil.copytree(tiny_teacher, broken)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.rotation import rotate
 from pipeline.export import formats
 from pipeline.export.formats import EXPORT_FORMATS, Format, export, load_exported, same_logits
 from pipeline.quant.activations import from_json
@@ -141,6 +142,21 @@ def test_other_families_come_back_the_same(tokens: Tensor, valid: Tensor, tmp_pa
     expected = reference(input_ids=tokens, use_cache=False).logits
     found = load_exported(tmp_path / "out", "float32")(input_ids=tokens, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format_name", EXPORT_FORMATS)
+def test_a_rotated_model_has_a_head_of_its_own(
+    teacher_folder: Path, tokens: Tensor, valid: Tensor, tmp_path: Path, format_name: str
+):
+    options = Options("gptq", {}, batch=6, measure=False)
+    start = calibrate(rotate(tiny.llama(), 0), tokens, valid, from_short("W8"), options, None, lambda: None).model
+    export(start, teacher_folder, format_name, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    found, expected = (each(input_ids=tokens).logits for each in (model, tiny.llama()))
+    assert not model.config.tie_word_embeddings
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert torch.equal(model.lm_head.weight, start.floats["lm_head.weight"].float())
+    assert (found - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.parametrize("format_name", EXPORT_FORMATS)

@@ -31,9 +31,9 @@ def quantized_model(quantized: QuantizedModel, load: Callable[[], PreTrainedMode
     return model
 
 
-def variant(quantized: QuantizedModel, rescaled: bool = False) -> Variant:
+def variant(quantized: QuantizedModel, rescaled: bool = False, rotation: int | None = None) -> Variant:
     """A variant that hands out the model, without latent weights to be taken away from it."""
-    return Variant(lambda: replace(quantized, latent={}), rescaled)
+    return Variant(lambda: replace(quantized, latent={}), rescaled, rotation)
 
 
 def run(variants: dict[str, QuantizedModel], text: Text, **options: object) -> Signals:

@@ -26,7 +26,7 @@ def test_it_advances_as_often_as_was_said(variants, text: Text, count: int, sequ
     options = probe.Options(WEIGHTS, sequences, [4])
     chosen = {name: variant(quantized) for name, quantized in list(variants.items())[:count]}
     probe.probe(load_float(), load_float, chosen, text, options, lambda: calls.append(None))
-    assert len(calls) == probe.steps(load_float(), count, text, options)
+    assert len(calls) == probe.steps(load_float(), chosen, text, options)
 
 
 def test_a_statistic_that_is_not_finite_is_refused(text: Text):

@@ -1,0 +1,164 @@
+"""Rotate a model's residual stream, so that its weights are easier to round: folded into them, the same function.
+
+Everything that writes into the residual stream (embeddings, o, down) writes a rotated vector, and everything that reads
+it undoes that: R of QuaRot (2404.00456, section 4) and R1 of SpinQuant (2405.16406, section 3.1), with the norms'
+channel weights first moved into the linears behind them. The rotation spreads the few large channels over all. R leaves
+the vector of ones where it is, so a LayerNorm, which takes the mean off, commutes with it as an RMSNorm does.
+
+An embedding and a head that share a weight part here, since the last norm's weight goes into the head alone.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline import models
+from pipeline.calibration.rescale import is_norm
+from pipeline.quant.model import FLOAT_DTYPE, untie_head
+
+WRITERS = ("o", "down", "out")  # roles of the linears that write into the residual stream
+TOLERANCE = 1e-3  # of the largest logit: what another order of float32 sums may change
+TOKENS = 32  # on which a model is compared with what it was
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """An orthogonal R [width, width] = diag(signs) (left x right) P, for row vectors: `turn(x)` is x R.
+
+    left, right: orthogonal factors of a Kronecker product, Hadamard matrices where their width is a power of two; so a
+    turn costs width * (|left| + |right|) products a row and not width^2. mirror: unit vector of the reflection P that
+    brings the ones back to themselves. All float64.
+    """
+
+    signs: Tensor
+    left: Tensor
+    right: Tensor
+    mirror: Tensor
+
+    def turn(self, rows: Tensor) -> Tensor:
+        """rows R, of rows [..., width] in any float dtype."""
+        signs, left, right, mirror = (part.to(rows) for part in (self.signs, self.left, self.right, self.mirror))
+        grid = (rows * signs).unflatten(-1, (len(left), len(right)))
+        turned = (left.T @ grid @ right).flatten(-2)
+        return turned.sub_((turned @ mirror)[..., None] * (2 * mirror))
+
+
+def random_rotation(width: int, seed: int) -> Rotation:
+    """A random Hadamard rotation; of an odd factor of the width, a random rotation of that size."""
+    generator = torch.Generator().manual_seed(seed)
+    odd = width // (width & -width)
+    twos = (width // odd).bit_length() - 1
+    half = min(twos, round(math.log2(width) / 2))  # so that both factors are about as wide
+    signs = torch.randint(0, 2, (width,), generator=generator).double() * 2 - 1
+    normal = torch.randn(odd, odd, generator=generator, dtype=torch.float64)
+    orthogonal, upper = torch.linalg.qr(normal)
+    right = torch.kron(hadamard(twos - half), (orthogonal * upper.diagonal().sign()).contiguous())
+    ones = torch.full((width,), width**-0.5, dtype=torch.float64)
+    plain = Rotation(signs, hadamard(half), right, torch.zeros(width, dtype=torch.float64))
+    away = plain.turn(ones) - ones
+    return replace(plain, mirror=nn.functional.normalize(away, dim=0))
+
+
+def hadamard(twos: int) -> Tensor:
+    """Sylvester's orthogonal Hadamard matrix of width 2^twos: float64, symmetric."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(twos):
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / math.sqrt(2), matrix)
+    return matrix
+
+
+@torch.no_grad()
+def rotate(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """Rotate a float32 model in place, by the rotation of a seed; returns it.
+
+    Raises:
+        ValueError: the model would compute something else: there are other things in its residual stream than
+            embeddings, norms before linears, and linears. It is of no use any more.
+    """
+    width = model.get_input_embeddings().embedding_dim
+    rotation, readers, before = random_rotation(width, seed), _readers(model, width), _logits(model)
+    head = models.head(model)
+    untie_head(model, {head.name} if head else set())
+    for norm, reading in readers.items():
+        gain = _level(norm, rotation)
+        for reader in reading:
+            reader.weight.copy_(rotation.turn(reader.weight.double() * gain))
+    for linear in models.linears(model):
+        if linear.parts().keys() <= {*WRITERS}:
+            writer: nn.Linear = model.get_submodule(linear.name)
+            writer.weight.copy_(rotation.turn(writer.weight.double().T).T)
+            if writer.bias is not None:
+                writer.bias.copy_(rotation.turn(writer.bias.double()))
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.embedding_dim == width:
+            module.weight.copy_(rotation.turn(module.weight.double()))
+    moved = float((_logits(model) - before).abs().max() / before.abs().max())
+    if not moved <= TOLERANCE:
+        raise ValueError(
+            f"{type(model).__name__} does not allow its residual stream to be rotated (the logits would move by "
+            f"{moved:.1e} of the largest)"
+        )
+    return model
+
+
+def _logits(model: PreTrainedModel) -> Tensor:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    tokens = torch.randint(vocabulary, (2, TOKENS), generator=torch.Generator().manual_seed(0))
+    return model(input_ids=tokens, use_cache=False).logits
+
+
+def _readers(model: PreTrainedModel, width: int) -> dict[nn.Module, list[nn.Linear]]:
+    """The norms of that width and the linears, head included, that read what each makes; found by running the model."""
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # by address; the tensors are kept, so that none is used twice
+    readers: dict[nn.Module, list[nn.Linear]] = {}
+
+    def make(norm: nn.Module, _: Any, out: Any) -> None:
+        if isinstance(out, Tensor):
+            made[out.data_ptr()] = norm, out
+
+    def read(linear: nn.Linear, args: Any) -> None:
+        norm, _ = made.get(args[0].data_ptr(), (None, None))
+        if norm is not None:
+            readers.setdefault(norm, []).append(linear)
+
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    norms = [module for module in model.modules() if is_norm(module) and len(module.weight) == width]
+    handles = [norm.register_forward_hook(make) for norm in norms]
+    handles += [linear.register_forward_pre_hook(read) for linear in linears]
+    _logits(model)
+    for handle in handles:
+        handle.remove()
+    return readers
+
+
+def _level(norm: nn.Module, rotation: Rotation) -> Tensor:
+    """Give a norm the same weight for each channel, and return what its readers' columns must be multiplied by.
+
+    That weight is the root mean square of those that it had, so that its readers' weights stay as large as they were:
+    their learning rate is for such. A bias is divided by the gain and rotated.
+    """
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    bias: Tensor | None = getattr(norm, "bias", None)
+    offset = _offset(norm, len(weight))
+    weights: Tensor = weight.double() + offset
+    level = (weights.square().mean().sqrt() - offset).to(FLOAT_DTYPE).double() + offset  # as the export holds it
+    gain = weights / level
+    weight.fill_(level - offset)
+    if bias is not None:
+        bias.copy_(rotation.turn(bias.double() / gain))
+    return gain
+
+
+def _offset(norm: nn.Module, width: int) -> float:
+    """What a norm adds to its weight before it multiplies: 1 of Gemma's, whose output is not 0 where the weight is."""
+    kept = {name: parameter.clone() for name, parameter in norm.named_parameters()}
+    for parameter in norm.parameters():
+        parameter.zero_()
+    made = norm(torch.arange(width, dtype=torch.float32)[None])
+    for name, parameter in norm.named_parameters():
+        parameter.copy_(kept[name])
+    return float(bool(made.any()))

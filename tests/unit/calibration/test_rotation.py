@@ -1,0 +1,107 @@
+"""Rotating the residual stream: an orthogonal matrix, the same function, and weights that are easier to round."""
+
+import pytest
+import torch
+from scipy.linalg import hadamard as scipy_hadamard
+from torch import Tensor, nn
+
+from pipeline import models
+from pipeline.calibration.rotation import hadamard, random_rotation, rotate
+from pipeline.quant.methods import rtn
+from pipeline.quant.model import QuantizedModel, float_tensors
+from pipeline.scheme import Weights
+from tests import tiny
+from tests.families import FAMILIES, family
+from tests.unit.calibration.runs import run
+
+WIDTHS = [2, 7, 32, 96, 576, 960, 2048]
+
+
+def matrix(width: int, seed: int = 0) -> Tensor:
+    return random_rotation(width, seed).turn(torch.eye(width, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_rotation_is_orthogonal_and_leaves_the_ones_alone(width: int):
+    found = matrix(width)
+    torch.testing.assert_close(found @ found.T, torch.eye(width, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.sum(dim=0), torch.ones(width, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [576, 960, 2048])
+def test_no_channel_keeps_much_of_itself(width: int):
+    """The largest entry of a random orthogonal matrix comes to sqrt(4 log(width) / width) (Jiang, 2005)."""
+    assert matrix(width).abs().max() <= (4 * torch.log(torch.tensor(width)) / width).sqrt()
+
+
+def test_a_seed_gives_one_rotation():
+    assert torch.equal(matrix(96, 3), matrix(96, 3))
+    assert not torch.allclose(matrix(96, 3), matrix(96, 4), atol=0.1)
+
+
+@pytest.mark.parametrize("twos", range(6))
+def test_hadamard_matrices_are_scipys(twos: int):
+    torch.testing.assert_close(hadamard(twos) * 2 ** (twos / 2), torch.tensor(scipy_hadamard(2**twos)).double())
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "bloom"])
+def test_a_rotated_model_says_what_it_said(tokens: Tensor, name: str):
+    model = family(name)
+    before = {key: parameter.clone() for key, parameter in model.named_parameters()}
+    expected = model(input_ids=tokens, use_cache=False).logits
+    found = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    layers = {linear.name for linear in models.linears(model)}
+    moved = {
+        name for name in layers if not torch.equal(model.get_parameter(f"{name}.weight"), before[f"{name}.weight"])
+    }
+    assert {name for name in layers - moved if not name.endswith("x_proj")} == set()  # Mamba's reads no residual
+    for norm in (module for module in model.modules() if type(module).__name__.endswith("RMSNorm")):
+        if norm.weight.numel() == model.config.hidden_size:
+            assert norm.weight.unique().numel() == 1
+
+
+def test_an_embedding_that_is_normed_first_is_refused():
+    with pytest.raises(ValueError, match=r"BloomForCausalLM does not allow .* \(the logits would move by .* largest\)"):
+        rotate(family("bloom"), 0)
+
+
+def test_a_head_parts_from_its_embedding_and_its_norm_keeps_its_size():
+    plain, rotated = tiny.llama(tie=True), rotate(tiny.llama(tie=True), 0)
+    assert rotated.lm_head.weight is not rotated.get_input_embeddings().weight
+    assert not rotated.config.tie_word_embeddings
+    for name, norm in plain.named_modules():
+        if isinstance(getattr(norm, "weight", None), nn.Parameter) and norm.weight.ndim == 1:
+            size = norm.weight.square().mean().sqrt()
+            assert rotated.get_submodule(name).weight[0] == pytest.approx(float(size), rel=1e-3)
+
+
+def test_an_outlying_channel_no_longer_costs_the_others_their_bits(tokens: Tensor):
+    model = tiny.llama(hidden=64)
+    for linear in models.linears(model):
+        if linear.role in ("q", "k", "v", "gate", "up"):
+            model.get_submodule(linear.name).weight[:, 5] *= 50
+
+    def error(turned: bool) -> float:
+        """Mean squared error of the logits after rounding to nearest."""
+        ours = tiny.llama(hidden=64)
+        ours.load_state_dict(model.state_dict())
+        ours = rotate(ours, 0) if turned else ours
+        expected = ours(input_ids=tokens).logits
+        for linear in models.linears(ours):
+            weight = ours.get_parameter(f"{linear.name}.weight")
+            weight.copy_(rtn(weight, None, Weights(4)).weight)
+        return float((ours(input_ids=tokens).logits - expected).square().mean())
+
+    assert error(True) < error(False) / 2
+
+
+def test_a_model_that_was_quantized_rotated_puts_its_numbers_into_the_plain_one(tokens: Tensor, valid: Tensor):
+    found = run(tokens, valid, "gptq", model=rotate(tiny.llama(), 0)).model
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= found.floats.keys()
+    plain, rotated = tiny.llama(), rotate(tiny.llama(), 0)
+    found.put_into(plain)
+    for name, values in float_tensors(rotated, set(found.codes)).items():
+        assert torch.equal(plain.get_parameter(name), values.float())
+    assert isinstance(found, QuantizedModel)
+    assert plain.lm_head.weight is not plain.model.embed_tokens.weight
