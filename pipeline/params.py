@@ -55,6 +55,7 @@ class Calibrate:
     block: int
     act_order: bool
     scales: Literal["output", "mse", "minmax"]
+    descent: int
     migration: float
     rotation: Literal["hadamard", "none"]
 
@@ -183,6 +184,7 @@ def _ranges(p: Params) -> list[str]:
         "calibrate.sequences": (p.calibrate.sequences, 1),
         "calibrate.batch": (p.calibrate.batch, 1),
         "calibrate.block": (p.calibrate.block, 1),
+        "calibrate.descent": (p.calibrate.descent, 0),
         "analyze.sequences": (p.analyze.sequences, 1),
         "analyze.batch": (p.analyze.batch, 1),
         "analyze.sensitivity_sequences": (p.analyze.sensitivity_sequences, 0),

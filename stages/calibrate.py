@@ -20,7 +20,7 @@ def work() -> None:
     artifacts.reading(args.teacher, artifacts.TEACHER)
     tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
     valid = valid_mask(lengths, tokens.shape[1])
-    gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales")}
+    gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales", "descent")}
     chosen = Options(knobs.method, gptq, knobs.migration, knobs.batch, knobs.dtype)
     inputs = {
         "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.corpus)],

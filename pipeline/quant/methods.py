@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.quant import weights
+from pipeline.quant.descent import descend
 from pipeline.quant.grid import Step, grouped
 from pipeline.scheme import Weights
 
@@ -65,8 +66,11 @@ def gptq(
     block: int = 128,
     act_order: bool = True,
     scales: str = "output",
+    descent: int = 0,
 ) -> Rounded:
     """Round column by column, each column's error spread over those still to come (Frantar et al., 2210.17323, alg. 1).
+
+    Passes of coordinate descent over codes and scales may follow.
 
     Args:
         weight: float32 [out, in].
@@ -76,17 +80,23 @@ def gptq(
         block: columns whose error is fed back at once; changes speed, and the result only by rounding.
         act_order: take the columns in falling order of the Hessian's diagonal.
         scales: a name of SCALES, how they are found before any column is rounded.
+        descent: passes over all codes and scales afterwards, see `descend`.
 
     Returns:
         Codes and scales in the weight's own column order. The latent weight is what each column had become when it was
-        rounded, held inside the grid's range. An output channel whose error, e H e^T, came out above that of round to
-        nearest is rounded to nearest: the feedback can push columns out of their group's range.
+        last rounded, held inside the grid's range. An output channel whose error, e H e^T, came out above that of round
+        to nearest is rounded to nearest: the feedback can push columns out of their group's range.
 
     Raises:
         ValueError: the Hessian does not invert however it is damped, as when it is not finite.
     """
     step = SCALES[scales](weight, hessian, scheme)
     found, nearest = feed_back(weight, hessian, step, scheme, damping, block, act_order), rtn(weight, None, scheme)
+    if descent:
+        rest = _damped(hessian, found.damping)
+        codes, step, latent = descend(weight, rest, found.codes.float(), found.step, scheme, descent, block)
+        codes, latent = codes.to(found.codes.dtype), weights.clamp(latent, step, scheme)
+        found = Rounded(codes, step, latent, scheme, found.damping)
     ours, theirs = (_output_errors(each.weight - weight, hessian) for each in (found, nearest))
     worse = (ours > theirs)[:, None]
     return Rounded(
@@ -135,12 +145,9 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     Raises:
         ValueError: it does not invert with any damping up to MAX_DAMPING.
     """
-    mean = hessian.diagonal().mean().clamp(min=1e-12)
     tried = damping
     while True:
-        damped = hessian.clone()
-        damped.diagonal().add_(tried * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        lower, failed = torch.linalg.cholesky_ex(_damped(hessian, tried))
         if not failed:
             inverse = torch.cholesky_inverse(lower)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
@@ -149,6 +156,13 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
         if tried >= MAX_DAMPING:
             raise ValueError(f"the Hessian does not invert with damping {tried}; are the calibration inputs finite?")
         tried = min(tried * 10, MAX_DAMPING)
+
+
+def _damped(hessian: Tensor, share: float) -> Tensor:
+    """The Hessian with a share of its mean diagonal added to the diagonal."""
+    damped = hessian.clone()
+    damped.diagonal().add_(share * hessian.diagonal().mean().clamp(min=1e-12))
+    return damped
 
 
 def _nearest(weight: Tensor, step: Step, scheme: Weights) -> Rounded:

@@ -51,7 +51,7 @@ class Bench:
         folder = self.args.keep / f"{method}-W{bits}"
         if not folder.exists():
             c = self.knobs.calibrate
-            gptq = {key: getattr(c, key) for key in ("damping", "block", "act_order", "scales")}
+            gptq = {key: getattr(c, key) for key in ("damping", "block", "act_order", "scales", "descent")}
             options = Options(method, gptq, c.migration, c.batch, c.dtype, measure=False)
             model, (tokens, lengths) = models.load_model(self.args.teacher), self.train
             valid = valid_mask(lengths, tokens.shape[1])
