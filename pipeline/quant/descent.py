@@ -1,9 +1,9 @@
 """Coordinate descent on the codes and scales of a weight: what a rounding leaves of its output's error, made less.
 
 GPTQ takes each column once, and knows no more of those after it than that they will make up for its error. Here every
-code is taken again, with all others as they have become, and set to what is best for it (QuantEase, 2309.01885, eq. 5);
-before each pass over the codes every scale is set to what is best for them. No step makes the error larger, but for the
-rounding of scales to float16.
+code is taken again, with all others as they have become, and set to what is best for it (QuantEase, 2309.01885); before
+each pass over the codes every scale is set to what is best for them (COMQ, 2403.07134). No step makes the error larger,
+but for the rounding of scales to float16.
 """
 
 import torch
