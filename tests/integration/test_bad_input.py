@@ -123,9 +123,9 @@ def test_asymmetric_weights_for_a_format_that_does_not_hold_them(refused: Stage,
         assert "export.format 'compressed-tensors' holds no asymmetric weights; take 'dequantized'" in found
 
 
-def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> None:
-    """Mamba, from the source to the calibration: without KV in the scheme it goes through."""
-    change_params(desk, {"teacher": {"path": str(families.save(desk / "mamba", "mamba"))}, "scheme": "W4A16"})
+def calibrated(desk: Path, family: str) -> str:
+    """Take a tiny model of a family from its source to own/ptq and own/rtn at W4A16; returns what calibrate said."""
+    change_params(desk, {"teacher": {"path": str(families.save(desk / family, family))}, "scheme": "W4A16"})
     for stage, paths in (
         ("teacher", {"out": "own/teacher"}),
         ("synthesize", {"teacher": "own/teacher", "out": "own/corpus"}),
@@ -133,6 +133,12 @@ def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> Non
     ):
         done = run_stage(desk, stage, **paths)
         assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> None:
+    """Mamba, from the source to the calibration: without KV in the scheme it goes through."""
+    calibrated(desk, "mamba")
     paths = {"teacher": "own/teacher", "corpus": "own/corpus", "rtn": "made/rtn"}
     found = refused("calibrate", {"scheme": "W4A16KV4"}, **paths)
     assert found == (
@@ -143,15 +149,8 @@ def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> Non
 
 def test_a_model_that_cannot_be_rotated_is_quantized_without(desk: Path) -> None:
     """Bloom, whose embeddings are normed before the first layer."""
-    change_params(desk, {"teacher": {"path": str(families.save(desk / "bloom", "bloom"))}, "scheme": "W4A16"})
-    for stage, paths in (
-        ("teacher", {"out": "own/teacher"}),
-        ("synthesize", {"teacher": "own/teacher", "out": "own/corpus"}),
-        ("calibrate", {"teacher": "own/teacher", "corpus": "own/corpus", "out": "own/ptq", "rtn": "own/rtn"}),
-    ):
-        done = run_stage(desk, stage, **paths)
-        assert done.returncode == 0, done.stderr
-    assert "calibrate: goes on without rotation: BloomForCausalLM does not allow its residual stream" in done.stdout
+    said = calibrated(desk, "bloom")
+    assert "calibrate: goes on without rotation: BloomForCausalLM does not allow its residual stream" in said
     facts = [json.loads((desk / f"own/{name}/manifest.json").read_text())["facts"] for name in ("ptq", "rtn")]
     assert [each.get("rotation") for each in facts] == [None, None]
 

@@ -31,7 +31,7 @@ def test_a_freeze_policy_that_cannot_be_read_is_answered_with_all_that_is_wrong(
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"batch": 9}, "distill.batch: 9 sequences do not divide among 1 processes x 2 forwards"),
+        ({"batch": 9, "accumulate": 2}, "distill.batch: 9 sequences do not divide among 1 processes x 2 forwards"),
         ({"batch": 8, "accumulate": 2, "processes": 3}, "among 3 processes x 2 forwards"),
         ({"shard": True}, "distill.shard: there is one process to share with"),
         ({"kl": 0.0, "ce": 0.0}, "distill.ce, distill.kl, distill.hidden: all are 0"),
