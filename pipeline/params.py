@@ -1,156 +1,16 @@
-"""params.yaml as frozen dataclasses, one a section, checked whole before any work.
+"""params.yaml read and checked whole before any work.
 
-The comments in params.yaml say what each knob means. Here is what may stand there: a field's type, the names that a
-`Literal` admits, and the ranges in `_ranges`. Stages unpack a section into plain values; the library never sees it.
+sections.py has the types of the knobs, `_ranges` here what of the right type makes no sense. Stages unpack a section
+into plain values; the library never sees it.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
 from pipeline import reading
-from pipeline.freezing import Policy
 from pipeline.scheme import Scheme
-
-Dtype = Literal["bfloat16", "float32"]
-Method = Literal["rtn", "mse", "gptq", "awq", "smoothquant", "awq+gptq", "smoothquant+gptq"]
-Divergence = Literal["forward", "reverse", "symmetric"]
-PlanBits = Literal[2, 3, 4, 5, 6, 7, 8]
-Task = Literal["piqa", "hellaswag", "winogrande", "openbookqa", "arc_easy", "arc_challenge"]
-
-
-@dataclass(frozen=True)
-class Teacher:
-    source: Literal["pypi", "hub", "path"]
-    package: str
-    version: str
-    sha256: str
-    repo: str
-    revision: str
-    path: str
-
-
-@dataclass(frozen=True)
-class Synthesize:
-    strategy: Literal["hybrid", "sampled", "greedy"]
-    sequences: int
-    held_out: int
-    length: int
-    greedy_prefix: list[int]
-    temperature: float
-    stop_at_eos: bool
-    batch: int
-    dtype: Dtype
-
-
-@dataclass(frozen=True)
-class Calibrate:
-    method: Method
-    sequences: int
-    batch: int
-    dtype: Dtype
-    damping: float
-    block: int
-    act_order: bool
-    scales: Literal["output", "mse", "minmax"]
-    descent: int
-    migration: float
-    rotation: Literal["hadamard", "none"]
-
-
-@dataclass(frozen=True)
-class Analyze:
-    sequences: int
-    batch: int
-    ce: float
-    kl: float
-    sensitivity_sequences: int
-    average_bits: float
-    plan_bits: list[PlanBits]
-
-
-@dataclass(frozen=True)
-class Targets:
-    text: str
-    share: float
-    batch: int
-    dtype: Dtype
-
-
-@dataclass(frozen=True)
-class Distill:
-    freeze: Policy
-    scale: Literal["static", "minmax", "learned"]
-    scale_lr: float
-    train_norms: bool
-    train_embeddings: bool
-    seed: int
-    steps: int
-    batch: int
-    accumulate: int
-    lr: float
-    warmup: float
-    min_lr: float
-    weight_decay: float
-    clip: float
-    ce: float
-    kl: float
-    divergence: Divergence
-    kl_reduction: Literal["token", "batchmean"]
-    hidden: float
-    temperature: float
-    chunk: int
-    gradient_checkpointing: bool
-    dtype: Dtype
-    checkpoint_every: int
-    processes: int
-    shard: bool
-
-
-@dataclass(frozen=True)
-class Inspect:
-    sensitivity_sequences: int
-
-
-@dataclass(frozen=True)
-class Export:
-    format: Literal["compressed-tensors", "dequantized"]
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    source: Literal["folder", "hub"]
-    benchmarks: str
-    tasks: list[Task]
-    limit: int
-    text: str
-    windows: int
-    window: int
-    batch: int
-    dtype: Dtype
-
-
-@dataclass(frozen=True)
-class Report:
-    title: str
-
-
-@dataclass(frozen=True)
-class Params:
-    seed: int
-    scheme: Scheme
-    teacher: Teacher
-    synthesize: Synthesize
-    calibrate: Calibrate
-    analyze: Analyze
-    targets: Targets
-    distill: Distill
-    inspect: Inspect
-    export: Export
-    evaluate: Evaluate
-    report: Report
+from pipeline.sections import Distill, Params
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -230,6 +90,8 @@ def _ranges(p: Params) -> list[str]:
     }
     problems += [f"{name}: must lie in 0 to 1, got {value}" for name, value in shares.items() if not 0 <= value <= 1]
 
+    if p.evaluate.limit == 1:
+        problems.append("evaluate.limit: 1 item has no standard error; take 2 or more, or 0 for all")
     if not 0 < p.calibrate.damping <= 1:
         problems.append(f"calibrate.damping: must lie above 0 and not above 1, got {p.calibrate.damping}")
     problems += _scheme_ranges(p.scheme, p.export.format)

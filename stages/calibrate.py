@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import PreTrainedModel
 
 from pipeline import artifacts, models, params, progress
 from pipeline.calibration.driver import Calibrated, Options, calibrate
@@ -28,24 +29,21 @@ def work() -> None:
         "scheme": dataclasses.asdict(scheme),
         "seed": loaded.seed,
     }
-    rotation = _rotation(args.teacher, loaded.seed) if knobs.rotation == "hadamard" else None
 
-    def run_one(options: Options, scratch: Path | None, rotation: int | None) -> Calibrated:
-        model = models.load_model(args.teacher)
-        if rotation is not None:
-            rotate(model, rotation)
+    def run_one(model: PreTrainedModel, options: Options, scratch: Path | None) -> Calibrated:
         with progress.bar(f"calibrate {options.method}", len(models.decoder_layers(model)[1]), " layer") as bar:
             return calibrate(model, tokens, valid, scheme, options, scratch, bar.update)
 
-    baseline = run_one(dataclasses.replace(chosen, method="rtn", measure=False), None, None)
+    baseline = run_one(models.load_model(args.teacher), dataclasses.replace(chosen, method="rtn", measure=False), None)
     baseline.model.latent = {}  # training starts from the other one
     baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences}, {})
     scratch = progress.scratch("calibrate", inputs)
     kept = len(list(scratch.glob("*.safetensors")))
     if kept:
         print(f"calibrate: going on after {kept} layers", flush=True)
-    quantized = run_one(chosen, scratch, rotation)
-    facts: dict[str, Any] = {"method": knobs.method, "sequences": knobs.sequences, "rotation": rotation}
+    model, seed = _rotated(args.teacher, loaded.seed if knobs.rotation == "hadamard" else None)
+    quantized = run_one(model, chosen, scratch)
+    facts: dict[str, Any] = {"method": knobs.method, "sequences": knobs.sequences, "rotation_seed": seed}
     tables = {"errors": quantized.errors}
     if quantized.skipped:
         print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
@@ -54,14 +52,16 @@ def work() -> None:
     progress.clear("calibrate")
 
 
-def _rotation(teacher: str, seed: int) -> int | None:
-    """The seed of the rotation, where the model allows one."""
+def _rotated(teacher: str, seed: int | None) -> tuple[PreTrainedModel, int | None]:
+    """The teacher, rotated by a seed (None: not rotated) where it allows that, and the seed by which it was."""
+    model = models.load_model(teacher)
+    if seed is None:
+        return model, None
     try:
-        rotate(models.load_model(teacher), seed)
+        return rotate(model, seed), seed
     except ValueError as error:
         print(f"calibrate: goes on without rotation: {error}", flush=True)
-        return None
-    return seed
+        return models.load_model(teacher), None
 
 
 if __name__ == "__main__":

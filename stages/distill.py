@@ -68,7 +68,7 @@ def work() -> None:
             "steps": knobs.steps,
             "seed": schedule.seed,
             "method": calibration.get("method", ""),
-            "rotation": calibration.get("rotation"),
+            "rotation_seed": calibration.get("rotation_seed"),
         }
         trained.save(args.out, facts, {"log": pd.DataFrame(log)})
         progress.clear("distill")

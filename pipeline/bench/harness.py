@@ -59,7 +59,7 @@ TASKS = {
 
 def check_folder(folder: str | Path, tasks: list[str]) -> None:
     """Raises:
-    ValueError: a task's file is missing, empty, or has a malformed line; all of them, with file and line.
+    ValueError: a task's file is missing, has fewer than two items or a malformed line: all, with file and line.
     """
     problems = []
     for name in tasks:
@@ -70,6 +70,8 @@ def check_folder(folder: str | Path, tasks: list[str]) -> None:
         lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # JSON allows Unicode's other line ends
         if lines == [""]:
             problems.append(f"{file} is empty")
+        elif len(lines) == 1:
+            problems.append(f"{file} has one item, which leaves accuracy without a standard error; give it more")
         for number, line in enumerate(lines, 1):
             problem = _malformed(line, name)
             if problem:

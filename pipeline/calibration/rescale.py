@@ -78,6 +78,19 @@ def is_norm(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
+def norm_offset(norm: nn.Module) -> float:
+    """What a norm adds to its weight [channels] before it multiplies: 1 of Gemma's, which at a weight of 0 gives more
+    than 0; 0 of others."""
+    kept = {name: parameter.clone() for name, parameter in norm.named_parameters()}
+    for parameter in norm.parameters():
+        parameter.zero_()
+    made = norm(torch.arange(len(kept["weight"]), dtype=torch.float32)[None])
+    for name, parameter in norm.named_parameters():
+        parameter.copy_(kept[name])
+    return float(bool(made.any()))
+
+
+@torch.no_grad()
 def fold(runner: Runner, layer: nn.Module, pair: Pair, scale: Tensor) -> Tensor | None:
     """Divide what the pair's maker makes by `scale` [channels], and multiply its readers' columns by it.
 
@@ -94,14 +107,13 @@ def fold(runner: Runner, layer: nn.Module, pair: Pair, scale: Tensor) -> Tensor 
         return None
     changed = [*maker.parameters(recurse=False), *(reader.weight for reader in readers)]
     before, output = [p.clone() for p in changed], _one_run(runner, layer)
-    for offset in (0.0, 1.0) if pair.rows is None else (0.0,):  # Gemma's norms multiply by 1 + weight
-        used = _divide(maker, pair.rows, scale, offset)
-        for reader in readers:
-            reader.weight.mul_(used)
-        if _moved(output, _one_run(runner, layer), runner.states[0]) <= TOLERANCE:
-            return used
-        for parameter, old in zip(changed, before, strict=True):
-            parameter.copy_(old)
+    used = _divide(maker, pair.rows, scale, norm_offset(maker) if pair.rows is None else 0.0)
+    for reader in readers:
+        reader.weight.mul_(used)
+    if _moved(output, _one_run(runner, layer), runner.states[0]) <= TOLERANCE:
+        return used
+    for parameter, old in zip(changed, before, strict=True):
+        parameter.copy_(old)
     return None
 
 

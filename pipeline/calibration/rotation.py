@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline import models
-from pipeline.calibration.rescale import is_norm
+from pipeline.calibration.rescale import is_norm, norm_offset
 from pipeline.quant.model import FLOAT_DTYPE, untie_head
 
 WRITERS = ("o", "down", "out")  # roles of the linears that write into the residual stream
@@ -55,7 +55,7 @@ def random_rotation(width: int, seed: int) -> Rotation:
     """
     generator = torch.Generator().manual_seed(seed)
     before, after = torch.randint(0, 2, (2, width), generator=generator).double() * 2 - 1
-    right = next((paley(size) for size in _divisors(width) if paley(size) is not None), None)
+    right = next((found for found in map(paley, _divisors(width)) if found is not None), None)
     if right is None:
         odd = width // (width & -width)
         right, upper = torch.linalg.qr(torch.randn(odd, odd, generator=generator, dtype=torch.float64))
@@ -187,7 +187,7 @@ def _level(norm: nn.Module, rotation: Rotation) -> Tensor:
     """
     weight: Tensor = norm.weight  # type: ignore[assignment]
     bias: Tensor | None = getattr(norm, "bias", None)
-    offset = _offset(norm, len(weight))
+    offset = norm_offset(norm)
     weights: Tensor = weight.double() + offset
     level = (weights.square().mean().sqrt() - offset).to(FLOAT_DTYPE).double() + offset  # as the export holds it
     gain = weights / level
@@ -195,14 +195,3 @@ def _level(norm: nn.Module, rotation: Rotation) -> Tensor:
     if bias is not None:
         bias.copy_(rotation.turn(bias.double() / gain))
     return gain
-
-
-def _offset(norm: nn.Module, width: int) -> float:
-    """What a norm adds to its weight before it multiplies: 1 of Gemma's, whose output is not 0 where the weight is."""
-    kept = {name: parameter.clone() for name, parameter in norm.named_parameters()}
-    for parameter in norm.parameters():
-        parameter.zero_()
-    made = norm(torch.arange(width, dtype=torch.float32)[None])
-    for name, parameter in norm.named_parameters():
-        parameter.copy_(kept[name])
-    return float(bool(made.any()))

@@ -46,7 +46,9 @@ def variants(entries: Sequence[str]) -> dict[str, Variant]:
 
 def _variant(folder: str) -> Variant:
     facts = artifacts.reading(folder, artifacts.QUANTIZED)
-    return Variant(lambda: QuantizedModel.load(folder)[0], rescales(facts.get("method", "")), facts.get("rotation"))
+    return Variant(
+        lambda: QuantizedModel.load(folder)[0], rescales(facts.get("method", "")), facts.get("rotation_seed")
+    )
 
 
 @dataclass(frozen=True)

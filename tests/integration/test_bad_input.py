@@ -152,7 +152,7 @@ def test_a_model_that_cannot_be_rotated_is_quantized_without(desk: Path) -> None
     said = calibrated(desk, "bloom")
     assert "calibrate: goes on without rotation: BloomForCausalLM does not allow its residual stream" in said
     facts = [json.loads((desk / f"own/{name}/manifest.json").read_text())["facts"] for name in ("ptq", "rtn")]
-    assert [each.get("rotation") for each in facts] == [None, None]
+    assert [each.get("rotation_seed") for each in facts] == [None, None]
 
 
 def test_truncated_safetensors(refused: Stage, desk: Path, tiny_teacher: Path) -> None:

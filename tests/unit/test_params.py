@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import params
+from pipeline import params, sections
 from pipeline.bench.harness import TASKS
 from pipeline.calibration.driver import PTQ_METHODS
 from pipeline.distill.losses import DIVERGENCES
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("in_the_root")
 
 def test_the_shipped_knobs_load_with_their_values():
     loaded = params.load()
-    assert SHIPPED.keys() == params.Params.__dataclass_fields__.keys()
+    assert SHIPPED.keys() == sections.Params.__dataclass_fields__.keys()
     assert loaded.seed == SHIPPED["seed"]
     assert loaded.scheme == from_short(SHIPPED["scheme"])
     for section in SHIPPED.keys() - {"seed", "scheme"}:
@@ -47,12 +47,12 @@ def test_the_long_scheme_in_the_comments_of_the_shipped_knobs_loads(tmp_path: Pa
 @pytest.mark.parametrize(
     ("hint", "table"),
     [
-        (params.Divergence, [*DIVERGENCES]),
-        (params.Method, PTQ_METHODS),
-        (params.Calibrate.__annotations__["scales"], SCALES),
-        (params.Synthesize.__annotations__["strategy"], SAMPLERS),
-        (params.Export.__annotations__["format"], EXPORT_FORMATS),
-        (params.Task, TASKS),
+        (sections.Divergence, [*DIVERGENCES]),
+        (sections.Method, PTQ_METHODS),
+        (sections.Calibrate.__annotations__["scales"], SCALES),
+        (sections.Synthesize.__annotations__["strategy"], SAMPLERS),
+        (sections.Export.__annotations__["format"], EXPORT_FORMATS),
+        (sections.Task, TASKS),
         (Observer, OBSERVERS),
     ],
     ids=["divergence", "method", "scales", "strategy", "format", "task", "observer"],

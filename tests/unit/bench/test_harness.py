@@ -187,7 +187,13 @@ def test_a_malformed_line_is_named_with_file_and_number(tmp_path: Path, task: st
 def test_only_a_newline_ends_a_line_of_json(tmp_path: Path):
     """JSON allows Unicode's other line ends unescaped inside strings."""
     row = {"goal": "one\u2028two\x85three", "sol1": "a", "sol2": "b", "label": 0}
-    check_folder(write(tmp_path, "piqa", json.dumps(row, ensure_ascii=False)), ["piqa"])
+    check_folder(write(tmp_path, "piqa", *[json.dumps(row, ensure_ascii=False)] * 2), ["piqa"])
+
+
+def test_one_item_alone_is_refused(tmp_path: Path):
+    """The harness gives N/A for its standard error."""
+    with pytest.raises(ValueError, match=r"piqa\.jsonl has one item, which leaves accuracy without a standard error"):
+        check_folder(write(tmp_path, "piqa", changed("piqa")), ["piqa"])
 
 
 def test_data_sets_out_of_reach_are_answered_with_the_way_out(tmp_path: Path):
