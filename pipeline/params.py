@@ -101,14 +101,13 @@ def _ranges(p: Params) -> list[str]:
     if len(prefix) != 2 or not 0 <= prefix[0] <= prefix[-1] < p.synthesize.length:
         problems.append(f"synthesize.greedy_prefix: expected [fewest, most] below the length, got {prefix}")
     for name, wanted in (
-        ("calibrate", p.calibrate.sequences),
-        ("analyze", p.analyze.sequences),
-        ("distill", p.distill.batch),
+        ("calibrate.sequences", p.calibrate.sequences),
+        ("analyze.sequences", p.analyze.sequences),
+        ("distill.batch", p.distill.batch),
     ):
         if wanted > train:
-            knob = f"{name}.{'batch' if name == 'distill' else 'sequences'}"
             problems.append(
-                f"{knob}: asks for {wanted} sequences, but the corpus has {train} for training "
+                f"{name}: asks for {wanted} sequences, but the corpus has {train} for training "
                 f"(synthesize.sequences {p.synthesize.sequences} less synthesize.held_out {p.synthesize.held_out})"
             )
     for name, few in (

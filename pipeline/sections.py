@@ -51,6 +51,7 @@ class Calibrate:
     act_order: bool
     scales: Literal["output", "mse", "minmax"]
     descent: int
+    fisher: bool
     migration: float
     rotation: Literal["hadamard", "none"]
 

@@ -5,13 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline import artifacts, models, params, progress
-from pipeline.calibration.driver import Calibrated, Options, calibrate
+from pipeline.calibration import fisher
+from pipeline.calibration.driver import PTQ_METHODS, Calibrated, Options, calibrate, plan
+from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.rotation import rotate
 from pipeline.corpus import Corpus, valid_mask
+from pipeline.scheme import Activations, Weights
+from pipeline.sections import Calibrate
 from stages import run
+
+GPTQ = ("damping", "block", "act_order", "scales", "descent")  # knobs that are its own
 
 
 def work() -> None:
@@ -21,7 +28,7 @@ def work() -> None:
     artifacts.reading(args.teacher, artifacts.TEACHER)
     tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
     valid = valid_mask(lengths, tokens.shape[1])
-    gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales", "descent")}
+    gptq = {key: getattr(knobs, key) for key in GPTQ}
     chosen = Options(knobs.method, gptq, knobs.migration, knobs.batch, knobs.dtype)
     inputs = {
         "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.corpus)],
@@ -30,20 +37,29 @@ def work() -> None:
         "seed": loaded.seed,
     }
 
-    def run_one(model: PreTrainedModel, options: Options, scratch: Path | None) -> Calibrated:
+    def run_one(
+        model: PreTrainedModel, options: Options, scratch: Path | None, weighed: dict[str, Fisher] | None
+    ) -> Calibrated:
         with progress.bar(f"calibrate {options.method}", len(models.decoder_layers(model)[1]), " layer") as bar:
-            return calibrate(model, tokens, valid, scheme, options, scratch, bar.update)
+            return calibrate(model, tokens, valid, scheme, options, scratch, bar.update, weighed)
 
-    baseline = run_one(models.load_model(args.teacher), dataclasses.replace(chosen, method="rtn", measure=False), None)
+    nearest = dataclasses.replace(chosen, method="rtn", measure=False)
+    baseline = run_one(models.load_model(args.teacher), nearest, None, None)
     baseline.model.latent = {}  # training starts from the other one
     baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences}, {})
     scratch = progress.scratch("calibrate", inputs)
-    kept = len(list(scratch.glob("*.safetensors")))
+    kept = len(list(scratch.glob("layer-*.safetensors")))
     if kept:
         print(f"calibrate: going on after {kept} layers", flush=True)
     model, seed = _rotated(args.teacher, loaded.seed if knobs.rotation == "hadamard" else None)
-    quantized = run_one(model, chosen, scratch)
-    facts: dict[str, Any] = {"method": knobs.method, "sequences": knobs.sequences, "rotation_seed": seed}
+    weighed = _fisher(model, tokens, valid, plan(model, scheme), knobs, scratch)
+    quantized = run_one(model, chosen, scratch, weighed)
+    facts: dict[str, Any] = {
+        "method": knobs.method,
+        "sequences": knobs.sequences,
+        "fisher": weighed is not None,
+        "rotation_seed": seed,
+    }
     tables = {"errors": quantized.errors}
     if quantized.skipped:
         print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
@@ -62,6 +78,32 @@ def _rotated(teacher: str, seed: int | None) -> tuple[PreTrainedModel, int | Non
     except ValueError as error:
         print(f"calibrate: goes on without rotation: {error}", flush=True)
         return models.load_model(teacher), None
+
+
+def _fisher(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    valid: Tensor,
+    planned: dict[models.Linear, tuple[Weights, Activations]],
+    knobs: Calibrate,
+    scratch: Path,
+) -> dict[str, Fisher] | None:
+    """The Fisher information by which the method weighs errors, if it does; kept in the scratch folder."""
+    if not (knobs.fisher and PTQ_METHODS[knobs.method].uses_fisher):
+        return None
+    found = fisher.load(scratch)
+    if found is not None:
+        return found
+    try:
+        models.head_weight(model)
+    except ValueError as error:
+        print(f"calibrate: goes on without the Fisher information: {error}", flush=True)
+        return None
+    names = {linear.name for linear, (weights, _) in planned.items() if weights.bits and linear.layer >= 0}
+    with progress.bar("calibrate fisher", -(-len(tokens) // knobs.batch), " batch") as bar:
+        found = fisher.fisher(model, tokens, valid, knobs.batch, knobs.dtype, names, bar.update)
+    fisher.save(found, scratch)
+    return found
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ inputs. What a layer came to is kept in a scratch folder, so that a killed calib
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline import models
+from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.layers import Inputs, Runner
 from pipeline.calibration.rescale import rescale
 from pipeline.quant.activations import Quantizer
@@ -41,6 +42,11 @@ class Method:
     def needs_inputs(self) -> bool:
         """Whether it looks at what the linears read."""
         return self.rescaling is not None or self.rounding in ("gptq", "clip")
+
+    @property
+    def uses_fisher(self) -> bool:
+        """Whether it can weigh errors by the Fisher information. A rescaling would change what that is."""
+        return self.rounding == "gptq" and self.rescaling is None
 
 
 PTQ_METHODS = {
@@ -131,6 +137,7 @@ def calibrate(
     options: Options,
     scratch: Path | None,
     advance: Callable[[], object],
+    fisher: Mapping[str, Fisher] | None = None,
 ) -> Calibrated:
     """Quantize a model's linears, and find the static ranges of their inputs.
 
@@ -141,6 +148,7 @@ def calibrate(
         tokens: int64 [sequences, length]. valid: bool of the same shape; other positions are not looked at.
         scratch: folder that finished layers are kept in, and taken from; None: nowhere.
         advance: called after each layer.
+        fisher: of the linears whose errors it weighs, for methods that use it; its tokens are these.
 
     Raises:
         ValueError: the scheme does not fit the model, or a weight or an activation is not finite.
@@ -162,7 +170,7 @@ def calibrate(
             group = [linear for linear in planned if linear.layer == index]
             found = _Layer.load(scratch, index, weighted)
             if found is None:
-                found = _quantize_layer(runner, layer, group, weighted, options)
+                found = _quantize_layer(runner, layer, group, weighted, options, fisher or {})
                 found.save(scratch, index)
             found.put_into(model, result)
             done.append(found)
@@ -173,7 +181,7 @@ def calibrate(
     head = models.head(model)
     if head is not None and head.name in weighted:
         weight, method = model.get_submodule(head.name).weight, PTQ_METHODS["rtn"]
-        rounded = _round(head.name, weight, None, weighted[head.name], method, {})
+        rounded = _round(head.name, weight, None, weighted[head.name], method, {}, None)
         _Layer({head.name: rounded}, {}, [], []).put_into(model, result)
         del result.latent[head.name]  # it does not learn
     result.floats = float_tensors(model, set(weighted))
@@ -182,11 +190,18 @@ def calibrate(
 
 
 def _quantize_layer(
-    runner: Runner, layer: nn.Module, group: list[models.Linear], weighted: dict[str, Weights], options: Options
+    runner: Runner,
+    layer: nn.Module,
+    group: list[models.Linear],
+    weighted: dict[str, Weights],
+    options: Options,
+    fisher: Mapping[str, Fisher],
 ) -> "_Layer":
     """Rescale a layer's weights in place, if the method does, and round them."""
     method = PTQ_METHODS[options.method]
-    inputs = runner.gather(layer, group) if method.needs_inputs or options.measure else {}
+    known = {linear.name: fisher[linear.name] for linear in group if method.uses_fisher and linear.name in fisher}
+    tokens = {name: each.tokens for name, each in known.items()}
+    inputs = runner.gather(layer, group, tokens) if method.needs_inputs or options.measure else {}
     done = _Layer({}, {}, [], [])
     if method.rescaling:
         schemes = {linear.name: weighted.get(linear.name, Weights(0)) for linear in group}
@@ -197,7 +212,8 @@ def _quantize_layer(
     for linear in group:
         if linear.name in weighted:
             weight, seen = runner.model.get_submodule(linear.name).weight, inputs.get(linear.name)
-            rounded = _round(linear.name, weight, seen, weighted[linear.name], method, options.gptq)
+            outputs = known[linear.name].outputs if linear.name in known else None
+            rounded = _round(linear.name, weight, seen, weighted[linear.name], method, options.gptq, outputs)
             if options.measure and seen is not None:
                 done.rows.append(_errors(linear, weight, rounded, seen))
             done.rounded[linear.name] = rounded
@@ -205,19 +221,26 @@ def _quantize_layer(
 
 
 def _round(
-    name: str, weight: Tensor, seen: Inputs | None, scheme: Weights, method: Method, gptq: dict[str, Any]
+    name: str,
+    weight: Tensor,
+    seen: Inputs | None,
+    scheme: Weights,
+    method: Method,
+    gptq: dict[str, Any],
+    outputs: Tensor | None,
 ) -> Rounded:
     if method.needs_inputs and seen is None:
         raise ValueError(f"{name} is not called on the calibration tokens; leave it in float by an override")
     hessian = None if seen is None else seen.hessian
     try:
-        return ROUNDINGS[method.rounding](weight.detach().clone(), hessian, scheme, **gptq)
+        return ROUNDINGS[method.rounding](weight.detach().clone(), hessian, scheme, outputs=outputs, **gptq)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
 def _errors(linear: models.Linear, weight: Tensor, rounded: Rounded, seen: Inputs) -> dict[str, Any]:
-    """SQNR (dB) of a weight and of its output, beside those of round to nearest on the same inputs; GPTQ's damping."""
+    """SQNR (dB) of a weight and of its output, beside those of round to nearest on the same inputs, each token by its
+    weight, if it has one; GPTQ's damping."""
     nearest = rtn(weight, None, rounded.scheme).weight
     return {
         "layer": linear.layer,

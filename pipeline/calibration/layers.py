@@ -23,7 +23,8 @@ class _Stop(Exception):
 class Inputs:
     """What a linear reads over the valid calibration tokens X [tokens, in].
 
-    hessian: X^T X, float32 [in, in]. absmax, mean_abs: of each input channel, float32 [in].
+    hessian: X^T X, float32 [in, in], each token by its weight, if it has one. absmax, mean_abs: of each input channel,
+    float32 [in].
     """
 
     hessian: Tensor
@@ -36,12 +37,16 @@ class Inputs:
         """Of no tokens yet."""
         return cls(torch.zeros(width, width), torch.zeros(width), torch.zeros(width))
 
-    def add(self, rows: Tensor) -> None:
-        """Take in float32 rows [tokens, in]. Only the upper blocks of the Hessian are summed; `finish` mirrors them."""
+    def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
+        """Take in float32 rows [tokens, in]. Only the upper blocks of the Hessian are summed; `finish` mirrors them.
+
+        weights: of each token in the Hessian, float32 [tokens]; None: all are 1.
+        """
         width = rows.shape[1]
         size = -(-width // GRAM_BLOCKS)
+        scaled = rows if weights is None else rows * weights.sqrt()[:, None]
         for start in range(0, width, size):
-            self.hessian[start : start + size, start:].addmm_(rows[:, start : start + size].T, rows[:, start:])
+            self.hessian[start : start + size, start:].addmm_(scaled[:, start : start + size].T, scaled[:, start:])
         magnitudes = rows.abs()
         self.absmax = torch.maximum(self.absmax, magnitudes.amax(dim=0))
         self.mean_abs += magnitudes.sum(dim=0)
@@ -100,21 +105,30 @@ class Runner:
             out = layer(self.states[index], **self.kwargs[layer][index])
         return out[0] if isinstance(out, tuple) else out
 
-    def gather(self, layer: nn.Module, group: list[models.Linear]) -> dict[str, Inputs]:
-        """What each linear of the layer reads; linears that read the same tensor share one.
+    def gather(
+        self, layer: nn.Module, group: list[models.Linear], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Inputs]:
+        """What each linear of the layer reads; linears that read the same tensor share one, unless they weigh it.
+
+        Args:
+            weights: by linear, of each position in its Hessian, float32 [sequences, length]; others' are 1.
 
         Raises:
             ValueError: an input is not finite.
         """
         found: dict[str, Inputs] = {}
         last: dict[str, Any] = {"x": None, "name": ""}
+        split = {name: each.split([len(mask) for mask in self.masks]) for name, each in (weights or {}).items()}
 
         def see(linear: models.Linear, x: Tensor) -> None:
-            if last["x"] is x:
+            weighed, batch = split.get(linear.name), last["batch"]
+            if last["x"] is x and weighed is None:
                 found[linear.name] = found[last["name"]]
                 return
-            last.update(x=x, name=linear.name)
-            found.setdefault(linear.name, Inputs.empty(x.shape[-1])).add(self._rows(x, last["batch"]))
+            if weighed is None:
+                last.update(x=x, name=linear.name)
+            shares = None if weighed is None else weighed[batch][self.masks[batch]]
+            found.setdefault(linear.name, Inputs.empty(x.shape[-1])).add(self._rows(x, batch), shares)
 
         with _watching(self.model, group, see):
             for index in range(len(self.states)):

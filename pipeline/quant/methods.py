@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.quant import weights
+from pipeline.quant.across import round_across
 from pipeline.quant.descent import descend
 from pipeline.quant.grid import Step, grouped
 from pipeline.scheme import Weights
@@ -67,10 +68,13 @@ def gptq(
     act_order: bool = True,
     scales: str = "output",
     descent: int = 0,
+    outputs: Tensor | None = None,
+    outputs_damping: float = 0.1,
 ) -> Rounded:
     """Round column by column, each column's error spread over those still to come (Frantar et al., 2210.17323, alg. 1).
 
-    Passes of coordinate descent over codes and scales may follow.
+    Passes of coordinate descent over codes and scales may follow. Where it is known how the outputs' errors count
+    together, output channels make up for each other, too, see `round_across`.
 
     Args:
         weight: float32 [out, in].
@@ -81,6 +85,8 @@ def gptq(
         act_order: take the columns in falling order of the Hessian's diagonal.
         scales: a name of SCALES, how they are found before any column is rounded.
         descent: passes over all codes and scales afterwards, see `descend`.
+        outputs: float32 [out, out], how the outputs' errors count together, up to a factor; None: each for itself.
+        outputs_damping: share of its mean diagonal that is added to its diagonal.
 
     Returns:
         Codes and scales in the weight's own column order. The latent weight is what each column had become when it was
@@ -90,32 +96,55 @@ def gptq(
     Raises:
         ValueError: the Hessian does not invert however it is damped, as when it is not finite.
     """
-    step = SCALES[scales](weight, hessian, scheme)
-    found, nearest = feed_back(weight, hessian, step, scheme, damping, block, act_order), rtn(weight, None, scheme)
-    if descent:
-        rest = _damped(hessian, found.damping)
-        codes, step, latent = descend(weight, rest, found.codes.float(), found.step, scheme, descent, block)
-        codes, latent = codes.to(found.codes.dtype), weights.clamp(latent, step, scheme)
-        found = Rounded(codes, step, latent, scheme, found.damping)
+    columns = len(hessian)
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else torch.arange(columns)
+    upper, used = inverse_factor(hessian[order][:, order], damping)
+    damped = _damped(hessian, used)
+
+    def rounded(weight: Tensor) -> Rounded:
+        step = SCALES[scales](weight, hessian, scheme)
+        codes, latent = feed_back(weight, upper, order, step, scheme, block)
+        if descent:
+            codes, step, latent = descend(weight, damped, codes, step, scheme, descent, block)
+        found = Rounded(
+            codes.to(weights.grid_of(scheme).dtype), step, weights.clamp(latent, step, scheme), scheme, used
+        )
+        return _no_worse(found, rtn(weight, None, scheme), weight, hessian)
+
+    if outputs is None:
+        return rounded(weight)
+    return _joined(round_across(weight, outputs, outputs_damping, rounded))
+
+
+def _no_worse(found: Rounded, nearest: Rounded, weight: Tensor, hessian: Tensor) -> Rounded:
+    """What was found, but for the output channels that are better rounded to nearest."""
     ours, theirs = (_output_errors(each.weight - weight, hessian) for each in (found, nearest))
     worse = (ours > theirs)[:, None]
     return Rounded(
         torch.where(worse, nearest.codes, found.codes),
         Step(*(torch.where(worse, *parts) for parts in zip(nearest.step, found.step, strict=True))),
         torch.where(worse, nearest.latent, found.latent),
-        scheme,
+        found.scheme,
         found.damping,
     )
 
 
+def _joined(parts: list[Rounded]) -> Rounded:
+    """Blocks of output channels as one."""
+    step = Step(*(torch.cat(each) for each in zip(*(part.step for part in parts), strict=True)))
+    codes, latent = (torch.cat(each) for each in zip(*((part.codes, part.latent) for part in parts), strict=True))
+    return Rounded(codes, step, latent, parts[0].scheme, parts[0].damping)
+
+
 def feed_back(
-    weight: Tensor, hessian: Tensor, step: Step, scheme: Weights, damping: float, block: int, act_order: bool
-) -> Rounded:
-    """The rounding of `gptq`, on scales and zero points that are given, whatever error it leaves."""
-    grid = weights.grid_of(scheme)
-    columns = weight.shape[1]
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else torch.arange(columns)
-    upper, used = inverse_factor(hessian[order][:, order], damping)
+    weight: Tensor, upper: Tensor, order: Tensor, step: Step, scheme: Weights, block: int
+) -> tuple[Tensor, Tensor]:
+    """The feedback of `gptq`, on scales and zero points that are given, whatever error it leaves.
+
+    upper: of `inverse_factor`, of the Hessian in the order in which columns are taken; order: int64 [in]. Returns codes
+    and what each was rounded from, both float32 [out, in], in the weight's own order.
+    """
+    grid, columns = weights.grid_of(scheme), weight.shape[1]
     left = weight.T[order].contiguous()  # (in, out): a column of the weight is a row here
     groups = (order // (scheme.group or columns)).tolist()
     steps = [Step(scale, zero) for scale, zero in zip(step.scale.T.contiguous(), step.zero.T.contiguous(), strict=True)]
@@ -130,8 +159,7 @@ def feed_back(
             left[i + 1 : end].addr_(upper[i, i + 1 : end], errors[i - start], alpha=-1)
         left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     back = torch.argsort(order)
-    latent = weights.clamp(left[back].T.contiguous(), step, scheme)
-    return Rounded(codes[back].T.contiguous().to(grid.dtype), step, latent, scheme, used)
+    return codes[back].T.contiguous(), left[back].T.contiguous()
 
 
 def _output_errors(error: Tensor, hessian: Tensor) -> Tensor:

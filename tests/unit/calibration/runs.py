@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from pipeline import models
 from pipeline.calibration.driver import Calibrated, Options, calibrate
+from pipeline.calibration.fisher import Fisher
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import Scheme, from_short
 from tests import tiny
@@ -26,11 +27,13 @@ def run(
     model: PreTrainedModel | None = None,
     scratch: Path | None = None,
     advance: Callable[[], object] = lambda: None,
+    fisher: dict[str, Fisher] | None = None,
     **options: Any,
 ) -> Calibrated:
     """Calibrate the tiny Llama, or another model."""
     chosen = Options(**{"method": method, "gptq": {}, "batch": 4, **options})
-    return calibrate(tiny.llama() if model is None else model, tokens, valid, scheme, chosen, scratch, advance)
+    model = tiny.llama() if model is None else model
+    return calibrate(model, tokens, valid, scheme, chosen, scratch, advance, fisher)
 
 
 def inputs_of(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[str, Tensor]:

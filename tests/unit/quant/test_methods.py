@@ -61,6 +61,14 @@ def group_errors(weight: Tensor, approximation: Tensor, scheme: Weights, hessian
     return torch.einsum("oni,nij,onj->on", error, blocks, error)
 
 
+def fed_back(weight: Tensor, hessian: Tensor, step: Step, scheme: Weights, act_order: bool) -> Rounded:
+    """GPTQ's feedback alone."""
+    order = torch.argsort(-hessian.diagonal()) if act_order else torch.arange(len(hessian))
+    upper, _ = inverse_factor(hessian[order][:, order], 0.01)
+    codes, latent = feed_back(weight, upper, order, step, scheme, 128)
+    return Rounded(codes, step, weights.clamp(latent, step, scheme), scheme)
+
+
 def brain_surgery(
     weight: Tensor, hessian: Tensor, scheme: Weights, step: Step, damping: float, act_order: bool
 ) -> tuple[Tensor, Tensor]:
@@ -89,7 +97,7 @@ def test_gptq_takes_the_steps_of_optimal_brain_quantization(scheme: Weights, act
     compared = 0
     for seed in range(6):
         weight, _, hessian = problem(seed)
-        found = feed_back(weight, hessian, SCALES[scales](weight, hessian, scheme), scheme, 0.01, 128, act_order)
+        found = fed_back(weight, hessian, SCALES[scales](weight, hessian, scheme), scheme, act_order)
         expected, rounded_from = brain_surgery(weight, hessian, scheme, found.step, 0.01, act_order)
         sure = (from_tie(rounded_from) > 1e-4).all(dim=1)
         assert torch.equal(found.codes[sure].double(), expected[sure])
@@ -150,7 +158,7 @@ def test_the_feedback_alone_can_leave_more():
     for seed in range(40):
         weight, x, hessian = problem(seed)
         step = SCALES["minmax"](weight, hessian, scheme)
-        alone, nearest = feed_back(weight, hessian, step, scheme, 0.01, 128, True), rtn(weight, None, scheme)
+        alone, nearest = fed_back(weight, hessian, step, scheme, True), rtn(weight, None, scheme)
         errors = ((x @ (weight - each.weight).T).square().sum(dim=0) for each in (alone, nearest))
         worse += int((next(errors) > 1.01 * next(errors)).sum())
     assert worse

@@ -1,0 +1,136 @@
+"""What the output of each linear is worth to the model's own predictions: the Fisher information of its weight.
+
+An error E [out, in] of a weight costs, in KL to the float model, about half of vec(E)^T F vec(E), where F is the mean
+over tokens of vec(g x^T) vec(g x^T)^T, x what the linear reads, g the gradient of the cross-entropy by what it gives.
+The corpus is sampled from the float model, so its own next tokens will do. F itself would not fit into memory; it is
+taken as a product of a matrix for the inputs and one for the outputs (YAQA, 2505.22988, its sketch A):
+
+    E[x x^T |g|]    and    E[g g^T |x| / |g|]
+
+Theirs have the squares, |g|^2 and |x|^2. A few tokens have most of those, and a mean over a few is mostly noise.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline import models
+from pipeline.distill.losses import LossWeights, distillation_loss
+
+FILE = "fisher.safetensors"
+LOSS = LossWeights(1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Of one linear. tokens: |g| of each position, float32 [sequences, length], 0 where it does not count, 1 in the
+    mean. outputs: E[g g^T |x| / |g|], float32 [out, out], 1 in the mean of its diagonal."""
+
+    tokens: Tensor
+    outputs: Tensor
+
+
+@dataclass
+class _Sums:
+    """Of one linear, over the batches so far. sizes: |g| of each position, [batch, length] each."""
+
+    outputs: Tensor
+    sizes: list[Tensor] = field(default_factory=list)
+
+    def add(self, gradient: Tensor, lengths: Tensor, mask: Tensor, dtype: torch.dtype) -> None:
+        """Take in dL/d(output) [..., out], |x| of each row [rows], and which positions count [batch, length]."""
+        rows = gradient.flatten(0, -2).float() * mask.flatten()[:, None]  # a copy: the gradient goes on its way
+        size = rows.norm(dim=-1)
+        scaled = rows.mul_(torch.where(size > 0, lengths / size, 0).sqrt_()[:, None]).to(dtype)
+        self.outputs += scaled.T @ scaled
+        self.sizes.append(size.view_as(mask))
+
+    def finished(self) -> Fisher | None:
+        """Once all batches are in; None where the linear's output changes nothing."""
+        tokens, level = torch.cat(self.sizes), self.outputs.diagonal().mean()
+        if not (level > 0 and tokens.any()):
+            return None
+        return Fisher(tokens / tokens.mean(), self.outputs / level)
+
+
+def fisher(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    valid: Tensor,
+    batch: int,
+    dtype: str,
+    names: set[str],
+    advance: Callable[[], object],
+) -> dict[str, Fisher]:
+    """The Fisher information of linears, from one forward and backward over the tokens.
+
+    It takes 4 bytes for each pair of outputs of a linear: 0.7 GB for the whole of SmolLM2.
+
+    Args:
+        model: the float model; unchanged when this returns.
+        tokens: int64 [sequences, length]. valid: bool of the same shape; other positions are not looked at.
+        batch: sequences a forward. dtype: of the forward's autocast, and of what products are made of.
+        names: of the linears, of which those that do not read every position once are left out.
+        advance: called after each batch.
+
+    Raises:
+        ValueError: the model does something to its logits after the head, or a gradient is not finite.
+    """
+    read = models.torch_dtype(dtype)
+    head = models.head_weight(model).detach().to(read)
+    wanted = [linear for linear in models.linears(model) if linear.name in names]
+    modules = {linear.name: model.get_submodule(linear.name) for linear in wanted}
+    sums = {name: _Sums(torch.zeros(module.out_features, module.out_features)) for name, module in modules.items()}
+    current: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor, out: Tensor) -> None:
+        lengths, mask = x.detach().flatten(0, -2).float().norm(dim=-1), current["mask"]
+        if len(lengths) == mask.numel():
+            out.register_hook(lambda g: sums[name].add(g, lengths, mask, read))
+
+    handles = [
+        module.register_forward_hook(lambda _, args, out, name=name: see(name, args[0], out))
+        for name, module in modules.items()
+    ]
+    handles.append(model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_(True)))
+    try:
+        for part, mask in zip(tokens.split(batch), valid.split(batch), strict=True):
+            current["mask"] = mask
+            with torch.enable_grad(), models.autocast(dtype):
+                hidden = models.hidden_states(model, part).to(read)
+                distillation_loss(hidden, hidden.detach(), (head, head), part, mask, LOSS, 1).total.backward()
+            advance()
+    finally:
+        for handle in handles:
+            handle.remove()
+    bad = [name for name, each in sums.items() if not bool(each.outputs.isfinite().all())]
+    if bad:
+        raise ValueError(f"the gradient by the output of {bad[0]} is not finite on the corpus; is the teacher sound?")
+    batches = len(tokens.split(batch))
+    found = {name: each.finished() for name, each in sums.items() if len(each.sizes) == batches}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def save(found: Mapping[str, Fisher], folder: Path) -> None:
+    """Keep it in a folder, whole or not at all."""
+    parts = {f"tokens/{name}": each.tokens for name, each in found.items()}
+    parts |= {f"outputs/{name}": each.outputs for name, each in found.items()}
+    part = (folder / FILE).with_suffix(".part")
+    save_file(parts, part)
+    part.replace(folder / FILE)
+
+
+def load(folder: Path) -> dict[str, Fisher] | None:
+    """What was kept in a folder; None where nothing whole was."""
+    try:
+        parts = load_file(folder / FILE)
+    except (SafetensorError, OSError):
+        return None
+    names = [key.removeprefix("tokens/") for key in parts if key.startswith("tokens/")]
+    return {name: Fisher(parts[f"tokens/{name}"], parts[f"outputs/{name}"]) for name in names}

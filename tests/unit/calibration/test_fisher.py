@@ -1,0 +1,152 @@
+"""The Fisher information's two factors against gradients by autograd in float64, token by token."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline import models
+from pipeline.calibration import fisher
+from pipeline.calibration.fisher import Fisher
+from pipeline.calibration.layers import Runner
+from tests import tiny
+from tests.families import FAMILIES, family
+from tests.unit.calibration.runs import W4A16, differing, is_bare, run
+
+
+def measured(model: PreTrainedModel, tokens: Tensor, valid: Tensor, batch: int = 4) -> dict[str, Fisher]:
+    names = {linear.name for linear in models.linears(model)}
+    return fisher.fisher(model, tokens, valid, batch, "float32", names, lambda: None)
+
+
+def by_autograd(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each linear: |g| of each position, and E[g g^T |x| / |g|] up to a factor; a whole float64 forward."""
+    model = model.double().requires_grad_(True)
+    kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str, x: Tensor, out: Tensor) -> None:
+        out.retain_grad()
+        kept[name] = x.detach(), out
+
+    for linear in models.linears(model):
+        model.get_submodule(linear.name).register_forward_hook(
+            lambda _, args, out, name=linear.name: keep(name, args[0], out)
+        )
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    each[valid[:, 1:].flatten()].sum().backward()
+    found = {}
+    for name, (x, out) in kept.items():
+        g = out.grad * valid[..., None]
+        size = g.norm(dim=-1)
+        counted = size > 0
+        weights = x.norm(dim=-1)[counted] / size[counted]
+        found[name] = size, (g[counted] * weights[:, None]).T @ g[counted]
+    return found
+
+
+@pytest.mark.parametrize("batch", [3, 16])
+def test_both_factors_are_those_of_float64_gradients(tokens: Tensor, valid: Tensor, batch: int):
+    found = measured(tiny.llama(), tokens, valid, batch=batch)
+    expected = by_autograd(tiny.llama(), tokens, valid)
+    assert found.keys() == expected.keys()
+    for name, (sizes, outputs) in expected.items():
+        mine = found[name]
+        torch.testing.assert_close(mine.tokens, (sizes / sizes.mean()).float(), rtol=1e-3, atol=1e-4)
+        level = outputs.diagonal().mean()
+        torch.testing.assert_close(mine.outputs, (outputs / level).float(), rtol=1e-3, atol=1e-3)
+        assert not mine.tokens[~valid].any()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_familys_linears_are_measured_and_the_model_left_as_it_was(tokens: Tensor, valid: Tensor, name: str):
+    model = family(name)
+    before = {key: values.clone() for key, values in model.state_dict().items()}
+    try:
+        models.head_weight(model)
+    except ValueError:
+        pytest.skip("its logits are no plain product")
+    found = measured(model, tokens, valid)
+    assert found.keys() == {linear.name for linear in models.linears(model)}
+    assert all(torch.equal(values, before[key]) for key, values in model.state_dict().items())
+    assert is_bare(model)
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_is_refused_by_name(tokens: Tensor, valid: Tensor):
+    model = tiny.llama()
+    model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
+    with pytest.raises(
+        ValueError, match=r"by the output of model\.layers\.\d\S+ is not finite .* is the teacher sound"
+    ):
+        measured(model, tokens, valid)
+
+
+def test_what_is_kept_is_had_again_and_half_of_it_is_nothing(tokens: Tensor, valid: Tensor, tmp_path: Path):
+    assert fisher.load(tmp_path) is None
+    found = measured(tiny.llama(), tokens, valid)
+    fisher.save(found, tmp_path)
+    again = fisher.load(tmp_path)
+    assert again is not None
+    assert again.keys() == found.keys()
+    for name, each in found.items():
+        assert torch.equal(again[name].tokens, each.tokens)
+        assert torch.equal(again[name].outputs, each.outputs)
+    file = tmp_path / fisher.FILE
+    file.write_bytes(file.read_bytes()[:1000])
+    assert fisher.load(tmp_path) is None
+
+
+def test_a_layers_hessians_weigh_each_token(tokens: Tensor, valid: Tensor):
+    model = tiny.llama()
+    group = [linear for linear in models.linears(model) if linear.layer == 0]
+    weighed = {"model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj"}
+    weights = {name: torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) for name in weighed}
+    seen: dict[str, Tensor] = {}
+    handles = models.on_layer_inputs(model, group, lambda linear, x: seen.update({linear.name: x[valid].double()}))
+    model(input_ids=tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    found = Runner.start(model, tokens, valid, 4, "float32").gather(model.model.layers[0], group, weights)
+    for linear in group:
+        x = seen[linear.name]
+        share = weights[linear.name][valid].double() if linear.name in weighed else torch.ones(len(x))
+        torch.testing.assert_close(
+            found[linear.name].hessian, ((x * share[:, None]).T @ x).float(), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_gptq_alone_uses_it(tokens: Tensor, valid: Tensor):
+    """Where weights and norms are rescaled against each other, it would be that of another model."""
+    found = measured(tiny.llama(), tokens, valid)
+    for method in ("rtn", "mse", "awq", "awq+gptq", "smoothquant+gptq"):
+        plain, given = (run(tokens, valid, method, W4A16, fisher=each).model for each in (None, found))
+        assert not differing(given, plain), method
+    assert differing(run(tokens, valid, "gptq", fisher=found).model, run(tokens, valid, "gptq").model)
+
+
+def test_it_lowers_the_divergence_of_a_model_that_has_something_to_say(tokens: Tensor, valid: Tensor):
+    """Of text that the model itself would write, summed over seeds."""
+    total = {True: 0.0, False: 0.0}
+    for seed in range(4):
+        model = tiny.llama(seed, layers=2, hidden=32)
+        text = model.generate(tokens[:1, :1].expand(64, 1), do_sample=True, max_new_tokens=39, top_k=0)
+        mask, held = torch.ones_like(text, dtype=torch.bool), text[48:]
+        text, mask = text[:48], mask[:48]
+        found = measured(tiny.llama(seed), text, mask)
+        teacher = tiny.llama(seed)(input_ids=held).logits.log_softmax(-1)
+        for used in total:
+            student = tiny.llama(seed)
+            run(text, mask, "gptq", model=student, fisher=found if used else None).model.put_into(student)
+            mine = student(input_ids=held).logits.log_softmax(-1)
+            total[used] += float((teacher.exp() * (teacher - mine)).sum(-1).mean())
+    assert total[True] < total[False]
+
+
+def test_none_of_a_linear_whose_output_changes_nothing(tokens: Tensor, valid: Tensor):
+    model = tiny.llama()
+    model.model.layers[0].self_attn.o_proj.weight.zero_()
+    assert "model.layers.0.self_attn.v_proj" not in measured(model, tokens, valid)
+    assert isinstance(measured(model, tokens, valid)["model.layers.0.self_attn.o_proj"], Fisher)
