@@ -100,8 +100,9 @@ def _fisher(
         print(f"calibrate: goes on without the Fisher information: {error}", flush=True)
         return None
     names = {linear.name for linear, (weights, _) in planned.items() if weights.bits and linear.layer >= 0}
-    with progress.bar("calibrate fisher", -(-len(tokens) // knobs.batch), " batch") as bar:
-        found = fisher.fisher(model, tokens, valid, knobs.batch, knobs.dtype, names, bar.update)
+    batch = max(1, knobs.batch // 2)  # a backward needs what a forward can drop
+    with progress.bar("calibrate fisher", -(-len(tokens) // batch), " batch") as bar:
+        found = fisher.fisher(model, tokens, valid, batch, knobs.dtype, names, bar.update)
     fisher.save(found, scratch)
     return found
 

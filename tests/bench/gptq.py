@@ -6,7 +6,8 @@
 Both quantize the decoder's linears to symmetric INT4, a scale an output channel, and leave inputs in float; one after
 the other, each in a process of its own with all cores. Seconds are of the quantization alone, without loading.
 Perplexity is measured here for both, on the weights that they leave behind. llm-compressor's GPTQ has its own defaults.
-"rotated gptq" is ours after the rotation that `calibrate.rotation` asks for, which its seconds count in.
+"rotated" is ours after the rotation that `calibrate.rotation` asks for, "fisher" with errors weighed as
+`calibrate.fisher` asks for; both count in its seconds.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from transformers import PreTrainedModel
 from pipeline import models, params
 from pipeline.bench import text
 from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.fisher import fisher
 from pipeline.calibration.rotation import rotate
 from pipeline.corpus import Corpus, valid_mask
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import from_short
 
-ROTATED = "rotated "
-OURS = ("rtn", "gptq", f"{ROTATED}gptq")
+OURS = ("rtn", "gptq", "rotated gptq", "rotated gptq fisher")
 PEER = """
 import json, sys, time
 import torch
@@ -64,18 +65,22 @@ json.dump({"seconds": seconds}, open(out + "/seconds.json", "w"))
 """
 
 
-def ours(args: argparse.Namespace, method: str, out: Path) -> None:
+def ours(args: argparse.Namespace, row: str, out: Path) -> None:
     """Calibrate in this process, and leave the model and the seconds behind."""
     knobs = params.load().calibrate
     model = models.load_model(args.teacher)
     tokens, lengths = Corpus.load(args.corpus).train(args.sequences)
     gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales", "descent")}
-    options = Options(method.removeprefix(ROTATED), gptq, batch=knobs.batch, dtype=knobs.dtype, measure=False)
+    method = "rtn" if row == "rtn" else "gptq"
+    options = Options(method, gptq, batch=knobs.batch, dtype=knobs.dtype, measure=False)
+    valid, weighed = valid_mask(lengths, tokens.shape[1]), None
     begun = time.monotonic()
-    if method.startswith(ROTATED):
+    if "rotated" in row:
         rotate(model, 0)
-    valid = valid_mask(lengths, tokens.shape[1])
-    found = calibrate(model, tokens, valid, from_short("W4"), options, None, lambda: None).model
+    if "fisher" in row:
+        names = {linear.name for linear in models.linears(model)}
+        weighed = fisher(model, tokens, valid, knobs.batch, knobs.dtype, names, lambda: None)
+    found = calibrate(model, tokens, valid, from_short("W4"), options, None, lambda: None, weighed).model
     seconds = time.monotonic() - begun
     found.save(out / "model", {}, {})
     (out / "seconds.json").write_text(json.dumps({"seconds": seconds}))
@@ -106,7 +111,7 @@ def main() -> None:
         ours(args, args.only, args.left)
         return
     teacher = models.load_model(args.teacher)
-    print(f"{'float':16} perplexity {perplexity(args, teacher):6.2f}", flush=True)
+    print(f"{'float':19} perplexity {perplexity(args, teacher):6.2f}", flush=True)
     again = [sys.executable, "-m", "tests.bench.gptq", *sys.argv[1:]]
     taken = {}
     for name in (*OURS, *(["llm-compressor"] if args.peer else [])):
@@ -126,7 +131,7 @@ def main() -> None:
                         model.get_submodule(module).weight.copy_(weight)
             else:
                 QuantizedModel.load(Path(left) / "model")[0].put_into(model)
-            print(f"{name:16} perplexity {perplexity(args, model):6.2f}  {taken[name]:6.1f} s", flush=True)
+            print(f"{name:19} perplexity {perplexity(args, model):6.2f}  {taken[name]:6.1f} s", flush=True)
     if args.peer:
         for name in OURS[1:]:
             print(f"{name} takes {taken[name] / taken['llm-compressor']:.2f} of llm-compressor's time")

@@ -9,9 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import GraniteConfig, GraniteForCausalLM
 
-from tests import families
+from tests import families, tiny
 from tests.integration.conftest import ROOT, change_params, environment
 
 Stage = Callable[..., str]
@@ -123,9 +125,9 @@ def test_asymmetric_weights_for_a_format_that_does_not_hold_them(refused: Stage,
         assert "export.format 'compressed-tensors' holds no asymmetric weights; take 'dequantized'" in found
 
 
-def calibrated(desk: Path, family: str) -> str:
-    """Take a tiny model of a family from its source to own/ptq and own/rtn at W4A16; returns what calibrate said."""
-    change_params(desk, {"teacher": {"path": str(families.save(desk / family, family))}, "scheme": "W4A16"})
+def calibrated(desk: Path, source: Path) -> str:
+    """Take a model in a folder from there to own/ptq and own/rtn at W4A16; returns what calibrate said."""
+    change_params(desk, {"teacher": {"path": str(source)}, "scheme": "W4A16"})
     for stage, paths in (
         ("teacher", {"out": "own/teacher"}),
         ("synthesize", {"teacher": "own/teacher", "out": "own/corpus"}),
@@ -138,7 +140,7 @@ def calibrated(desk: Path, family: str) -> str:
 
 def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> None:
     """Mamba, from the source to the calibration: without KV in the scheme it goes through."""
-    calibrated(desk, "mamba")
+    calibrated(desk, families.save(desk / "mamba", "mamba"))
     paths = {"teacher": "own/teacher", "corpus": "own/corpus", "rtn": "made/rtn"}
     found = refused("calibrate", {"scheme": "W4A16KV4"}, **paths)
     assert found == (
@@ -149,10 +151,23 @@ def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> Non
 
 def test_a_model_that_cannot_be_rotated_is_quantized_without(desk: Path) -> None:
     """Bloom, whose embeddings are normed before the first layer."""
-    said = calibrated(desk, "bloom")
+    said = calibrated(desk, families.save(desk / "bloom", "bloom"))
     assert "calibrate: goes on without rotation: BloomForCausalLM does not allow its residual stream" in said
     facts = [json.loads((desk / f"own/{name}/manifest.json").read_text())["facts"] for name in ("ptq", "rtn")]
     assert [each.get("rotation_seed") for each in facts] == [None, None]
+    assert facts[0]["fisher"]
+
+
+def test_a_model_whose_logits_are_no_plain_product_is_quantized_with_all_errors_alike(desk: Path) -> None:
+    """Granite, which divides them."""
+    shape = tiny.llama().config.to_dict()
+    sizes = {key: shape[key] for key in shape if key.startswith("num_") or key.endswith(("_size", "_token_id"))}
+    torch.manual_seed(0)
+    GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=4.0)).save_pretrained(desk / "granite")
+    tiny.tokenizer().save_pretrained(desk / "granite")
+    said = calibrated(desk, desk / "granite")
+    assert "calibrate: goes on without the Fisher information: GraniteForCausalLM changes its logits" in said
+    assert not json.loads((desk / "own/ptq/manifest.json").read_text())["facts"]["fisher"]
 
 
 def test_truncated_safetensors(refused: Stage, desk: Path, tiny_teacher: Path) -> None:
