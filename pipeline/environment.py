@@ -90,9 +90,9 @@ def _arithmetic() -> dict[str, Any]:
 
 
 def _instructions(torch: Any) -> list[str]:
-    """The vectors that torch's own kernels use, and what the processor has for bfloat16.
+    """The vector instructions that torch's own kernels use, and those for bfloat16 that the processor has.
 
-    Where products of bfloat16 are made in hardware, sums come in another order and scores differ in the third digit.
+    With the latter, products of bfloat16 are summed in another order, and scores differ in the third digit.
     """
     special = [name for name, has in torch.cpu.get_capabilities().items() if has is True and name.endswith("bf16")]
     return [torch.backends.cpu.get_cpu_capability(), *sorted(special)]

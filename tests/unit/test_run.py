@@ -10,12 +10,15 @@ import pytest
 import tqdm
 from safetensors import SafetensorError
 
+from pipeline import environment
 from pipeline.artifacts import INT4, writing
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.export.formats import export, load_exported
 from pipeline.scheme import from_short
 from stages import run
 from tests import tiny
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +122,14 @@ def test_the_libraries_bars_stay_out_of_the_output_and_ours_do_not(
         list(tqdm.tqdm(range(3), desc="ours", disable=False))
     assert "ours" in capfd.readouterr().err
     assert tqdm.tqdm.__init__ == before
+
+
+@pytest.mark.parametrize(("library", "shown"), [("safetensors", True), ("torch", True), ("pipeline.corpus", False)])
+def test_a_library_that_is_not_installed_is_one_line_and_a_module_of_ours_is_not(library: str, shown: bool):
+    """None in sys.modules stands for it."""
+    start = "runpy.run_module('stages.synthesize', run_name='__main__')"
+    code = f"import runpy, sys; sys.modules[{library!r}] = None; {start}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (done.stderr == f"{library} is not installed; `{environment.INSTALL}`\n") == shown
+    assert ("Traceback" in done.stderr) != shown
