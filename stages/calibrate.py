@@ -57,7 +57,7 @@ def work() -> None:
     facts: dict[str, Any] = {
         "method": knobs.method,
         "sequences": knobs.sequences,
-        "fisher": weighed is not None,
+        "fisher": bool(weighed),
         "rotation_seed": seed,
     }
     tables = {"errors": quantized.errors}
@@ -89,17 +89,19 @@ def _fisher(
     scratch: Path,
 ) -> dict[str, Fisher] | None:
     """The Fisher information by which the method weighs errors, if it does; kept in the scratch folder."""
-    if not (knobs.fisher and PTQ_METHODS[knobs.method].uses_fisher):
+    names = {linear.name for linear, (weights, _) in planned.items() if weights.bits and linear.layer >= 0}
+    if not (names and knobs.fisher and PTQ_METHODS[knobs.method].uses_fisher):
         return None
     found = fisher.load(scratch)
     if found is not None:
         return found
     try:
         models.head_weight(model)
-    except ValueError as error:
-        print(f"calibrate: goes on without the Fisher information: {error}", flush=True)
+    except ValueError:
+        print(
+            "calibrate: goes on without the Fisher information, for which logits must be hidden states times the head"
+        )
         return None
-    names = {linear.name for linear, (weights, _) in planned.items() if weights.bits and linear.layer >= 0}
     batch = max(1, knobs.batch // 2)  # a backward needs what a forward can drop
     with progress.bar("calibrate fisher", -(-len(tokens) // batch), " batch") as bar:
         found = fisher.fisher(model, tokens, valid, batch, knobs.dtype, names, bar.update)

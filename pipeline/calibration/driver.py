@@ -239,8 +239,10 @@ def _round(
 
 
 def _errors(linear: models.Linear, weight: Tensor, rounded: Rounded, seen: Inputs) -> dict[str, Any]:
-    """SQNR (dB) of a weight and of its output, beside those of round to nearest on the same inputs, each token by its
-    weight, if it has one; GPTQ's damping."""
+    """SQNR (dB) of a weight and of its output, beside those of round to nearest on the same inputs; GPTQ's damping.
+
+    Each token counts by its weight, if it has one. What output channels make up for each other is an error here.
+    """
     nearest = rtn(weight, None, rounded.scheme).weight
     return {
         "layer": linear.layer,

@@ -127,8 +127,11 @@ class Runner:
                 return
             if weighed is None:
                 last.update(x=x, name=linear.name)
+            rows = self._rows(x, batch)
             shares = None if weighed is None else weighed[batch][self.masks[batch]]
-            found.setdefault(linear.name, Inputs.empty(x.shape[-1])).add(self._rows(x, batch), shares)
+            if shares is not None and len(shares) != len(rows):
+                shares = None  # its rows are no positions
+            found.setdefault(linear.name, Inputs.empty(x.shape[-1])).add(rows, shares)
 
         with _watching(self.model, group, see):
             for index in range(len(self.states)):

@@ -91,7 +91,8 @@ def gptq(
     Returns:
         Codes and scales in the weight's own column order. The latent weight is what each column had become when it was
         last rounded, held inside the grid's range. An output channel whose error, e H e^T, came out above that of round
-        to nearest is rounded to nearest: the feedback can push columns out of their group's range.
+        to nearest is rounded to nearest: the feedback can push columns out of their group's range. With `outputs` all
+        that is of the weight as other output channels have moved it.
 
     Raises:
         ValueError: the Hessian does not invert however it is damped, as when it is not finite.
