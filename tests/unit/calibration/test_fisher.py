@@ -11,6 +11,7 @@ from pipeline import models
 from pipeline.calibration import fisher
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.layers import Runner
+from pipeline.quant.across import round_across
 from tests import tiny
 from tests.families import FAMILIES, family
 from tests.unit.calibration.runs import W4A16, differing, is_bare, run
@@ -125,6 +126,38 @@ def test_gptq_alone_uses_it(tokens: Tensor, valid: Tensor):
         plain, given = (run(tokens, valid, method, W4A16, fisher=each).model for each in (None, found))
         assert not differing(given, plain), method
     assert differing(run(tokens, valid, "gptq", fisher=found).model, run(tokens, valid, "gptq").model)
+
+
+def test_tokens_and_outputs_each_change_what_gptq_makes(tokens: Tensor, valid: Tensor, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(round_across, "__defaults__", (8,))
+    found = measured(tiny.llama(), tokens, valid)
+    alike = {name: Fisher(valid.float(), torch.eye(len(each.outputs))) for name, each in found.items()}
+    weighed = {name: Fisher(found[name].tokens, each.outputs) for name, each in alike.items()}
+    together = {name: Fisher(each.tokens, found[name].outputs) for name, each in alike.items()}
+    plain, same, one, other = (run(tokens, valid, fisher=each).model for each in (None, alike, weighed, together))
+    codes = {f"codes of {linear.name}" for linear in models.linears(tiny.llama())}
+    assert not codes & {*differing(same, plain)}
+    for changed in (one, other):
+        assert codes & {*differing(changed, plain)}
+
+
+def test_a_killed_calibration_ends_in_the_same_bits_with_what_was_kept_of_it(
+    tokens: Tensor, valid: Tensor, tmp_path: Path
+):
+    found = measured(tiny.llama(), tokens, valid)
+    fisher.save(found, tmp_path)
+    expected = run(tokens, valid, fisher=found).model
+    calls = iter([True, False])
+
+    def kill_after_the_first_layer() -> None:
+        if next(calls):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tokens, valid, scratch=tmp_path, advance=kill_after_the_first_layer, fisher=found)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [fisher.FILE, "layer-0.safetensors"]
+    again = run(tokens, valid, scratch=tmp_path, fisher=fisher.load(tmp_path)).model
+    assert differing(again, expected) == []
 
 
 def test_it_lowers_the_divergence_of_a_model_that_has_something_to_say(tokens: Tensor, valid: Tensor):

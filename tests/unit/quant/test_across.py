@@ -61,10 +61,12 @@ def test_blocks_come_back_in_order_and_cover_all_rows(rows: int):
     assert sizes[:-1] == [rows] * (len(sizes) - 1)
 
 
-def test_outputs_that_do_not_count_together_change_nothing():
-    weight, hessian, _ = problem(2)
+def test_outputs_that_do_not_count_together_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(round_across, "__defaults__", (4,))
+    weight, hessian, together = problem(2)
     apart = torch.diag(torch.linspace(1, 9, 24))
     alone, found = gptq(weight, hessian, FOUR, descent=2), gptq(weight, hessian, FOUR, descent=2, outputs=apart)
+    assert not torch.equal(alone.codes, gptq(weight, hessian, FOUR, descent=2, outputs=together).codes)
     assert torch.equal(alone.codes, found.codes)
     assert torch.equal(alone.step.scale, found.step.scale)
     assert torch.equal(alone.latent, found.latent)
