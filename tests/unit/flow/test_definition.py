@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pipeline.flow import definition
+from tests.unit.knobs import SHIPPED
 
 ROOT = Path(__file__).parents[3]
 SOUND: dict[str, Any] = {
@@ -75,7 +76,7 @@ def test_points_join_the_grid_and_have_params_values_where_they_name_none(tmp_pa
 def test_a_setting_follows_what_all_points_share(tmp_path: Path):
     sweep = load(tmp_path, grid=None, points=[{"distill.freeze": "none"}, {"distill.lr": 3e-4}], set={"seed": 5})
     assert [p.setting for p in sweep.points[::2]] == [
-        {"distill.freeze": "none", "distill.lr": 2e-5},
+        {"distill.freeze": "none", "distill.lr": SHIPPED["distill"]["lr"]},
         {"distill.freeze": "ov", "distill.lr": 3e-4},
     ]
     assert sweep.points[0].overrides["seed"] == 5
