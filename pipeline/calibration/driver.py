@@ -2,10 +2,10 @@
 
 Each layer runs twice over the calibration tokens: with its float weights, on inputs that come from the quantized
 layers before it, for the Hessians; then with its quantized weights, for the activation ranges and the next layer's
-inputs. What a layer came to is kept in a scratch folder, so that a killed calibration goes on after the last whole one.
+inputs.
 """
 
-import json
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,8 +20,9 @@ from pipeline import models
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.layers import Inputs, Runner
 from pipeline.calibration.rescale import rescale
+from pipeline.calibration.rounded_layer import RoundedLayer
 from pipeline.quant.activations import Quantizer
-from pipeline.quant.grid import Step, sqnr
+from pipeline.quant.grid import sqnr
 from pipeline.quant.kv_cache import quantize_cache
 from pipeline.quant.methods import ROUNDINGS, Rounded, output_sqnr, rtn
 from pipeline.quant.model import QuantizedModel, float_tensors, untie_head
@@ -162,13 +161,13 @@ def calibrate(
     for name, values in float_tensors(model, set(weighted)).items():
         model.get_parameter(name).copy_(values)
     result = QuantizedModel(kv_cache=scheme.kv_cache, schemes=weighted)
-    done: list[_Layer] = []
+    done: list[RoundedLayer] = []
     restore = quantize_cache(model, scheme.kv_cache) if scheme.kv_cache.bits else lambda: None
     try:
         runner = Runner.start(model, tokens, valid, options.batch, options.dtype)
         for index, layer in enumerate(models.decoder_layers(model)[1]):
             group = [linear for linear in planned if linear.layer == index]
-            found = _Layer.load(scratch, index, weighted)
+            found = RoundedLayer.load(scratch, index, weighted)
             if found is None:
                 found = _quantize_layer(runner, layer, group, weighted, options, fisher or {})
                 found.save(scratch, index)
@@ -180,9 +179,9 @@ def calibrate(
         restore()
     head = models.head(model)
     if head is not None and head.name in weighted:
-        weight, method = model.get_submodule(head.name).weight, PTQ_METHODS["rtn"]
-        rounded = _round(head.name, weight, None, weighted[head.name], method, {}, None)
-        _Layer({head.name: rounded}, {}, [], []).put_into(model, result)
+        nearest = dataclasses.replace(options, method="rtn")
+        rounded = _round(head.name, model.get_submodule(head.name).weight, weighted[head.name], nearest)
+        RoundedLayer({head.name: rounded}).put_into(model, result)
         del result.latent[head.name]  # it does not learn
     result.floats = float_tensors(model, set(weighted))
     rows = [row for layer in done for row in layer.rows]
@@ -196,13 +195,13 @@ def _quantize_layer(
     weighted: dict[str, Weights],
     options: Options,
     fisher: Mapping[str, Fisher],
-) -> "_Layer":
+) -> RoundedLayer:
     """Rescale a layer's weights in place, if the method does, and round them."""
     method = PTQ_METHODS[options.method]
     known = {linear.name: fisher[linear.name] for linear in group if method.uses_fisher and linear.name in fisher}
     tokens = {name: each.tokens for name, each in known.items()}
     inputs = runner.gather(layer, group, tokens) if method.needs_inputs or options.measure else {}
-    done = _Layer({}, {}, [], [])
+    done = RoundedLayer()
     if method.rescaling:
         schemes = {linear.name: weighted.get(linear.name, Weights(0)) for linear in group}
         done.skipped += rescale(runner, layer, group, inputs, schemes, method.rescaling, options.migration)
@@ -213,7 +212,7 @@ def _quantize_layer(
         if linear.name in weighted:
             weight, seen = runner.model.get_submodule(linear.name).weight, inputs.get(linear.name)
             outputs = known[linear.name].outputs if linear.name in known else None
-            rounded = _round(linear.name, weight, seen, weighted[linear.name], method, options.gptq, outputs)
+            rounded = _round(linear.name, weight, weighted[linear.name], options, seen, outputs)
             if options.measure and seen is not None:
                 done.rows.append(_errors(linear, weight, rounded, seen))
             done.rounded[linear.name] = rounded
@@ -223,17 +222,18 @@ def _quantize_layer(
 def _round(
     name: str,
     weight: Tensor,
-    seen: Inputs | None,
     scheme: Weights,
-    method: Method,
-    gptq: dict[str, Any],
-    outputs: Tensor | None,
+    options: Options,
+    seen: Inputs | None = None,
+    outputs: Tensor | None = None,
 ) -> Rounded:
+    method = PTQ_METHODS[options.method]
     if method.needs_inputs and seen is None:
         raise ValueError(f"{name} is not called on the calibration tokens; leave it in float by an override")
     hessian = None if seen is None else seen.hessian
     try:
-        return ROUNDINGS[method.rounding](weight.detach().clone(), hessian, scheme, outputs=outputs, **gptq)
+        weight = weight.detach().clone()
+        return ROUNDINGS[method.rounding](weight, hessian, scheme, outputs=outputs, **options.gptq)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -265,61 +265,3 @@ def _step_on(runner: Runner, layer: nn.Module, group: dict[models.Linear, Activa
         if activations.bits:
             step = static_step(seen[linear.name], activations) if linear in static else None
             result.inputs[linear.name] = Quantizer(activations, step)
-
-
-@dataclass
-class _Layer:
-    """What a layer came to. floats: its other parameters, float16, where a rescaling has changed them."""
-
-    rounded: dict[str, Rounded]
-    floats: dict[str, Tensor]
-    rows: list[dict[str, Any]]
-    skipped: list[str]
-
-    def put_into(self, model: PreTrainedModel, result: QuantizedModel) -> None:
-        """Set the model's weights, and add codes, steps and latent weights to the result."""
-        for name, values in self.floats.items():
-            model.get_parameter(name).copy_(values)
-        for name, rounded in self.rounded.items():
-            model.get_submodule(name).weight.copy_(rounded.weight)
-            result.codes[name], result.steps[name], result.latent[name] = rounded.codes, rounded.step, rounded.latent
-
-    def save(self, scratch: Path | None, index: int) -> None:
-        """Keep it, whole or not at all."""
-        if scratch is None:
-            return
-        tensors = {f"float/{name}": values for name, values in self.floats.items()}
-        for name, r in self.rounded.items():
-            parts = {"codes": r.codes, "scale": r.step.scale, "zero": r.step.zero, "latent": r.latent}
-            tensors |= {f"{part}/{name}": values.contiguous() for part, values in parts.items()}
-        damping = {name: r.damping for name, r in self.rounded.items()}
-        notes = json.dumps({"rows": self.rows, "skipped": self.skipped, "damping": damping})
-        file = scratch / f"layer-{index}.safetensors"
-        part = file.with_suffix(".part")
-        save_file(tensors, part, metadata={"notes": notes})
-        part.replace(file)
-
-    @classmethod
-    def load(cls, scratch: Path | None, index: int, weighted: dict[str, Weights]) -> "_Layer | None":
-        """What was kept of a layer; None where nothing whole was."""
-        file = scratch / f"layer-{index}.safetensors" if scratch else None
-        if file is None or not file.exists():
-            return None
-        try:
-            with safe_open(file, "pt") as stored:
-                notes = json.loads(stored.metadata()["notes"])
-                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  it is no dict
-        except SafetensorError:
-            return None
-        rounded = {
-            name: Rounded(
-                tensors[f"codes/{name}"],
-                Step(tensors[f"scale/{name}"], tensors[f"zero/{name}"]),
-                tensors[f"latent/{name}"],
-                weighted[name],
-                damping,
-            )
-            for name, damping in notes["damping"].items()
-        }
-        floats = {key.removeprefix("float/"): t for key, t in tensors.items() if key.startswith("float/")}
-        return cls(rounded, floats, notes["rows"], notes["skipped"])
