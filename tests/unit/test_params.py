@@ -1,6 +1,7 @@
 """params.yaml as a file: its shape, the names and types of its knobs, and YAML's traps."""
 
 import typing
+import re
 from pathlib import Path
 
 import pytest
@@ -152,9 +153,10 @@ def test_an_integer_may_stand_where_a_float_is_due(tmp_path: Path):
 def test_a_number_that_yaml_reads_as_text_is_answered_with_how_to_write_it(tmp_path: Path, written: str, meant: str):
     """YAML 1.1 knows no exponent without a point before and a sign in it."""
     text = (ROOT / "params.yaml").read_text()
-    assert text.count("  lr: 4.0e-5") == 1
+    changed, found = re.subn(r"(?m)^  lr: \S+", f"  lr: {written}", text)
+    assert found == 1
     with pytest.raises(ValueError, match="bad knob") as caught:
-        load_text(tmp_path, text.replace("  lr: 4.0e-5", f"  lr: {written}"))
+        load_text(tmp_path, changed)
     assert lines(caught.value) == [
         f"distill.lr: expected float, got '{written}' (str); in YAML this is text, write {meant}"
     ]
