@@ -1,7 +1,7 @@
 """params.yaml as a file: its shape, the names and types of its knobs, and YAML's traps."""
 
-import typing
 import re
+import typing
 from pathlib import Path
 
 import pytest
