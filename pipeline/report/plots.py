@@ -156,6 +156,7 @@ def training(log: pd.DataFrame) -> str:
         rate = right.twinx()
         rate.plot(log["step"], log["lr"], color="#8c8c8c", ls="--")
         rate.set_ylabel("learning rate (dashed)")
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         rate.grid(False)
         rate.spines["right"].set_visible(True)
         for column in norms:
