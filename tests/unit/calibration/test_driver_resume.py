@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline import artifacts, models
-from pipeline.calibration import driver
+from pipeline.calibration import driver, rounded_layer
 from pipeline.calibration.driver import PTQ_METHODS
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights
@@ -103,7 +103,7 @@ def test_a_kill_while_a_layer_is_written_leaves_nothing_that_is_taken_for_whole(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "save_file", half)
+        patch.setattr(rounded_layer, "save_file", half)
         with pytest.raises(Killed):
             run(tokens, valid, scratch=tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
