@@ -1,0 +1,37 @@
+"""The tiny model in many schemes, rounded to nearest: what is exported."""
+
+from functools import cache
+
+import torch
+
+from pipeline.calibration.driver import Options, calibrate
+from pipeline.quant.model import QuantizedModel
+from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
+from tests import tiny
+
+Q = "model.layers.0.self_attn.q_proj"
+HEAD = Override("lm_head", weights=Weights(8, group=16))
+OVERRIDES = (
+    Override("model.layers.0.*", weights=Weights(8)),
+    Override("down", weights=Weights(3, group=16), activations=Activations(8, dynamic=True)),
+    Override("v", weights=Weights(0), activations=Activations(0)),
+    HEAD,
+)
+SCHEMES = {
+    **{f"W{bits}": from_short(f"W{bits}A16") for bits in range(2, 9)},
+    "groups": from_short("W4g16A8KV4"),
+    "mixed": Scheme(Weights(4), Activations(8, symmetric=False), KVCache(4, group=4), OVERRIDES),
+    "head": Scheme(Weights(2), overrides=(HEAD,)),
+    "asymmetric": Scheme(
+        Weights(3, symmetric=False, group=8), Activations(8, symmetric=False), KVCache(3, symmetric=False), ()
+    ),
+}
+
+
+@cache
+def quantized(scheme: str) -> QuantizedModel:
+    """The tiny model, rounded to nearest."""
+    tokens = torch.randint(3, 259, (6, 20), generator=torch.Generator().manual_seed(1))
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    options = Options("rtn", {}, batch=6, measure=False)
+    return calibrate(tiny.llama(), tokens, valid, SCHEMES[scheme], options, None, lambda: None).model
