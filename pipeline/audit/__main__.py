@@ -13,7 +13,8 @@ from pipeline import artifacts, progress
 from pipeline.audit import compare, page, table, trace, verify, versions
 from pipeline.audit.cache import Cache
 from pipeline.audit.trees import Git
-from pipeline.audit.versions import HERE
+from pipeline.audit.versions import HERE, Version
+from pipeline.names import unknown
 from pipeline.report import sweeps
 
 METRIC = "perplexity.student"
@@ -56,22 +57,13 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     parser.add_argument("--metric", default=METRIC, help=f"whose lineage the page shows ({METRIC})")
     parser.add_argument("--out", type=Path, default=Path("runs/audit"), help="folder of index.html and audit.csv")
     args = parser.parse_args(arguments)
-    names = list(dict.fromkeys(args.versions)) or versions.default(git, args.commits)
-    found, problems = [], []
-    for name in [*names, *filter(None, [args.baseline])]:
-        try:
-            found.append(versions.load(git, name, cache))
-        except ValueError as error:
-            problems.append(str(error))
-    try:
-        drawn = sweeps.sections(git.root / SWEEPS, curves=False)  # the report draws those
-    except ValueError as error:
-        problems.append(str(error))
-    if problems:
-        raise ValueError("\n  ".join(problems))
-    before: list[versions.Version | None]
+    drawn = sweeps.sections(git.root / SWEEPS, curves=False)  # the report draws those
+    found = _load(git, args.versions or versions.default(git, args.commits), cache, named=bool(args.versions))
+    if args.metric not in (METRIC, *found[-1].metrics):
+        raise ValueError(f"{found[-1].name}: {unknown('metric', args.metric, found[-1].metrics)}")
+    before: list[Version | None]
     if args.baseline:
-        before = [found.pop()] * len(found)
+        before = [*_load(git, [args.baseline], cache, named=True)] * len(found)
     else:
         before = [None, *found[:-1]] if args.versions else versions.predecessors(git, found, cache)
     with progress.bar("audit", len(found), " version") as bar:
@@ -82,6 +74,25 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     print(table.text(table.overview(entries), shutil.get_terminal_size().columns))
     print(f"the page: {args.out / 'index.html'}; every number: {args.out / 'audit.csv'}")
     return 0
+
+
+def _load(git: Git, names: Sequence[str], cache: Cache, named: bool) -> list[Version]:
+    """The versions of some names, each once; those that cannot be read are left out, unless the user named them.
+
+    Raises:
+        ValueError: such a version cannot be read, or none can: all of them are told.
+    """
+    found, problems = [], []
+    for name in dict.fromkeys(names):
+        try:
+            found.append(versions.load(git, name, cache))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems and (named or not found):
+        raise ValueError("\n  ".join(problems))
+    for problem in problems:
+        print(f"audit: left out {problem}", file=sys.stderr)
+    return found
 
 
 def _trace(arguments: Sequence[str], git: Git, cache: Cache) -> int:

@@ -15,6 +15,7 @@ SAME_BYTES = "the same answers, byte for byte"
 NO_ITEMS = "one of them kept no items, or they are not in the cache (`dvc pull`)"
 NOTHING_SHARED = "they were not asked the same"
 STALE = "its scores are older than what they should be made from"
+AGAINST_STALE = "what it is set against has scores older than what they should be made from"
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,21 @@ Wanted = tuple[Pair, str | None, str | None]  # with the md5 of the items before
 def _wanted(version: Version, previous: Version | None) -> list[Wanted]:
     found: list[Wanted] = []
     for variant in version.variants:
-        mine, note = version.items(variant), STALE if f"{EVALUATE}{variant}" in version.stale else ""
+        mine = version.items(variant)
         if previous not in (None, version) and variant in previous.variants:
+            note = _note(version, variant, previous, variant)
             found.append((Pair(version.name, variant, previous.name, False, note=note), previous.items(variant), mine))
         if variant != TEACHER and TEACHER in version.variants:
+            note = _note(version, variant, version, TEACHER)
             found.append((Pair(version.name, variant, TEACHER, True, note=note), version.items(TEACHER), mine))
     return found
+
+
+def _note(version: Version, variant: str, other: Version, against: str) -> str:
+    """Why two variants are not to be compared, whatever they scored; empty if they are."""
+    if f"{EVALUATE}{variant}" in version.stale:
+        return STALE
+    return AGAINST_STALE if f"{EVALUATE}{against}" in other.stale else ""
 
 
 def _count(tables: dict[str, Items | None], one: str | None, other: str | None) -> int:

@@ -11,19 +11,22 @@ from pipeline.audit.trees import Tree, md5
 
 LOCK, PARAMS, PINS = "dvc.lock", "params.yaml", "versions.yaml"
 ENVIRONMENT = "--environment"  # before the path of a stage's record of what it ran with, in its command
+ABSENT = object()  # the value of a knob that is not there; None is one
 SHOWN = 4  # reasons for which a stage is stale
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as it was run: its command, the md5 of what it read and of what it made, the knobs that it read, the
-    versions of the libraries that it depends on, and where it wrote down what it ran with (empty: nowhere)."""
+    """A stage as it was run: its command, the md5 of what it read and of what it made, the knobs that it read and the
+    names, of knobs or whole sections, by which it asked for them, the versions of the libraries that it depends on, and
+    where it wrote down what it ran with (empty: nowhere)."""
 
     name: str
     cmd: str
     deps: dict[str, str]
     outs: dict[str, str]
     knobs: dict[str, Any]
+    asked: tuple[str, ...] = ()
     pins: dict[str, str] = field(default_factory=dict)
     environment: str = ""
 
@@ -31,6 +34,12 @@ class Stage:
     def made(self) -> dict[str, str]:
         """Its outputs but for the record of what it ran with."""
         return {path: digest for path, digest in self.outs.items() if path != self.environment}
+
+    def changed_knobs(self, now: dict[str, Any]) -> list[str]:
+        """Which of all knobs, by their dotted names, it would read otherwise now: with another value, or one more."""
+        there = {knob: v for knob, v in now.items() if any(f"{knob}.".startswith(f"{name}.") for name in self.asked)}
+        every = dict.fromkeys([*self.knobs, *there])
+        return [knob for knob in every if self.knobs.get(knob, ABSENT) != there.get(knob, ABSENT)]
 
 
 @dataclass(frozen=True)
@@ -71,15 +80,13 @@ class Lock:
             for path, digest in stage.deps.items():
                 maker = self.maker(path)
                 if maker is None:
-                    if md5(tree, path) != digest:
+                    if (md5(tree, path) or tracked(tree, path)) != digest:
                         reasons.append(f"{path} has changed")
                 elif path in maker.outs and maker.outs[path] != digest:
                     reasons.append(f"{path} is not what {maker.name} made")
                 elif maker.name in found:
                     reasons.append(f"{maker.name} is stale")
-            reasons += [
-                f"the knob {knob} has changed" for knob, value in stage.knobs.items() if knobs.get(knob) != value
-            ]
+            reasons += [f"the knob {knob} has changed" for knob in stage.changed_knobs(knobs)]
             reasons += [
                 f"{library} is pinned to {pins.get(library, 'nothing')}, it ran with {pin}"
                 for library, pin in stage.pins.items()
@@ -135,7 +142,7 @@ def load(tree: Tree) -> Lock:
         entries = (parsed(content) if content else {}).get("stages", {})
         return Lock({name: _stage(name, entry) for name, entry in entries.items()})
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{LOCK} is damaged ({str(error).splitlines()[0]}); `git restore {LOCK}`") from None
+        raise ValueError(f"{LOCK} is damaged ({str(error).splitlines()[0]}); {tree.remedy(LOCK)}") from None
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -161,16 +168,23 @@ def mapping(tree: Tree, file: str) -> dict[str, Any]:
     """
     content = parsed(tree.read(file) or b"{}")
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a mapping, got {content!r}; `git restore {file}`")
+        raise ValueError(f"{file}: expected a mapping, got {content!r}; {tree.remedy(file)}")
     return flat(content)
+
+
+def tracked(tree: Tree, path: str) -> str | None:
+    """The md5 of data that `dvc add` has taken out of Git, as its .dvc file holds it; None where there is none."""
+    content = parsed(tree.read(f"{path}.dvc") or b"{}")
+    outs = content.get("outs") if isinstance(content, dict) else None
+    return next((str(out["md5"]) for out in outs or () if isinstance(out, dict) and "md5" in out), None)
 
 
 def _stage(name: str, entry: dict[str, Any]) -> Stage:
     deps, outs = ({item["path"]: str(item["md5"]) for item in entry.get(kind, [])} for kind in ("deps", "outs"))
-    knobs, pins = (flat(entry.get("params", {}).get(file, {})) for file in (PARAMS, PINS))
+    asked, pins = (entry.get("params", {}).get(file, {}) for file in (PARAMS, PINS))
     cmd = command(entry["cmd"])
     record = re.search(rf"{ENVIRONMENT} (\S+)", cmd)
-    return Stage(name, cmd, deps, outs, knobs, pins, record[1] if record else "")
+    return Stage(name, cmd, deps, outs, flat(asked), tuple(asked), flat(pins), record[1] if record else "")
 
 
 def command(cmd: str | list[str]) -> str:

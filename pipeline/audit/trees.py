@@ -17,6 +17,9 @@ class Tree(Protocol):
     def files(self, folder: str) -> list[str]:
         """The paths of all files of a folder, sorted."""
 
+    def remedy(self, path: str) -> str:
+        """What to do where a file is damaged."""
+
 
 class WorkingTree:
     """What lies in the project now."""
@@ -33,6 +36,10 @@ class WorkingTree:
         """The paths of all files of a folder that DVC would hash, sorted."""
         found = (file for file in (self.root / folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts)
         return sorted(file.relative_to(self.root).as_posix() for file in found)
+
+    def remedy(self, path: str) -> str:
+        """What to do where a file is damaged."""
+        return f"`git restore {path}`"
 
 
 class Commit:
@@ -51,6 +58,10 @@ class Commit:
     def files(self, folder: str) -> list[str]:
         """The paths of all files of a folder, sorted."""
         return sorted(path for path in self.blobs if path.startswith(f"{folder}/"))
+
+    def remedy(self, path: str) -> str:
+        """What to do where a file is damaged."""
+        return "this commit was made so: name others"
 
 
 class Git:

@@ -2,22 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from pipeline.artifacts import MANIFEST, sha256
+from pipeline.audit import numbers
 from pipeline.audit.cache import Cache
-from pipeline.audit.locks import LOCK, Lock, Stage, command, some
+from pipeline.audit.locks import LOCK, PARAMS, PINS, Lock, Stage, command, some
 from pipeline.audit.trees import WorkingTree, folder_md5
-from pipeline.audit.versions import EVALUATE, REPORT, Version, written
+from pipeline.audit.versions import EVALUATE, Version, summary_file, written
 from pipeline.bench.items import Items
 from pipeline.report import summary
 
+MODEL = "--model"  # before the path of what is scored, in evaluate's command
 CLOSE = 1e-9  # of a number that is worked out again, relative
 
 
@@ -45,7 +49,7 @@ def verify(root: Path, version: Version, cache: Cache, advance: Callable[[str], 
             advance(path)
             found += _content(root, stage, path, md5, cache)
     found += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in version.stale.items()]
-    return [*found, *_commands(root, version.lock), *_numbers(root, version)]
+    return [*found, *_declared(root, version.lock), *_scores(root, version), *_summary(root, version)]
 
 
 def _content(root: Path, stage: Stage, path: str, md5: str, cache: Cache) -> Iterator[Finding]:
@@ -79,7 +83,7 @@ def _manifest(path: str, folder: Path) -> Iterator[Finding]:
     """Which files of an artifact differ from its own manifest."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         yield Finding(f"{path}/{MANIFEST}", "it is missing, or no manifest")
         return
     for name, expected in files:
@@ -87,55 +91,91 @@ def _manifest(path: str, folder: Path) -> Iterator[Finding]:
             yield Finding(f"{path}/{name}", "its sha256 is not the one in the manifest")
 
 
-def _commands(root: Path, lock: Lock) -> Iterator[Finding]:
-    """Stages of dvc.yaml that ran with another command, or never, and runs of stages that it has not."""
+def _declared(root: Path, lock: Lock) -> Iterator[Finding]:
+    """Where dvc.yaml and the runs that dvc.lock tells of differ: stages, their commands, what they read and make."""
     try:
         with Repo(str(root)) as repo:
-            stages = {stage.addressing: command(stage.cmd) for stage in repo.index.stages if stage.cmd}
+            stages = {stage.addressing: stage for stage in repo.index.stages if stage.cmd}
     except DvcException as error:
         yield Finding("dvc.yaml", str(error))
         return
-    for name, wanted in stages.items():
+    yield from (Finding(name, f"{LOCK} has it, dvc.yaml has not") for name in lock.stages if name not in stages)
+    for name, stage in stages.items():
         if name not in lock.stages:
             yield Finding(name, "it was never run")
-        elif lock.stages[name].cmd != wanted:
+            continue
+        ran = lock.stages[name]
+        if ran.cmd != command(stage.cmd):
             yield Finding(name, "its command in dvc.yaml is not the one that was run")
-    yield from (Finding(name, f"{LOCK} has it, dvc.yaml has not") for name in lock.stages if name not in stages)
+        asked = {dep.def_path: dep.params for dep in stage.deps if isinstance(dep, ParamsDependency)}
+        for what, wanted, had in (
+            ("reads", [dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)], ran.deps),
+            ("reads the knobs", asked.get(PARAMS, ()), ran.asked),
+            ("depends on", asked.get(PINS, ()), ran.pins),
+            ("makes", [out.def_path for out in stage.outs], ran.outs),
+        ):
+            yield from _unlike(name, what, wanted, had)
 
 
-def _numbers(root: Path, version: Version) -> Iterator[Finding]:
-    """Scores that are not the means of their items, and numbers of the report that do not follow from the scores."""
-    scores: dict[str, dict[str, float]] = {}
+def _unlike(stage: str, what: str, wanted: Iterable[str], had: Iterable[str]) -> Iterator[Finding]:
+    """What a stage reads or makes by one of dvc.yaml and dvc.lock alone."""
+    wanted, had = {*wanted}, {*had}
+    for here, there, names in (("dvc.yaml", LOCK, wanted - had), (LOCK, "dvc.yaml", had - wanted)):
+        if names:
+            yield Finding(stage, f"by {here} it {what} {', '.join(sorted(names))}; {there} does not know of it")
+
+
+def _scores(root: Path, version: Version) -> Iterator[Finding]:
+    """Scores that do not follow from their items and from the model's file."""
     for variant in version.variants:
         stage = version.lock.stages[f"{EVALUATE}{variant}"]
-        folder = next((path for path, md5 in stage.made.items() if md5.endswith(".dir")), None)
-        try:
-            file = next(path for path in stage.made if path != folder)
-            scores[variant] = json.loads((root / file).read_text(encoding="utf-8"))
-            if folder is not None:
-                for name, value in means(Items.load(root / folder)).items():
-                    if not _close(scores[variant].get(name, np.nan), value):
-                        yield Finding(file, f"{name} is {scores[variant].get(name)}, but its items give {value}")
-        except (OSError, ValueError):
-            continue  # told among the hashes
-    if REPORT in version.lock.stages and {*summary.VARIANTS} <= {*scores}:
-        path = next(path for path in version.lock.stages[REPORT].made if path.endswith(".json"))
-        expected, found = summary.summarize(scores), written(WorkingTree(root), version.lock)
-        for name in dict.fromkeys([*expected, *found]):
-            here, there = found.get(name, np.nan), expected.get(name, np.nan)
-            if not _close(here, there):
-                yield Finding(path, f"{name} is {here}, but the scores give {there}")
+        items = version.items(variant)
+        for file in (path for path, md5 in stage.made.items() if md5 != items):
+            found = numbers.read(WorkingTree(root).read(file))
+            if found is None:
+                yield Finding(file, "it holds no numbers by name")
+                continue
+            try:
+                expected = _expected(root, stage, items)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # told among the hashes
+            yield from _differing(file, found, expected, "what it was made from gives")
 
 
-def means(items: Items) -> dict[str, float]:
-    """The scores that a variant's answers and documents come to."""
-    found = {str(measure): float(part["value"].mean()) for measure, part in items.documents.groupby("measure")}
-    tasks = {f"accuracy.{task}": float(part["correct"].mean()) for task, part in items.answers.groupby("task")}
-    return found | tasks | ({"accuracy": sum(tasks.values()) / len(tasks)} if tasks else {})
+def _expected(root: Path, stage: Stage, items: str | None) -> dict[str, float]:
+    """What the scores of a variant must be, by its items and the model that its command names."""
+    folder = next((path for path, md5 in stage.made.items() if md5 == items), None)
+    model = re.search(rf"{MODEL} (\S+)", stage.cmd)
+    found = numbers.of_items(Items.load(root / folder)) if folder else {}
+    return found | (numbers.of_model(root / model[1]) if model else {})
 
 
-def _close(one: float, other: float) -> bool:
-    return bool(np.isclose(one, other, rtol=CLOSE, atol=CLOSE))
+def _summary(root: Path, version: Version) -> Iterator[Finding]:
+    """Numbers of the report that do not follow from the scores."""
+    path, scores = summary_file(version.lock), {}
+    for variant in version.variants:
+        stage = version.lock.stages[f"{EVALUATE}{variant}"]
+        files = [file for file, md5 in stage.made.items() if md5 != version.items(variant)]
+        scores[variant] = numbers.read(WorkingTree(root).read(files[0])) if files else None
+    whole = {variant: found for variant, found in scores.items() if found is not None}
+    if path is None or not {*summary.VARIANTS} <= {*whole}:
+        return
+    try:
+        expected = summary.summarize(whole)
+    except KeyError as error:
+        yield Finding(path, f"the scores it is made from have no {error}")
+        return
+    yield from _differing(path, written(WorkingTree(root), version.lock), expected, "the scores give")
+
+
+def _differing(file: str, found: dict[str, float], expected: dict[str, float], giver: str) -> Iterator[Finding]:
+    """Numbers that are not what they should be; of a standard error of one item there is nothing to say."""
+    for name in dict.fromkeys([*expected, *found]):
+        here, there = found.get(name), expected.get(name)
+        if there is not None and math.isnan(there):
+            continue
+        if here is None or there is None or not math.isclose(here, there, rel_tol=CLOSE, abs_tol=CLOSE):
+            yield Finding(file, f"{name} is {here}, but {giver} {there}")
 
 
 def _md5(file: Path) -> str:

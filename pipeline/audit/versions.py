@@ -1,17 +1,17 @@
 """A version of the project: what a Git revision, a DVC experiment or the working tree holds and what it scored."""
 
-import json
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from pipeline.audit import locks
+from pipeline.audit import locks, numbers
 from pipeline.audit.cache import Cache
 from pipeline.audit.locks import Lock
-from pipeline.audit.trees import Commit, Git, Tree, WorkingTree
+from pipeline.audit.trees import Commit, Git, Tree, WorkingTree, md5
 from pipeline.report import summary
 
 HERE = "workspace"  # how DVC calls the working tree, too
@@ -19,6 +19,7 @@ EXPERIMENTS = "refs/exps"
 EVALUATE, REPORT = "evaluate@", "report"
 CONSTRAINTS = "constraints.txt"
 HASH = 10  # digits of a commit that stand for its name
+BASE = 7  # and before an experiment's name, where another has the same
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def load(git: Git, name: str, cache: Cache) -> Version:
     try:
         lock = locks.load(tree)
         knobs = locks.mapping(tree, locks.PARAMS)
-        stale, ran = lock.stale(tree), environments(lock, cache)
+        stale, ran = _stale(tree, lock), environments(lock, cache)
         metrics, outdated = _metrics(tree, lock, stale, cache)
         return Version(name, commit, about, lock, knobs, metrics, _pins(tree), stale, ran, outdated)
     except (ValueError, yaml.YAMLError) as error:
@@ -88,7 +89,7 @@ def resolve(git: Git, name: str) -> str:
     """The commit that a name means; an experiment's name counts as one.
 
     Raises:
-        ValueError: it means none.
+        ValueError: it means none, or several experiments.
     """
     experiments = experiments_of(git)
     if name in experiments:
@@ -96,6 +97,9 @@ def resolve(git: Git, name: str) -> str:
     try:
         return git.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").strip()
     except ValueError:
+        alike = [each for each in experiments if each.endswith(f"/{name}")]
+        if alike:
+            raise ValueError(f"{name}: several experiments are called so; write {' or '.join(alike)}") from None
         raise ValueError(
             f"{name}: no commit, tag, branch or DVC experiment is called so; see `dvc exp show -A`"
         ) from None
@@ -103,28 +107,40 @@ def resolve(git: Git, name: str) -> str:
 
 def default(git: Git, commits: int) -> list[str]:
     """What an audit looks at unless it is told: the last commits that changed dvc.lock, oldest first, all experiments,
-    and the working tree."""
-    changed = git.run("log", f"-n{commits}", "--format=%h", "--", locks.LOCK).split()
+    and the working tree. Of merged branches only the merge counts, so that each commit comes from the one before it."""
+    changed = git.run("log", f"-n{commits}", "--first-parent", "--format=%h", "--", locks.LOCK).split()
     return [*reversed(changed), *experiments_of(git), HERE]
 
 
 def predecessors(git: Git, found: Sequence[Version], cache: Cache) -> list[Version | None]:
     """What each version is set against unless it is told: an experiment against the commit that it began from, the
     working tree against HEAD, others against the one before them."""
-    bases, loaded = _bases(git), {version.commit: version for version in found}
+    bases = _bases(git)
+    loaded: dict[str, Version | None] = {version.commit: version for version in found}
     previous: list[Version | None] = []
     before: Version | None = None
     for version in found:
         base = git.run("rev-parse", "HEAD").strip() if version.name == HERE else bases.get(version.name)
         if base is not None and base not in loaded:
-            loaded[base] = load(git, base[:HASH], cache)
+            loaded[base] = _readable(git, base[:HASH], cache)
         previous.append(loaded[base] if base else before)
         before = before if base else version
     return previous
 
 
+def _readable(git: Git, name: str, cache: Cache) -> Version | None:
+    """A version, or None where its files are damaged."""
+    try:
+        return load(git, name, cache)
+    except ValueError:
+        return None
+
+
 def experiments_of(git: Git) -> dict[str, str]:
-    """The commits of all DVC experiments that have a name, by it, in the order of their making."""
+    """The commits of all DVC experiments that have a name, by it, in the order of their making.
+
+    Where several have the same name, the commit that each began from stands before it, and a slash.
+    """
     return {name: commit for name, _, commit in _experiments(git)}
 
 
@@ -133,21 +149,37 @@ def _bases(git: Git) -> dict[str, str]:
     return {name: base for name, base, _ in _experiments(git)}
 
 
-def _experiments(git: Git) -> Iterator[tuple[str, str, str]]:
+def _experiments(git: Git) -> list[tuple[str, str, str]]:
     """Name, base and commit of each; DVC keeps the first two in the name of a ref."""
     listing = git.run("for-each-ref", "--sort=creatordate", "--format=%(refname) %(objectname)", EXPERIMENTS)
+    found: list[tuple[str, str, str]] = []
     for line in listing.splitlines():
         ref, commit = line.split()
         parts = re.fullmatch(rf"{EXPERIMENTS}/([0-9a-f]{{2}})/([0-9a-f]{{38}})/([^/]+)", ref)
         if parts:
-            yield parts[3], parts[1] + parts[2], commit
+            found.append((parts[3], parts[1] + parts[2], commit))
+    count = Counter(name for name, _, _ in found)
+    return [(name if count[name] == 1 else f"{base[:BASE]}/{name}", base, commit) for name, base, commit in found]
+
+
+def summary_file(lock: Lock) -> str | None:
+    """The file in which the report wrote its numbers, the one that is no page."""
+    made = lock.stages[REPORT].made if REPORT in lock.stages else {}
+    return next((path for path in made if path.endswith(".json")), None)
 
 
 def written(tree: Tree, lock: Lock) -> dict[str, float]:
-    """The numbers of the report, in the file that is no page; empty where it wrote none."""
-    outs = lock.stages[REPORT].made if REPORT in lock.stages else {}
-    contents = [tree.read(path) for path in outs if path.endswith(".json")]
-    return {k: float(v) for content in contents if content is not None for k, v in json.loads(content).items()}
+    """The numbers of the report; empty where it wrote none, or they are no numbers."""
+    path = summary_file(lock)
+    return numbers.read(tree.read(path)) or {} if path else {}
+
+
+def _stale(tree: Tree, lock: Lock) -> dict[str, list[str]]:
+    """As the lock says, and if the report's numbers are not those that it wrote."""
+    found, path = lock.stale(tree), summary_file(lock)
+    if path and md5(tree, path) not in (None, lock.stages[REPORT].outs[path]):
+        found.setdefault(REPORT, []).append(f"{path} is not what {REPORT} made")
+    return found
 
 
 def _metrics(tree: Tree, lock: Lock, stale: Container[str], cache: Cache) -> tuple[dict[str, float], bool]:

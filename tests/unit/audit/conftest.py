@@ -36,6 +36,9 @@ class Memory:
     def files(self, folder: str) -> list[str]:
         return sorted(path for path in self.contents if path.startswith(f"{folder}/"))
 
+    def remedy(self, path: str) -> str:
+        return f"`git restore {path}`"
+
 
 def digest(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()

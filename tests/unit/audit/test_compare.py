@@ -64,6 +64,8 @@ def test_the_same_bytes_and_stale_scores_are_not_compared(files: dict[str, bytes
     (entry,) = compare.audit([stale], [same[0]], shelf, lambda: None)  # type: ignore[arg-type]
     assert (entry.pairs[0].note, entry.pairs[0].found) == (compare.STALE, ())
     assert table.cell(entry, "student", "kl") == "0.2 ± 0.01 stale"
+    (entry,) = compare.audit([same[0]], [stale], shelf, lambda: None)  # type: ignore[arg-type]
+    assert (entry.pairs[0].note, entry.pairs[0].found) == (compare.AGAINST_STALE, ())
 
 
 def test_the_overview_has_scores_with_verdicts_and_changes(entries: list[compare.Entry]):

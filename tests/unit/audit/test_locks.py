@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from pipeline.audit import locks
-from tests.unit.audit.conftest import Memory, lock_of
+from tests.unit.audit.conftest import Memory, digest, lock_of
 
 
 def stale(files: dict[str, bytes]) -> dict[str, list[str]]:
@@ -43,6 +43,38 @@ def test_code_that_is_gone_has_changed(files: dict[str, bytes]):
 def test_a_changed_knob_makes_the_stages_stale_that_read_it(files: dict[str, bytes], knobs: dict, stages: set[str]):
     found = stale({**files, "params.yaml": yaml.safe_dump(knobs).encode()})
     assert {stage for stage, reasons in found.items() if any("knob" in reason for reason in reasons)} == stages
+
+
+def test_a_knob_that_came_into_a_section_which_a_stage_reads_makes_it_stale(files: dict[str, bytes]):
+    knobs = {"seed": 0, "make": {"length": 8, "stop": "", "top": {"k": 5}}, "evaluate": {"limit": 3}, "makeup": 1}
+    found = stale({**files, "params.yaml": yaml.safe_dump(knobs).encode()})
+    assert found["make"] == ["the knob make.top.k has changed"]
+
+
+def test_a_knob_of_nothing_is_not_a_knob_that_is_gone(files: dict[str, bytes]):
+    lock = lock_of(files)
+    lock["stages"]["make"]["params"]["params.yaml"]["make"]["stop"] = None
+    written = yaml.safe_dump(lock).encode()
+    knobs = {"seed": 0, "make": {"length": 8, "stop": None}, "evaluate": {"limit": 3}}
+    assert stale({**files, "dvc.lock": written, "params.yaml": yaml.safe_dump(knobs).encode()}) == {}
+    del knobs["make"]["stop"]
+    assert stale({**files, "dvc.lock": written, "params.yaml": yaml.safe_dump(knobs).encode()})["make"] == [
+        "the knob make.stop has changed"
+    ]
+
+
+def test_data_that_dvc_has_taken_out_of_git_is_known_by_its_dvc_file(files: dict[str, bytes]):
+    """A commit has the .dvc file alone; in the working tree the data itself counts."""
+    lock = lock_of(files)
+    lock["stages"]["make"]["deps"].append({"path": "mine.jsonl", "hash": "md5", "md5": digest(b"mine")})
+    there = {**files, "dvc.lock": yaml.safe_dump(lock).encode()}
+    pointer = {"outs": [{"md5": digest(b"mine"), "size": 4, "hash": "md5", "path": "mine.jsonl"}]}
+    there["mine.jsonl.dvc"] = yaml.safe_dump(pointer).encode()
+    assert stale(there) == {}
+    assert stale({**there, "mine.jsonl": b"other"})["make"] == ["mine.jsonl has changed"]
+    pointer["outs"][0]["md5"] = digest(b"other")
+    assert stale({**there, "mine.jsonl.dvc": yaml.safe_dump(pointer).encode()})["make"] == ["mine.jsonl has changed"]
+    assert stale({**there, "mine.jsonl.dvc": b"[]"})["make"] == ["mine.jsonl has changed"]
 
 
 def test_another_pinned_version_makes_the_stages_stale_that_depend_on_it(files: dict[str, bytes]):
