@@ -98,16 +98,22 @@ def test_what_is_as_it_was_made_passes(versions: Path) -> None:
 
 
 def test_what_was_tampered_with_is_found_and_named(versions: Path, tmp_path: Path) -> None:
-    """An edited score, with and without its hash; a swapped model; an edited lock; an edited knob."""
+    """Edited scores; a swapped model; a lock with other hashes, other commands, and less in it; an edited knob."""
     where = tmp_path / "project"
     shutil.copytree(versions, where, symlinks=True)
     scores, summary = where / "data/scores/student.json", where / "data/report/summary.json"
-    scores.write_text(scores.read_text().replace('"kl": ', '"kl": 1'))
+    scores.write_text(scores.read_text().replace('"kl": ', '"kl": 1').replace('"perplexity": ', '"perplexity": 1'))
     summary.write_text(summary.read_text().replace('"top1.student": ', '"top1.student": 1'))
     shutil.copy2(where / "data/rtn/codes.safetensors", where / "data/student/codes.safetensors")
     lock = yaml.safe_load((where / "dvc.lock").read_text())
     lock["stages"]["synthesize"]["outs"][0]["md5"] = "0" * 32 + ".dir"
     lock["stages"]["export@ptq"]["cmd"] += " --fast"
+    code = next(dep for dep in lock["stages"]["export@rtn"]["deps"] if dep["path"] == "stages/export.py")
+    lock["stages"]["export@rtn"]["deps"].remove(code)
+    lock["stages"]["evaluate@rtn"]["outs"] = [
+        out for out in lock["stages"]["evaluate@rtn"]["outs"] if out["path"] != "data/items/rtn"
+    ]
+    del lock["stages"]["targets"]["params"]["params.yaml"]["targets"]
     (where / "dvc.lock").write_text(yaml.safe_dump(lock))
     change_params(where, {"calibrate": {"damping": 0.02}})
     pins = where / "versions.yaml"
@@ -117,6 +123,7 @@ def test_what_was_tampered_with_is_found_and_named(versions: Path, tmp_path: Pat
     for line in (
         "data/scores/student.json: its content is not what evaluate@student made",
         "data/scores/student.json: kl is 1",
+        "data/scores/student.json: perplexity is 1",
         "data/report/summary.json: its content is not what report made",
         "data/report/summary.json: top1.student is 1",
         "data/student/codes.safetensors: changed",
@@ -125,8 +132,32 @@ def test_what_was_tampered_with_is_found_and_named(versions: Path, tmp_path: Pat
         "calibrate: stale: data/corpus is not what synthesize made; the knob calibrate.damping has changed",
         "evaluate@teacher: stale: data/corpus is not what synthesize made; datasets is pinned to 0.1, it ran with",
         "export@ptq: its command in dvc.yaml is not the one that was run",
+        "export@rtn: by dvc.yaml it reads stages/export.py; dvc.lock does not know of it",
+        "evaluate@rtn: by dvc.yaml it makes data/items/rtn; dvc.lock does not know of it",
+        "targets: by dvc.yaml it reads the knobs targets; dvc.lock does not know of it",
     ):
         assert line in told, told
     run([*AUDIT, "workspace"], where)
     table = pd.read_csv(where / "runs/audit/audit.csv")
     assert table["stale"].all(), "metrics older than what they are made from"
+
+
+def test_a_score_that_was_edited_with_all_its_hashes_is_found(versions: Path, tmp_path: Path) -> None:
+    """DVC is content, the report is made anew from it: only the items and the model's file know better."""
+    where = tmp_path / "project"
+    shutil.copytree(versions, where, symlinks=True)
+    scores = where / "data/scores/student.json"
+    found = json.loads(scores.read_text())
+    for name in ("perplexity", "accuracy.stderr", "weight_bytes"):
+        found[name] *= 0.9
+    scores.unlink()
+    scores.write_text(json.dumps(found))
+    run(["dvc", "commit", "--force", "evaluate@student"], where)
+    run(["dvc", "repro", "report"], where)
+    code, told = verified(where)
+    findings = told.splitlines()[:-1]
+    assert code == 1
+    assert {line.split(" is ")[0] for line in findings} == {
+        f"data/scores/student.json: {name}" for name in ("perplexity", "accuracy.stderr", "weight_bytes")
+    }, told
+    assert all("but what it was made from gives" in line for line in findings)
