@@ -43,10 +43,10 @@ class Cache:
         tables = [pd.read_parquet(file) for file in files if file is not None]
         return Items(*tables) if len(tables) == 2 else None
 
-    def facts(self, md5: str) -> dict[str, object]:
-        """What an artifact's manifest tells the next stage; empty where the cache does not have it."""
+    def manifest(self, md5: str) -> dict[str, dict[str, str]]:
+        """An artifact's manifest: its facts, each file's sha256; empty where the cache does not have it."""
         file = self.file(md5, MANIFEST)
-        return json.loads(file.read_text(encoding="utf-8"))["facts"] if file else {}
+        return json.loads(file.read_text(encoding="utf-8")) if file else {}
 
     def scores(self, md5: str) -> dict[str, float]:
         """A variant's scores; empty where the cache does not have them."""

@@ -63,6 +63,11 @@ class Lock:
         made = [stage for stage in self.stages.values() if any(overlap(path, out) for out in stage.outs)]
         return made[0] if made else None
 
+    def sources(self, stage: Stage) -> list[Stage]:
+        """The stages that made something which a stage read."""
+        makers = (self.maker(dep) for dep in stage.deps)
+        return list({maker.name: maker for maker in makers if maker is not None}.values())
+
     def code(self, stage: Stage) -> dict[str, str]:
         """Of what a stage read, that which no stage makes: its code, and data from outside."""
         return {path: digest for path, digest in stage.deps.items() if self.maker(path) is None}

@@ -10,6 +10,7 @@ from pipeline.audit.compare import Entry
 from pipeline.audit.locks import some
 from pipeline.report import page
 
+HASH = 16  # digits of a sha256 in the picture; the text has all
 TEMPLATE = Path(__file__).with_name("page.html")
 METHOD = (
     "Verdicts are about the version before (or the baseline), on the items and documents that both were scored on: "
@@ -29,8 +30,11 @@ def render(entries: Sequence[Entry], metric: str, cache: Cache, sweeps: Sequence
     last = entries[-1].version
     lineage = None
     if metric in last.metrics:
-        picture_of = picture.lineage(last, list(trace.links(last, metric)))
-        lineage = {"metric": metric, "picture": picture_of, "text": "\n".join(trace.lines(last, metric, cache))}
+        chain = list(trace.links(last, metric))
+        ends = {link.path: trace.weights(link, cache) for link in chain if not last.lock.sources(link.maker)}
+        notes = {path: "\n".join(f"{n}\nsha256 {h[:HASH]}" for n, h in found.items()) for path, found in ends.items()}
+        drawn, told = picture.lineage(last, chain, notes), "\n".join(trace.lines(last, metric, cache))
+        lineage = {"metric": metric, "picture": drawn, "text": told}
     return page.render(
         TEMPLATE,
         title="Audit",

@@ -1,6 +1,6 @@
 """The audit's pictures: the lineage of a number, and scores over versions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -10,13 +10,15 @@ from pipeline.audit.versions import Version
 from pipeline.report import plots
 
 WIDTH, HEIGHT = 10.0, 0.8  # of the picture, and of a row of artifacts: inches
+HASH = 8  # digits of an md5 that are shown
 INK, LINE, FILL, STALE = "#1d2328", "#9aa5ad", "#eef4f7", "#f6d9de"
 
 
-def lineage(version: Version, links: Sequence[Link]) -> str:
+def lineage(version: Version, links: Sequence[Link], notes: Mapping[str, str]) -> str:
     """A chain as `trace.links` gives it, as SVG: artifacts in rows, each below all that it was made from.
 
-    An arrow that others imply is left out. What a stage made that is stale now has another colour.
+    An arrow that others imply is left out. What a stage made that is stale now has another colour. Notes, by path,
+    stand beneath the hash.
     """
     edges = _edges(links)
     rows = _rows([link.path for link in links], edges)
@@ -35,7 +37,7 @@ def lineage(version: Version, links: Sequence[Link]) -> str:
             stage, md5 = stages[path]
             colour = STALE if stage in version.stale else FILL
             box = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": LINE}
-            label = f"{path}\n{stage}  {md5[:8]}"
+            label = "\n".join(filter(None, [path, f"{stage}  {md5[:HASH]}", notes.get(path)]))
             axis.text(x, y, label, ha="center", va="center", fontsize=9, color=INK, bbox=box, zorder=2)
 
     return plots.svg(draw, (WIDTH, HEIGHT * len(rows)))

@@ -11,6 +11,7 @@ from pipeline.audit.versions import REPORT, Version
 from pipeline.names import unknown
 
 HASH = 12  # digits of a hash that stand in the text
+WEIGHTS = ".safetensors"
 WIDTH = 100  # of a line of details, letters
 SOURCE = ("source", "package", "version", "repo", "revision", "path", "sha256", "file", "file_sha256")
 
@@ -67,10 +68,19 @@ def _details(version: Version, link: Link, cache: Cache) -> Iterator[str]:
         yield from _wrapped(f"ran on {_listed(changes.machine(environment))}")
         used = {library: have for library, have in environment["libraries"].items() if library in link.maker.pins}
         yield from _wrapped(f"with {_listed(used)}")
-    facts = cache.facts(link.md5)
+    facts = cache.manifest(link.md5).get("facts", {})
     found = {key: facts[key] for key in SOURCE if facts.get(key)}
     if link.depth and found:
         yield from _wrapped(f"from {_listed(found)}")
+    if not version.lock.sources(link.maker):
+        ends = [f"{file} sha256 {digest}" for file, digest in weights(link, cache).items()]
+        yield from _wrapped(f"as {', '.join(ends)}" if ends else "it is not in the cache; `dvc pull` brings it")
+
+
+def weights(link: Link, cache: Cache) -> dict[str, str]:
+    """The sha256 of each file of weights of an artifact; empty where it has none, or the cache does not have it."""
+    files = cache.manifest(link.md5).get("files", {})
+    return {name: digest for name, digest in files.items() if name.endswith(WEIGHTS)}
 
 
 def _listed(facts: Mapping[str, object]) -> str:
