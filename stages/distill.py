@@ -41,11 +41,13 @@ def work() -> None:
     if knobs.gradient_checkpointing:
         loop.save_memory(model)
 
+    threads = torch.tensor([torch.get_num_threads()], device=processes.device)
+    processes.sum_([threads])  # machines may differ, and all must find the same folder
     inputs = {
         "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.targets, args.calibration)],
         "knobs": {**dataclasses.asdict(knobs), "freeze": freeze, "checkpoint_every": 0},
         "seed": loaded.seed,
-        "machine": [processes.count, processes.device.type, torch.get_num_threads()],  # each changes the order of sums
+        "machine": [processes.count, processes.device.type, int(threads)],  # each changes the order of sums
     }
     scratch = progress.scratch("distill", inputs)
     schedule = Schedule(

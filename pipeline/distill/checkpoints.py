@@ -1,7 +1,7 @@
 """Checkpoints that a killed run goes on from: atomic, checked, the last two kept, no pickle.
 
-A checkpoint is one safetensors file: masters, AdamW's moments, and in its header the step and the log so far. It is
-written under another name and renamed when whole. The order of the data and the learning rate are functions of the
+A checkpoint is one safetensors file: masters, AdamW's moments, and the log so far as JSON. It is written under another
+name and renamed when whole. The order of the data and the learning rate are functions of the
 step, and nothing else is drawn by chance. Of sharded masters the first process writes all rows.
 """
 
@@ -20,6 +20,8 @@ from pipeline.distill.student import Student
 
 KEPT = 2
 PARTS = ("master", "exp_avg", "exp_avg_sq")
+LOG = "log"
+DAMAGED = (SafetensorError, ValueError, KeyError)  # what reading raises of a file that is not whole
 
 
 def save(folder: Path, step: int, student: Student, optimizer: torch.optim.AdamW, log: list[dict[str, Any]]) -> None:
@@ -37,10 +39,11 @@ def save(folder: Path, step: int, student: Student, optimizer: torch.optim.AdamW
                 tensors[f"{part}/{name}"] = whole.cpu()
     if not student.processes.first:
         return
+    tensors[LOG] = torch.frombuffer(bytearray(json.dumps(log).encode()), dtype=torch.uint8)  # a header has its limits
     file = folder / f"step-{step:08d}.safetensors"
     part_file = file.with_suffix(".part")
     try:
-        save_file(tensors, part_file, metadata={"step": str(step), "log": json.dumps(log)})
+        save_file(tensors, part_file, metadata={"step": str(step)})
         with part_file.open("rb") as written:
             os.fsync(written.fileno())  # or a loss of power may leave the name on an empty file
         part_file.replace(file)
@@ -57,28 +60,55 @@ def save(folder: Path, step: int, student: Student, optimizer: torch.optim.AdamW
 def restore(folder: Path, student: Student, optimizer: torch.optim.AdamW) -> tuple[int, list[dict[str, Any]]]:
     """Load the newest whole checkpoint into masters and optimizer; returns its step and log, or 0 and an empty log.
 
-    A checkpoint that cannot be read is passed over for the one before it, with a warning on standard error.
+    A checkpoint that is damaged is passed over for the one before it, with a warning on standard error. Every process
+    must call it.
+
+    Raises:
+        ValueError: a checkpoint cannot be read now, which says nothing of what is in it; or another process has read
+            another one.
     """
+    step, log, passed_over = 0, list[dict[str, Any]](), list[Path]()
     for file in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
-            with safe_open(file, framework="pt") as stored:
-                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  not a dict
-                header = stored.metadata()
-            step, log = int(header["step"]), json.loads(header["log"])
-            if tensors.keys() != {f"{part}/{name}" for part in PARTS for name in student.masters}:
-                raise ValueError("it holds other tensors")
-        except Exception as error:  # safetensors has a class of its own for a truncated file
+            tensors, step = _read(file, student)
+        except DAMAGED as error:
             print(f"distill: {file.name} cannot be used ({error}); trying the one before it", file=sys.stderr)
-            if student.processes.first:
-                file.unlink(missing_ok=True)  # it must not count among those that are kept
+            passed_over.append(file)
             continue
-        with torch.no_grad():
-            for name, master in student.masters.items():
-                mine = {part: _mine(student, name, tensors[f"{part}/{name}"]).to(master.device) for part in PARTS}
-                master.copy_(mine.pop("master"))
-                optimizer.state[master] = {"step": torch.tensor(float(step), device=master.device), **mine}
-        return step, log
-    return 0, []
+        except OSError as error:
+            raise ValueError(f"the checkpoint {file} cannot be read: {error}; run again when it can") from None
+        log = json.loads(tensors.pop(LOG).numpy().tobytes())
+        _load(student, optimizer, tensors, step)
+        break
+    total = torch.tensor([step], device=student.processes.device)
+    student.processes.sum_([total])
+    if int(total) != step * student.processes.count:
+        raise ValueError(f"process {student.processes.rank} would go on after step {step}, others not; run again")
+    for file in passed_over if student.processes.first else ():  # they must not count among those that are kept
+        file.unlink(missing_ok=True)
+    return step, log
+
+
+def _read(file: Path, student: Student) -> tuple[dict[str, Tensor], int]:
+    """What a checkpoint of this student holds, and after which step.
+
+    Raises:
+        DAMAGED: it is not whole, or another student's. OSError: it cannot be read.
+    """
+    with safe_open(file, framework="pt") as stored:
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  not a dict
+        step = int(stored.metadata()["step"])
+    if tensors.keys() != {LOG, *(f"{part}/{name}" for part in PARTS for name in student.masters)}:
+        raise ValueError("it holds other tensors")
+    return tensors, step
+
+
+@torch.no_grad()
+def _load(student: Student, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor], step: int) -> None:
+    for name, master in student.masters.items():
+        mine = {part: _mine(student, name, tensors[f"{part}/{name}"]).to(master.device) for part in PARTS}
+        master.copy_(mine.pop("master"))
+        optimizer.state[master] = {"step": torch.tensor(float(step), device=master.device), **mine}
 
 
 def _mine(student: Student, name: str, whole: Tensor) -> Tensor:

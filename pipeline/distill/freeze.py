@@ -46,10 +46,12 @@ def _problem(term: Term, linears: list[Linear]) -> str | None:
     top = max(linear.layer for linear in linears)
     if term.first > top or (term.last or 0) > top:
         return f"{term.text!r} names layers beyond the model's last, {top}"
-    missing = sorted(set(term.roles) - {role for linear in linears for role in linear.parts()})
-    if missing:
-        return f"{term.text!r} needs linears of the roles {missing}, which this model lacks; name patterns freeze any"
     there = [linear for linear in linears if term.covers(linear.layer)]
+    missing = sorted(set(term.roles) - {role for linear in there for role in linear.parts()})
+    if missing:
+        lacking = "this model" if there == linears else "none of its layers"
+        has = "lacks" if there == linears else "has quantized"
+        return f"{term.text!r} needs linears of the roles {missing}, which {lacking} {has}; name patterns freeze any"
     if term.pattern and not any(fnmatchcase(linear.name, term.pattern) for linear in there):
         return f"no linear matches {term.text!r}"
     return None

@@ -98,8 +98,10 @@ def mix(own: tuple[Tensor, Tensor], outside: tuple[Tensor, Tensor], share: float
         own, outside: tokens [sequences, length] and lengths. share: above 0, to 1: all of `outside`, none of `own`.
 
     Raises:
-        ValueError: there are not enough of the others' for that share.
+        ValueError: there are none of the others', or not enough for that share.
     """
+    if not len(outside[0]):
+        raise ValueError("targets.text makes no sequence of two tokens or more; put more text there")
     if share == 1:
         return outside
     wanted, there = round(len(own[0]) * share / (1 - share)), len(outside[0])

@@ -92,6 +92,52 @@ def test_where_none_is_whole_training_starts_anew(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err.count("cannot be used") == 2
 
 
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Training would start from an older step, and the good checkpoint would be gone."""
+    save_steps(tmp_path, 2, 4)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "safe_open", fail)
+        with pytest.raises(ValueError, match=r"step-00000004\.safetensors cannot be read: .*Too many open files"):
+            checkpoints.restore(tmp_path, *fresh())
+        patch.setattr(checkpoints, "safe_open", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            checkpoints.restore(tmp_path, *fresh())
+    assert checkpoints.restore(tmp_path, *fresh())[0] == 4
+
+
+class Two:
+    """Two processes, of which the other is at some step."""
+
+    count, rank, first, device, other = 2, 1, False, torch.device("cpu"), 0
+
+    def sum_(self, tensors: list[torch.Tensor]) -> None:
+        tensors[0] += self.other
+
+
+def test_processes_that_would_go_on_from_different_steps_do_not(tmp_path: Path):
+    save_steps(tmp_path, 2, 4)
+    student, optimizer = fresh()
+    student.processes = Two()  # type: ignore[assignment]
+    student.split = lambda _: False  # type: ignore[method-assign]
+    student.processes.other = 2  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="process 1 would go on after step 4, others not"):
+        checkpoints.restore(tmp_path, student, optimizer)
+    student.processes.other = 4  # type: ignore[attr-defined]
+    assert checkpoints.restore(tmp_path, student, optimizer)[0] == 4
+
+
+def test_a_log_longer_than_a_header_may_be_comes_back(tmp_path: Path):
+    student, optimizer = fresh()
+    step(student, optimizer, 1)
+    log = [{"step": 1, "loss": 0.1, "note": "x" * 101_000_000}]
+    checkpoints.save(tmp_path, 1, student, optimizer, log)
+    assert checkpoints.restore(tmp_path, *fresh()) == (1, log)
+
+
 def test_a_checkpoint_of_other_masters_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     save_steps(tmp_path, 2)
     assert checkpoints.restore(tmp_path, *fresh(b=nn.Parameter(torch.ones(3, 2)))) == (0, [])

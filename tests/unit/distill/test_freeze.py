@@ -131,6 +131,14 @@ def test_of_a_fused_projection_each_layer_has_its_own_rows():
     assert len(frozen) == 3
 
 
+def test_a_role_that_no_layer_of_a_term_has_quantized_is_named(linears: list[Linear]):
+    """The scheme may have left those layers in float: freezing them there would say nothing."""
+    rest = [linear for linear in linears if linear.layer == 1]
+    with pytest.raises(ValueError, match=r"'ov@0' needs linears of the roles \['o', 'v'\], which none of its layers"):
+        frozen_rows("ov@0", rest)
+    assert frozen_rows("ov@0-1", rest) == dict.fromkeys(names(rest, ("o", 1), ("v", 1)))
+
+
 def test_layers_that_the_model_lacks_are_named(linears: list[Linear]):
     with pytest.raises(ValueError, match=r"'ov@0-7' names layers beyond the model's last, 1; 'q@5' names layers"):
         frozen_rows("ov@0-7,q@5,k@1-", linears)

@@ -71,6 +71,13 @@ def test_a_share_of_one_is_the_others_alone():
     assert torch.equal(mix(sequences(12, 0), sequences(5, 100), 1.0, seed=0)[0], sequences(5, 100)[0])
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_text_that_makes_no_sequence_is_refused(share: float):
+    """As one token alone, which predicts nothing."""
+    with pytest.raises(ValueError, match=r"targets\.text makes no sequence of two tokens"):
+        mix(sequences(12, 0), sequences(0, 100), share, seed=0)
+
+
 def test_too_little_text_is_answered_with_the_share_that_it_makes():
     with pytest.raises(ValueError, match=r"asks for 12 beside 12 .* the text makes 4; .* to 0.250 or less"):
         mix(sequences(12, 0), sequences(4, 100), 0.5, seed=0)
