@@ -95,6 +95,32 @@ def test_two_processes_train_as_one(workplace: Path, alone: Path, shard: bool):
     assert not (ours["model.layers.1.self_attn.o_proj"] == start["model.layers.1.self_attn.o_proj"]).all()
 
 
+def test_a_student_of_quantized_inputs_and_cache_learns_from_others_text(workplace: Path):
+    """calibrate, targets and distill as DVC starts them: W4A8KV4, half of the sequences from .txt and .jsonl files."""
+    where = workplace.parent / "others"
+    shutil.copytree(workplace, where, symlinks=True)
+    text = where / "data/text"
+    for old in text.iterdir():
+        old.unlink()
+    (text / "a.txt").write_text("Where the ground never thaws, mammoths keep. " * 60)
+    (text / "b.jsonl").write_text("".join(json.dumps({"text": f"Page {i} of the almanac."}) + "\n" for i in range(99)))
+    sections = {"calibrate": {"method": "rtn"}, "targets": {"share": 0.5, "text": "data/text"}}
+    change_params(where, {"scheme": "W4A8KV4", **sections, "distill": {"freeze": "ov", "scale": "static"}})
+    stages = yaml.safe_load((where / "dvc.yaml").read_text())["stages"]
+    own = json.loads((where / "data/targets/manifest.json").read_text())["facts"]["sequences"]
+    for stage in ("calibrate", "targets", "distill"):
+        command = stages[stage]["cmd"].replace("${targets.text}", "data/text").split()
+        run([sys.executable, *command[1:]], where)
+    facts = json.loads((where / "data/targets/manifest.json").read_text())["facts"]
+    assert (facts["share"], facts["sequences"]) == (0.5, 2 * own)
+    student = where / "data/student"
+    grids = json.loads((student / "scheme.json").read_text())
+    assert grids["kv_cache"]["bits"] == 4
+    assert {each["bits"] for each in grids["inputs"].values()} == {8}
+    rows = curve(student)
+    assert sum(row["kl"] for row in rows[-4:]) < 0.9 * sum(row["kl"] for row in rows[:4])
+
+
 def test_killed_twice_it_ends_in_the_same_bytes(workplace: Path, alone: Path):
     """With SIGKILL, after the first checkpoint and after the second."""
     where = workplace.parent / "twice"
