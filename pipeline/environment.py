@@ -46,10 +46,13 @@ def check(file: Path = PINS) -> dict[str, str]:
     return found
 
 
-def record(file: Path, libraries: dict[str, str]) -> None:
+def record(file: Path, libraries: dict[str, str], accelerated: bool = False) -> None:
     """Write down the interpreter, the libraries, the processor with its instructions, threads, and devices as JSON.
 
     It holds no time, host name or path: the same machine gives the same bytes.
+
+    Args:
+        libraries: their versions. accelerated: whether GPUs are computed with where there are any.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(
@@ -60,7 +63,7 @@ def record(file: Path, libraries: dict[str, str]) -> None:
             "processor": processor(),
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "libraries": libraries,
-            **_arithmetic(),
+            **_arithmetic(accelerated),
         },
     )
 
@@ -75,12 +78,12 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def _arithmetic() -> dict[str, Any]:
+def _arithmetic(accelerated: bool) -> dict[str, Any]:
     """Threads, instructions and devices that torch computes with; nothing of a stage that does without torch."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count() if accelerated else 0)]
     return {
         "torch_build": torch.__version__.partition("+")[2],  # PyPI's wheels do not say it in their metadata
         "threads": torch.get_num_threads(),

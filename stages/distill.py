@@ -20,7 +20,7 @@ from stages import run
 
 
 def work() -> None:
-    args = run.begin("distill", "teacher", "targets", "calibration", "signals", "out")
+    args = run.begin("distill", "teacher", "targets", "calibration", "signals", "out", accelerated=True)
     loaded = params.load()
     knobs = loaded.distill
     if knobs.processes > 1 and not parallel.launched():

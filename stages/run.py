@@ -23,11 +23,11 @@ from pipeline import environment
 USAGE = Path("runs/usage")
 
 
-def begin(stage: str, *names: str, repeated: str = "") -> argparse.Namespace:
+def begin(stage: str, *names: str, repeated: str = "", accelerated: bool = False) -> argparse.Namespace:
     """The paths that dvc.yaml hands to a stage, as `--name path` each; `--repeated key=path` any number of times.
 
     What the stage runs with is checked and, where `--environment` says where, written down; of several processes, by
-    the first.
+    the first. `accelerated`: it computes on GPUs where there are any.
 
     Raises:
         ValueError: a library is installed in another version than versions.yaml pins.
@@ -41,7 +41,7 @@ def begin(stage: str, *names: str, repeated: str = "") -> argparse.Namespace:
     args = parser.parse_args()
     libraries = environment.check()
     if args.environment is not None and os.environ.get("RANK", "0") == "0":
-        environment.record(args.environment, libraries)
+        environment.record(args.environment, libraries, accelerated)
     return args
 
 

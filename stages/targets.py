@@ -9,7 +9,7 @@ from stages import run
 
 
 def work() -> None:
-    args = run.begin("targets", "teacher", "corpus", "text", "out")
+    args = run.begin("targets", "teacher", "corpus", "text", "out", accelerated=True)
     loaded = params.load()
     knobs = loaded.targets
     artifacts.reading(args.teacher, artifacts.TEACHER)

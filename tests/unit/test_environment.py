@@ -67,11 +67,27 @@ def test_the_record_holds_what_torch_computes_with_and_is_the_same_each_time(tmp
     assert found["processes"] == 1
     assert torch.__version__ in ("+".join([version("torch").partition("+")[0], found["torch_build"]]), version("torch"))
     assert found["processor"]
-    if not torch.cuda.is_available():
-        assert found["devices"] == ["cpu"]
+    assert found["devices"] == ["cpu"]
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     for name in ("avx512_bf16", "amx_bf16"):
         assert (name in found["instructions"]) == (f" {name}" in flags), "Linux says so too"
+
+
+def test_gpus_are_of_the_record_of_a_stage_that_computes_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for accelerated, expected in ((True, ["GPU 0, CUDA 13.0", "GPU 1, CUDA 13.0"]), (False, ["cpu"])):
+        environment.record(tmp_path / "record.json", {}, accelerated)
+        assert json.loads((tmp_path / "record.json").read_text())["devices"] == expected
+
+
+def test_the_stages_that_compute_on_gpus_say_so():
+    """They are those whose code asks for the device."""
+    asking = ("models.device()", "parallel.join(")
+    for file in (ROOT / "stages").glob("*.py"):
+        code = file.read_text()
+        assert any(each in code for each in asking) == ("accelerated=True" in code), file.name
 
 
 def test_a_stage_that_does_without_torch_does_not_load_it_for_the_record(tmp_path: Path):
