@@ -121,11 +121,6 @@ def _ranges(p: Params) -> list[str]:
     if not p.analyze.ce + p.analyze.kl > 0:
         problems.append("analyze.ce, analyze.kl: both are 0, which leaves no loss")
     problems += _distill_ranges(p.distill)
-    if p.distill.hidden > 0 and p.calibrate.rotation != "none":
-        problems.append(
-            f"distill.hidden: {p.distill.hidden} compares hidden states, which calibrate.rotation "
-            f"{p.calibrate.rotation!r} turns; set one of them off"
-        )
     if p.targets.share and not Path(p.targets.text).exists():
         problems.append(f"targets.text: {p.targets.text!r} does not exist (targets.share is {p.targets.share})")
     if p.teacher.source == "path" and not Path(p.teacher.path).exists():

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from pipeline import artifacts, models, params, progress
+from pipeline.calibration.rotation import unturned
 from pipeline.distill import loop, losses, parallel
 from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.schedule import Schedule
@@ -35,6 +36,8 @@ def work() -> None:
         raise ValueError(f"distill.batch {knobs.batch} does not divide among {processes.count} x {knobs.accumulate}")
     model = models.load_model(args.teacher)
     teacher_head = models.head_weight(model).detach().to(models.torch_dtype(knobs.dtype), copy=True)
+    turned = calibration.get("rotation_seed")
+    view = unturned(model, turned) if knobs.hidden and turned is not None else None
     frozen = frozen_rows(freeze, [linear for linear in models.linears(model) if linear.name in start.codes])
     learns = Learns(knobs.scale, knobs.train_norms, knobs.train_embeddings)
     student = prepare(model, start, frozen, learns, models.torch_dtype(knobs.dtype), processes)
@@ -54,7 +57,9 @@ def work() -> None:
         **{field.name: getattr(knobs, field.name) for field in dataclasses.fields(Schedule) if field.name != "seed"},
         seed=loaded.seed + knobs.seed,
     )
-    weights = losses.LossWeights(knobs.ce, knobs.kl, knobs.temperature, knobs.chunk, knobs.divergence, knobs.hidden)
+    weights = losses.LossWeights(
+        knobs.ce, knobs.kl, knobs.temperature, knobs.chunk, knobs.divergence, knobs.hidden, view
+    )
 
     def begin(done: int) -> loop.Report:
         return _Bar(knobs.steps, done).show if processes.first else lambda row: None
@@ -70,7 +75,7 @@ def work() -> None:
             "steps": knobs.steps,
             "seed": schedule.seed,
             "method": calibration.get("method", ""),
-            "rotation_seed": calibration.get("rotation_seed"),
+            "rotation_seed": turned,
         }
         trained.save(args.out, facts, {"log": pd.DataFrame(log)})
         progress.clear("distill")

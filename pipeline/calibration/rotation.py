@@ -9,6 +9,7 @@ An embedding and a head that share a weight part here, since the last norm's wei
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +47,13 @@ class Rotation:
         grid = (rows * self.before.to(rows)).unflatten(-1, (len(left), len(right)))
         turned = (left.T @ grid @ right).flatten(-2).mul_(self.after.to(rows))
         return turned.sub_((turned @ mirror)[..., None] * (2 * mirror))
+
+    def back(self, rows: Tensor) -> Tensor:
+        """rows R^T, which undoes `turn`; differentiable."""
+        left, right, mirror = (part.to(rows) for part in (self.left, self.right, self.mirror))
+        straight = (rows - (rows @ mirror)[..., None] * (2 * mirror)) * self.after.to(rows)
+        grid = straight.unflatten(-1, (len(left), len(right)))
+        return (left @ grid @ right.T).flatten(-2) * self.before.to(rows)
 
 
 def random_rotation(width: int, seed: int) -> Rotation:
@@ -149,6 +157,21 @@ def rotate(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return model
 
 
+def unturned(model: PreTrainedModel, seed: int) -> Callable[[Tensor], Tensor]:
+    """What takes the last hidden states [..., width] of the model that `rotate` makes of this one back to its own.
+
+    They differ by the rotation, and by the last norm's channel weights, which have gone into the head.
+
+    Args:
+        model: as it was before; unchanged.
+    """
+    width, head = model.get_input_embeddings().embedding_dim, model.get_output_embeddings()
+    rotation = random_rotation(width, seed)
+    last = next((norm for norm, readers in _readers(model, width).items() if head in readers), None)
+    gain = torch.ones(width) if last is None else _gain(last)[0]
+    return lambda states: rotation.back(states) * gain.to(states)
+
+
 def _logits(model: PreTrainedModel) -> Tensor:
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens = torch.randint(vocabulary, (2, TOKENS), generator=torch.Generator().manual_seed(0))
@@ -182,16 +205,25 @@ def _readers(model: PreTrainedModel, width: int) -> dict[nn.Module, list[nn.Line
 def _level(norm: nn.Module, rotation: Rotation) -> Tensor:
     """Give a norm the same weight for each channel, and return what its readers' columns must be multiplied by.
 
-    That weight is the root mean square of those that it had, so that its readers' weights stay as large as they were:
-    their learning rate is for such. A bias is divided by the gain and rotated.
+    A bias is divided by that and rotated.
     """
     weight: Tensor = norm.weight  # type: ignore[assignment]
     bias: Tensor | None = getattr(norm, "bias", None)
-    offset = norm_offset(norm)
-    weights: Tensor = weight.double() + offset
-    level = (weights.square().mean().sqrt() - offset).to(FLOAT_DTYPE).double() + offset  # as the export holds it
-    gain = weights / level
-    weight.fill_(level - offset)
+    gain, level = _gain(norm)
+    weight.fill_(level)
     if bias is not None:
         bias.copy_(rotation.turn(bias.double() / gain))
     return gain
+
+
+def _gain(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """By what a norm multiplies each channel more than a level, float64 [width], and the weight that gives the level.
+
+    The level is the root mean square over channels, so that its readers' weights stay as large as they were: their
+    learning rate is for such.
+    """
+    offset = norm_offset(norm)
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    weights = weight.double() + offset
+    level = (weights.square().mean().sqrt() - offset).to(FLOAT_DTYPE).double()  # as the export holds it
+    return weights / (level + offset), level

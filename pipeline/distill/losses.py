@@ -23,7 +23,8 @@ CACHED = 2**19  # numbers of a buffer that a CPU's caches hold, several of them
 @dataclass(frozen=True)
 class LossWeights:
     """ce, kl, hidden: weights of the terms. temperature: of both distributions under KL. chunk: tokens held at once.
-    divergence: a name of DIVERGENCES."""
+    divergence: a name of DIVERGENCES. view: what the hidden term compares with the teacher's states, a differentiable
+    function of the student's; None: these themselves."""
 
     ce: float
     kl: float
@@ -31,6 +32,7 @@ class LossWeights:
     chunk: int = 256
     divergence: str = "forward"
     hidden: float = 0.0
+    view: Callable[[Tensor], Tensor] | None = None
 
 
 class Loss(NamedTuple):
@@ -55,25 +57,23 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: Tensor,
         weights: LossWeights,
         counted: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, wide = len(student), torch.promote_types(student.dtype, torch.float32)
         room = _Room(min(weights.chunk, max(tokens, 1)), head, wide, weights)
         gradient = torch.empty_like(student)
         by_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None
-        sums = torch.zeros(3, dtype=torch.float64, device=student.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=student.device)
         for start in range(0, tokens, weights.chunk):
             rows = slice(start, min(start + weights.chunk, tokens))
             terms, by_logits = room.chunk(student[rows], head, teacher[rows], teacher_head, targets[rows])
-            sums[:2] += terms
+            sums += terms
             torch.mm(by_logits, head, out=gradient[rows])
             if by_head is not None:
                 by_head += by_logits.T @ student[rows]
-        if weights.hidden:
-            sums[2] = _hidden(student, teacher, gradient, weights.hidden)
         ctx.save_for_backward(gradient.div_(counted), None if by_head is None else by_head.div_(counted))
-        ce, kl, hidden = sums / counted
-        ctx.mark_non_differentiable(ce, kl, hidden)
-        return (weights.ce * ce + weights.kl * kl + weights.hidden * hidden).to(wide), ce, kl, hidden
+        ce, kl = sums / counted
+        ctx.mark_non_differentiable(ce, kl)
+        return (weights.ce * ce + weights.kl * kl).to(wide), ce, kl
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -82,13 +82,11 @@ class _ChunkedLoss(torch.autograd.Function):
         return gradient * grads[0].to(gradient.dtype), by_head, None, None, None, None, None
 
 
-def _hidden(student: Tensor, teacher: Tensor, gradient: Tensor, weight: float) -> Tensor:
-    """Sum over tokens of ||h_s - h_t||^2 / ||h_t||^2; `weight` times its gradient is added to `gradient`."""
+def _hidden(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum over tokens of ||h_s - h_t||^2 / ||h_t||^2, in float32 at least."""
     wide = torch.promote_types(student.dtype, torch.float32)
-    difference, size = student.to(wide) - teacher.to(wide), teacher.to(wide).square().sum(dim=1, keepdim=True)
-    share = difference / size.clamp(min=torch.finfo(wide).tiny)
-    gradient.add_(share.to(gradient.dtype), alpha=2 * weight)
-    return (share * difference).sum().double()
+    apart, size = student.to(wide) - teacher.to(wide), teacher.to(wide).square().sum(dim=1)
+    return (apart.square().sum(dim=1) / size.clamp(min=torch.finfo(wide).tiny)).sum()
 
 
 class _Room:
@@ -206,4 +204,8 @@ def distillation_loss(
         part.flatten(0, 1) if whole else part[mask] for part in (student[:, :-1], teacher[:, :-1], tokens[:, 1:])
     )
     number = len(targets) if counted is None else counted
-    return Loss(*_ChunkedLoss.apply(ours, heads[0], theirs, heads[1], targets, weights, number))
+    total, ce, kl = _ChunkedLoss.apply(ours, heads[0], theirs, heads[1], targets, weights, number)
+    if not weights.hidden:
+        return Loss(total, ce, kl, torch.zeros_like(ce))
+    hidden = _hidden(ours if weights.view is None else weights.view(ours), theirs) / number
+    return Loss(total + weights.hidden * hidden, ce, kl, hidden.detach().double())

@@ -121,6 +121,15 @@ def test_a_student_of_quantized_inputs_and_cache_learns_from_others_text(workpla
     assert sum(row["kl"] for row in rows[-4:]) < 0.9 * sum(row["kl"] for row in rows[:4])
 
 
+def test_hidden_states_are_compared_as_the_teacher_has_them(workplace: Path):
+    """Of a model that was rotated, whose own are as far from the teacher's as any others are: by 2."""
+    assert json.loads((workplace / "data/calibration/manifest.json").read_text())["facts"]["rotation_seed"] is not None
+    rows = curve(train(workplace, "hidden", hidden=1.0, scale="static"))
+    assert 0 < rows[0]["hidden"] < 0.5
+    assert sum(row["hidden"] for row in rows[-4:]) < sum(row["hidden"] for row in rows[:4])
+    assert rows[0]["loss"] == pytest.approx(rows[0]["kl"] + rows[0]["hidden"], rel=1e-5)
+
+
 def test_killed_twice_it_ends_in_the_same_bytes(workplace: Path, alone: Path):
     """With SIGKILL, after the first checkpoint and after the second."""
     where = workplace.parent / "twice"

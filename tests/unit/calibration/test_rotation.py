@@ -6,7 +6,7 @@ from scipy.linalg import hadamard as scipy_hadamard
 from torch import Tensor, nn
 
 from pipeline import models
-from pipeline.calibration.rotation import paley, random_rotation, rotate, sylvester
+from pipeline.calibration.rotation import paley, random_rotation, rotate, sylvester, unturned
 from pipeline.quant.methods import rtn
 from pipeline.quant.model import QuantizedModel, float_tensors
 from pipeline.scheme import Weights
@@ -26,6 +26,14 @@ def test_a_rotation_is_orthogonal_and_leaves_the_ones_alone(width: int):
     found = matrix(width)
     torch.testing.assert_close(found @ found.T, torch.eye(width, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(found.sum(dim=0), torch.ones(width, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_was_turned_comes_back(width: int):
+    rows = torch.randn(3, 5, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rotation = random_rotation(width, 0)
+    torch.testing.assert_close(rotation.back(rotation.turn(rows)), rows, rtol=0, atol=1e-12)
+    torch.testing.assert_close(rotation.back(rows), rows @ matrix(width).T, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("width", [576, 896, 960, 1536, 2048, 2560, 3072])
@@ -71,6 +79,18 @@ def test_a_rotated_model_says_what_it_said(tokens: Tensor, name: str):
     for norm in (module for module in model.modules() if type(module).__name__.endswith("RMSNorm")):
         if norm.weight.numel() == model.config.hidden_size:
             assert norm.weight.unique().numel() == 1
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "bloom"])
+def test_the_last_hidden_states_of_a_rotated_model_come_back(tokens: Tensor, name: str):
+    """With the last norm's weights, which the head has now, and its bias; and so do gradients."""
+    model = family(name)
+    expected, back = models.hidden_states(model, tokens), unturned(model, 0)
+    states = models.hidden_states(rotate(model, 0), tokens)
+    assert (states - expected).abs().max() > 0.1 * expected.abs().max()
+    assert (back(states) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    exact = states.double().requires_grad_()
+    assert torch.autograd.gradcheck(back, exact[:1, :2])
 
 
 def test_an_embedding_that_is_normed_first_is_refused():

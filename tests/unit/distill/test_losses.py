@@ -42,6 +42,7 @@ def reference(
     )
     kl = {"forward": forward, "reverse": reverse, "symmetric": (forward + reverse) / 2}[w.divergence]
     h_s, h_t = (h.double()[:, :-1][valid[:, 1:]] for h in (student, teacher))
+    h_s = w.view(h_s) if w.view else h_s
     hidden = ((h_s - h_t).square().sum(-1) / h_t.square().sum(-1)).mean()
     return Loss(w.ce * ce + w.kl * kl + w.hidden * hidden, ce, kl, hidden if w.hidden else torch.zeros(()))
 
@@ -121,6 +122,19 @@ def test_logits_in_the_thousands_neither_overflow_nor_lose_the_value():
     assert theirs[0] > 1000
     for mine, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_hidden_term_can_look_at_another_view_of_the_states(mask: str):
+    turn, _ = torch.linalg.qr(
+        torch.randn(HIDDEN, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    )
+    ours, theirs = both(torch.float64, mask, LossWeights(0.0, 0.5, 1.0, 4, hidden=0.7, view=lambda h: 2 * h @ turn))
+    plain, _ = both(torch.float64, mask, LossWeights(0.0, 0.5, 1.0, 4, hidden=0.7))
+    for mine, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
+    assert ours[3] != plain[3]
+    assert ours[2] == plain[2]
 
 
 def test_a_student_that_says_what_the_teacher_says_has_no_divergence_and_no_gradient():
