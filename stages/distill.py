@@ -36,8 +36,8 @@ def work() -> None:
         raise ValueError(f"distill.batch {knobs.batch} does not divide among {processes.count} x {knobs.accumulate}")
     model = models.load_model(args.teacher)
     teacher_head = models.head_weight(model).detach().to(models.torch_dtype(knobs.dtype), copy=True)
-    turned = calibration.get("rotation_seed")
-    view = unturned(model, turned) if knobs.hidden and turned is not None else None
+    rotation_seed = calibration.get("rotation_seed")
+    back = unturned(model, rotation_seed) if knobs.hidden and rotation_seed is not None else None
     frozen = frozen_rows(freeze, [linear for linear in models.linears(model) if linear.name in start.codes])
     learns = Learns(knobs.scale, knobs.train_norms, knobs.train_embeddings)
     student = prepare(model, start, frozen, learns, models.torch_dtype(knobs.dtype), processes)
@@ -58,7 +58,7 @@ def work() -> None:
         seed=loaded.seed + knobs.seed,
     )
     weights = losses.LossWeights(
-        knobs.ce, knobs.kl, knobs.temperature, knobs.chunk, knobs.divergence, knobs.hidden, view
+        knobs.ce, knobs.kl, knobs.temperature, knobs.chunk, knobs.divergence, knobs.hidden, back
     )
 
     def begin(done: int) -> loop.Report:
@@ -75,7 +75,7 @@ def work() -> None:
             "steps": knobs.steps,
             "seed": schedule.seed,
             "method": calibration.get("method", ""),
-            "rotation_seed": turned,
+            "rotation_seed": rotation_seed,
         }
         trained.save(args.out, facts, {"log": pd.DataFrame(log)})
         progress.clear("distill")

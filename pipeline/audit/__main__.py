@@ -57,13 +57,20 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     parser.add_argument("--metric", default=METRIC, help=f"whose lineage the page shows ({METRIC})")
     parser.add_argument("--out", type=Path, default=Path("runs/audit"), help="folder of index.html and audit.csv")
     args = parser.parse_args(arguments)
-    drawn = sweeps.sections(git.root / SWEEPS, curves=False)  # the report draws those
-    found = _load(git, args.versions or versions.default(git, args.commits), cache, named=bool(args.versions))
-    if args.metric not in (METRIC, *found[-1].metrics):
-        raise ValueError(f"{found[-1].name}: {unknown('metric', args.metric, found[-1].metrics)}")
+    names, problems = args.versions or versions.default(git, args.commits), list[str]()
+    found = _load(git, names, cache, problems if args.versions else None)
+    baseline = _load(git, [args.baseline] if args.baseline else [], cache, problems)
+    try:
+        drawn = sweeps.sections(git.root / SWEEPS, curves=False)  # the report draws those
+    except ValueError as error:
+        problems.append(str(error))
+    if found and args.metric not in (METRIC, *found[-1].metrics):
+        problems.append(f"{found[-1].name}: {unknown('metric', args.metric, found[-1].metrics)}")
+    if problems or not found:
+        raise ValueError("\n  ".join(problems) or "there is no version to look at")
     before: list[Version | None]
-    if args.baseline:
-        before = [*_load(git, [args.baseline], cache, named=True)] * len(found)
+    if baseline:
+        before = [*baseline] * len(found)
     else:
         before = [None, *found[:-1]] if args.versions else versions.predecessors(git, found, cache)
     with progress.bar("audit", len(found), " version") as bar:
@@ -76,22 +83,18 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     return 0
 
 
-def _load(git: Git, names: Sequence[str], cache: Cache, named: bool) -> list[Version]:
-    """The versions of some names, each once; those that cannot be read are left out, unless the user named them.
-
-    Raises:
-        ValueError: such a version cannot be read, or none can: all of them are told.
-    """
-    found, problems = [], []
+def _load(git: Git, names: Sequence[str], cache: Cache, problems: list[str] | None) -> list[Version]:
+    """The versions of some names, each once; why one cannot be read is added to the problems, or is a warning, where
+    the user did not name it."""
+    found = []
     for name in dict.fromkeys(names):
         try:
             found.append(versions.load(git, name, cache))
         except ValueError as error:
-            problems.append(str(error))
-    if problems and (named or not found):
-        raise ValueError("\n  ".join(problems))
-    for problem in problems:
-        print(f"audit: left out {problem}", file=sys.stderr)
+            if problems is None:
+                print(f"audit: left out {error}", file=sys.stderr)
+            else:
+                problems.append(str(error))
     return found
 
 

@@ -22,7 +22,10 @@ def read(content: bytes | None) -> dict[str, float] | None:
         return None
     if not isinstance(found, dict) or not all(type(value) in (int, float) for value in found.values()):
         return None
-    return {name: float(value) for name, value in found.items()}
+    try:
+        return {name: float(value) for name, value in found.items()}
+    except OverflowError:
+        return None
 
 
 def of_items(items: Items) -> dict[str, float]:
@@ -50,7 +53,7 @@ def of_model(folder: Path) -> dict[str, float]:
     """The sizes of a model's file: what its manifest says of it, or what its tensors come to.
 
     Raises:
-        OSError, ValueError, KeyError: there is no such model.
+        OSError, SafetensorError, ValueError, KeyError, TypeError: there is no such model, or it is damaged.
     """
     files = sorted(folder.glob("*.safetensors"))
     facts = artifacts.read_json(folder / artifacts.MANIFEST)["facts"]
@@ -59,8 +62,10 @@ def of_model(folder: Path) -> dict[str, float]:
         return {"weight_bytes": stored, **{name: float(facts[name]) for name in SIZES}}
     count = 0
     for file in files:
-        with safe_open(file, "pt") as tensors:
+        with safe_open(file, "np") as tensors:
             count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    if not count:
+        raise ValueError(f"{folder} holds no weights")
     return {"weight_bytes": stored, SIZES[0]: 8 * stored / count, SIZES[1]: FLOAT_BITS}
 
 

@@ -11,17 +11,19 @@ from pathlib import Path
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from safetensors import SafetensorError
 
 from pipeline.artifacts import MANIFEST, sha256
 from pipeline.audit import numbers
 from pipeline.audit.cache import Cache
 from pipeline.audit.locks import LOCK, PARAMS, PINS, Lock, Stage, command, some
 from pipeline.audit.trees import WorkingTree, folder_md5
-from pipeline.audit.versions import EVALUATE, Version, summary_file, written
+from pipeline.audit.versions import EVALUATE, Version, summary_file
 from pipeline.bench.items import Items
 from pipeline.report import summary
 
 MODEL = "--model"  # before the path of what is scored, in evaluate's command
+UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, ArithmeticError)  # what damaged files give
 CLOSE = 1e-9  # of a number that is worked out again, relative
 
 
@@ -37,8 +39,8 @@ def verify(root: Path, version: Version, cache: Cache, advance: Callable[[str], 
     """All that is wrong with the working tree.
 
     Hashes of all that lies in the project against dvc.lock, and file by file against the manifests; dvc.lock against
-    itself, dvc.yaml, the code and the knobs; the scores against their items, and the report's numbers against the
-    scores.
+    itself, dvc.yaml (commands, and what each stage reads and makes), the code and the knobs; the scores against their
+    items and the model's file, and the report's numbers against the scores.
 
     Args:
         version: the working tree. advance: called with each path before it is hashed.
@@ -48,7 +50,8 @@ def verify(root: Path, version: Version, cache: Cache, advance: Callable[[str], 
         for path, md5 in stage.outs.items():
             advance(path)
             found += _content(root, stage, path, md5, cache)
-    found += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in version.stale.items()]
+    stale = version.lock.stale(WorkingTree(root))  # what an edited report is, is told among the hashes
+    found += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in stale.items()]
     return [*found, *_declared(root, version.lock), *_scores(root, version), *_summary(root, version)]
 
 
@@ -129,25 +132,28 @@ def _scores(root: Path, version: Version) -> Iterator[Finding]:
     """Scores that do not follow from their items and from the model's file."""
     for variant in version.variants:
         stage = version.lock.stages[f"{EVALUATE}{variant}"]
-        items = version.items(variant)
-        for file in (path for path, md5 in stage.made.items() if md5 != items):
-            found = numbers.read(WorkingTree(root).read(file))
+        folder = next((path for path, md5 in stage.made.items() if md5 == version.items(variant)), None)
+        model = re.search(rf"{MODEL} (\S+)", stage.cmd)
+        for file in (path for path in stage.made if path != folder):
+            content = WorkingTree(root).read(file)
+            if content is None:
+                continue  # told among the hashes
+            found, expected, whole = numbers.read(content), dict[str, float](), True
             if found is None:
                 yield Finding(file, "it holds no numbers by name")
                 continue
-            try:
-                expected = _expected(root, stage, items)
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # told among the hashes
-            yield from _differing(file, found, expected, "what it was made from gives")
+            for source, give in ((folder, _of_items), (model and model[1], numbers.of_model)):
+                try:
+                    expected |= give(root / source) if source else {}
+                except UNREADABLE as error:
+                    yield Finding(file, f"it cannot be held against {source}: {error!r}")
+                    whole = False
+            every = [*expected, *(found if whole and folder and model else ())]
+            yield from _differing(file, found, expected, every, "what it was made from gives")
 
 
-def _expected(root: Path, stage: Stage, items: str | None) -> dict[str, float]:
-    """What the scores of a variant must be, by its items and the model that its command names."""
-    folder = next((path for path, md5 in stage.made.items() if md5 == items), None)
-    model = re.search(rf"{MODEL} (\S+)", stage.cmd)
-    found = numbers.of_items(Items.load(root / folder)) if folder else {}
-    return found | (numbers.of_model(root / model[1]) if model else {})
+def _of_items(folder: Path) -> dict[str, float]:
+    return numbers.of_items(Items.load(folder))
 
 
 def _summary(root: Path, version: Version) -> Iterator[Finding]:
@@ -157,20 +163,27 @@ def _summary(root: Path, version: Version) -> Iterator[Finding]:
         stage = version.lock.stages[f"{EVALUATE}{variant}"]
         files = [file for file, md5 in stage.made.items() if md5 != version.items(variant)]
         scores[variant] = numbers.read(WorkingTree(root).read(files[0])) if files else None
-    whole = {variant: found for variant, found in scores.items() if found is not None}
-    if path is None or not {*summary.VARIANTS} <= {*whole}:
+    read = {variant: found for variant, found in scores.items() if found is not None}
+    content = WorkingTree(root).read(path) if path else None
+    if path is None or content is None or not {*summary.VARIANTS} <= {*read}:
+        return
+    found = numbers.read(content)
+    if found is None:
+        yield Finding(path, "it holds no numbers by name")
         return
     try:
-        expected = summary.summarize(whole)
+        expected = summary.summarize(read)
     except KeyError as error:
-        yield Finding(path, f"the scores it is made from have no {error}")
+        yield Finding(path, f"the scores that it is made from have no {error}")
         return
-    yield from _differing(path, written(WorkingTree(root), version.lock), expected, "the scores give")
+    yield from _differing(path, found, expected, [*expected, *found], "the scores give")
 
 
-def _differing(file: str, found: dict[str, float], expected: dict[str, float], giver: str) -> Iterator[Finding]:
+def _differing(
+    file: str, found: dict[str, float], expected: dict[str, float], names: Iterable[str], giver: str
+) -> Iterator[Finding]:
     """Numbers that are not what they should be; of a standard error of one item there is nothing to say."""
-    for name in dict.fromkeys([*expected, *found]):
+    for name in dict.fromkeys(names):
         here, there = found.get(name), expected.get(name)
         if there is not None and math.isnan(there):
             continue

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline import models
 from pipeline.calibration.layers import Inputs, Runner
+from pipeline.calibration.norm_layers import is_norm, norm_offset
 from pipeline.quant.methods import rtn
 from pipeline.quant.model import FLOAT_DTYPE
 from pipeline.scheme import Weights
@@ -69,25 +70,6 @@ def pairs(runner: Runner, layer: nn.Module, group: list[models.Linear]) -> list[
             chosen = torch.arange(module.out_features) if isinstance(rows, slice) else rows
             found.append(Pair(linear.name, chosen, (by_role[reader][0],)))
     return found
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm: it has one weight a channel, and no parts."""
-    weight = getattr(module, "weight", None)
-    return weight is not None and weight.ndim == 1 and not list(module.children())
-
-
-@torch.no_grad()
-def norm_offset(norm: nn.Module) -> float:
-    """What a norm adds to its weight [channels] before it multiplies: 1 of Gemma's, which at a weight of 0 gives more
-    than 0; 0 of others."""
-    kept = {name: parameter.clone() for name, parameter in norm.named_parameters()}
-    for parameter in norm.parameters():
-        parameter.zero_()
-    made = norm(torch.arange(len(kept["weight"]), dtype=torch.float32)[None])
-    for name, parameter in norm.named_parameters():
-        parameter.copy_(kept[name])
-    return float(bool(made.any()))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline import models
-from pipeline.calibration.rescale import is_norm, norm_offset
+from pipeline.calibration.norm_layers import is_norm, norm_offset
 from pipeline.quant.model import FLOAT_DTYPE, untie_head
 
 WRITERS = ("o", "down", "out")  # roles of the linears that write into the residual stream
@@ -157,6 +157,7 @@ def rotate(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return model
 
 
+@torch.no_grad()
 def unturned(model: PreTrainedModel, seed: int) -> Callable[[Tensor], Tensor]:
     """What takes the last hidden states [..., width] of the model that `rotate` makes of this one back to its own.
 

@@ -70,37 +70,37 @@ def restore(folder: Path, student: Student, optimizer: torch.optim.AdamW) -> tup
     step, log, passed_over = 0, list[dict[str, Any]](), list[Path]()
     for file in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
-            tensors, step = _read(file, student)
+            tensors, step, log = _read(file, student)
         except DAMAGED as error:
             print(f"distill: {file.name} cannot be used ({error}); trying the one before it", file=sys.stderr)
             passed_over.append(file)
             continue
         except OSError as error:
             raise ValueError(f"the checkpoint {file} cannot be read: {error}; run again when it can") from None
-        log = json.loads(tensors.pop(LOG).numpy().tobytes())
         _load(student, optimizer, tensors, step)
         break
-    total = torch.tensor([step], device=student.processes.device)
-    student.processes.sum_([total])
-    if int(total) != step * student.processes.count:
+    sums = torch.tensor([step, step**2], device=student.processes.device)
+    student.processes.sum_([sums])
+    if sums.tolist() != [student.processes.count * step, student.processes.count * step**2]:
         raise ValueError(f"process {student.processes.rank} would go on after step {step}, others not; run again")
     for file in passed_over if student.processes.first else ():  # they must not count among those that are kept
         file.unlink(missing_ok=True)
     return step, log
 
 
-def _read(file: Path, student: Student) -> tuple[dict[str, Tensor], int]:
-    """What a checkpoint of this student holds, and after which step.
+def _read(file: Path, student: Student) -> tuple[dict[str, Tensor], int, list[dict[str, Any]]]:
+    """What a checkpoint of this student holds, after which step, and the log until then.
 
     Raises:
         DAMAGED: it is not whole, or another student's. OSError: it cannot be read.
     """
     with safe_open(file, framework="pt") as stored:
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  not a dict
-        step = int(stored.metadata()["step"])
-    if tensors.keys() != {LOG, *(f"{part}/{name}" for part in PARTS for name in student.masters)}:
+        step = int((stored.metadata() or {})["step"])
+    log = json.loads(tensors.pop(LOG).numpy().tobytes())
+    if tensors.keys() != {f"{part}/{name}" for part in PARTS for name in student.masters}:
         raise ValueError("it holds other tensors")
-    return tensors, step
+    return tensors, step, log
 
 
 @torch.no_grad()

@@ -23,8 +23,8 @@ CACHED = 2**19  # numbers of a buffer that a CPU's caches hold, several of them
 @dataclass(frozen=True)
 class LossWeights:
     """ce, kl, hidden: weights of the terms. temperature: of both distributions under KL. chunk: tokens held at once.
-    divergence: a name of DIVERGENCES. view: what the hidden term compares with the teacher's states, a differentiable
-    function of the student's; None: these themselves."""
+    divergence: a name of DIVERGENCES. back: differentiable; takes the student's states to where the hidden term compares
+    them with the teacher's. None: they are there."""
 
     ce: float
     kl: float
@@ -32,7 +32,7 @@ class LossWeights:
     chunk: int = 256
     divergence: str = "forward"
     hidden: float = 0.0
-    view: Callable[[Tensor], Tensor] | None = None
+    back: Callable[[Tensor], Tensor] | None = None
 
 
 class Loss(NamedTuple):
@@ -82,10 +82,11 @@ class _ChunkedLoss(torch.autograd.Function):
         return gradient * grads[0].to(gradient.dtype), by_head, None, None, None, None, None
 
 
-def _hidden(student: Tensor, teacher: Tensor) -> Tensor:
+def _hidden(student: Tensor, teacher: Tensor, back: Callable[[Tensor], Tensor] | None) -> Tensor:
     """Sum over tokens of ||h_s - h_t||^2 / ||h_t||^2, in float32 at least."""
     wide = torch.promote_types(student.dtype, torch.float32)
-    apart, size = student.to(wide) - teacher.to(wide), teacher.to(wide).square().sum(dim=1)
+    ours = student.to(wide) if back is None else back(student.to(wide))
+    apart, size = ours - teacher.to(wide), teacher.to(wide).square().sum(dim=1)
     return (apart.square().sum(dim=1) / size.clamp(min=torch.finfo(wide).tiny)).sum()
 
 
@@ -207,5 +208,5 @@ def distillation_loss(
     total, ce, kl = _ChunkedLoss.apply(ours, heads[0], theirs, heads[1], targets, weights, number)
     if not weights.hidden:
         return Loss(total, ce, kl, torch.zeros_like(ce))
-    hidden = _hidden(ours if weights.view is None else weights.view(ours), theirs) / number
+    hidden = _hidden(ours, theirs, weights.back) / number
     return Loss(total + weights.hidden * hidden, ce, kl, hidden.detach().double())

@@ -142,6 +142,40 @@ def test_what_was_tampered_with_is_found_and_named(versions: Path, tmp_path: Pat
     assert table["stale"].all(), "metrics older than what they are made from"
 
 
+def test_what_is_damaged_is_found_and_named_and_the_rest_is_looked_at_all_the_same(
+    versions: Path, tmp_path: Path
+) -> None:
+    where = tmp_path / "project"
+    shutil.copytree(versions, where, symlinks=True)
+    teacher = where / "data/teacher/model.safetensors"
+    damaged = {
+        "data/teacher/model.safetensors": teacher.read_bytes()[:100],
+        "data/student/manifest.json": b"[]",
+        "data/scores/rtn.json": b'{"kl": ' + b"9" * 400 + b"}",
+        "data/scores/ptq.json": b"[]",
+        "data/report/summary.json": b'{"kl.student": null}',
+    }
+    for path, content in damaged.items():
+        (where / path).unlink()
+        (where / path).write_bytes(content)
+    shutil.rmtree(where / "data/int4/student")
+    code, told = verified(where)
+    assert code == 1
+    for line in (
+        "data/teacher/model.safetensors: changed",
+        "data/teacher/model.safetensors: its sha256 is not the one in the manifest",
+        "data/scores/teacher.json: it cannot be held against data/teacher: ",
+        "data/student/manifest.json: it is missing, or no manifest",
+        "data/scores/rtn.json: it holds no numbers by name",
+        "data/scores/ptq.json: it holds no numbers by name",
+        "data/report/summary.json: its content is not what report made",
+        "data/int4/student: missing",
+        "data/scores/student.json: it cannot be held against data/int4/student: ",
+    ):
+        assert line in told, told
+    assert "None" not in told
+
+
 def test_a_score_that_was_edited_with_all_its_hashes_is_found(versions: Path, tmp_path: Path) -> None:
     """DVC is content, the report is made anew from it: only the items and the model's file know better."""
     where = tmp_path / "project"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.distill import checkpoints
@@ -109,25 +109,43 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path: Path, monkey
     assert checkpoints.restore(tmp_path, *fresh())[0] == 4
 
 
-class Two:
-    """Two processes, of which the other is at some step."""
+class Some:
+    """Processes, of which the others are at some steps."""
 
-    count, rank, first, device, other = 2, 1, False, torch.device("cpu"), 0
+    rank, first, sharded, device = 0, True, False, torch.device("cpu")
+
+    def __init__(self, *others: int) -> None:
+        self.others, self.count = others, 1 + len(others)
 
     def sum_(self, tensors: list[torch.Tensor]) -> None:
-        tensors[0] += self.other
+        for other in self.others:
+            tensors[0] += torch.tensor([other, other**2])
 
 
-def test_processes_that_would_go_on_from_different_steps_do_not(tmp_path: Path):
+@pytest.mark.parametrize("others", [(2,), (4, 2), (3, 5), (0, 8)])
+def test_processes_that_would_go_on_from_different_steps_do_not(tmp_path: Path, others: tuple[int, ...]):
+    """And nothing is removed until they agree."""
     save_steps(tmp_path, 2, 4)
+    (tmp_path / "step-00000006.safetensors").write_bytes(b"damaged")
     student, optimizer = fresh()
-    student.processes = Two()  # type: ignore[assignment]
-    student.split = lambda _: False  # type: ignore[method-assign]
-    student.processes.other = 2  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="process 1 would go on after step 4, others not"):
+    student.processes = Some(*others)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="process 0 would go on after step 4, others not"):
         checkpoints.restore(tmp_path, student, optimizer)
-    student.processes.other = 4  # type: ignore[attr-defined]
+    assert len([*tmp_path.iterdir()]) == 3
+    student.processes = Some(*(4 for _ in others))  # type: ignore[assignment]
     assert checkpoints.restore(tmp_path, student, optimizer)[0] == 4
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+@pytest.mark.parametrize("damage", ["log", "step"])
+def test_a_checkpoint_whose_log_or_step_is_gone_is_passed_over(tmp_path: Path, damage: str):
+    save_steps(tmp_path, 2, 4)
+    newest = tmp_path / "step-00000004.safetensors"
+    tensors = load_file(newest)
+    if damage == "log":
+        tensors["log"].zero_()
+    save_file(tensors, newest, metadata={"step": "4"} if damage == "log" else None)
+    assert checkpoints.restore(tmp_path, *fresh())[0] == 2
 
 
 def test_a_log_longer_than_a_header_may_be_comes_back(tmp_path: Path):
@@ -135,7 +153,8 @@ def test_a_log_longer_than_a_header_may_be_comes_back(tmp_path: Path):
     step(student, optimizer, 1)
     log = [{"step": 1, "loss": 0.1, "note": "x" * 101_000_000}]
     checkpoints.save(tmp_path, 1, student, optimizer, log)
-    assert checkpoints.restore(tmp_path, *fresh()) == (1, log)
+    same = checkpoints.restore(tmp_path, *fresh()) == (1, log)
+    assert same
 
 
 def test_a_checkpoint_of_other_masters_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -42,7 +42,7 @@ def reference(
     )
     kl = {"forward": forward, "reverse": reverse, "symmetric": (forward + reverse) / 2}[w.divergence]
     h_s, h_t = (h.double()[:, :-1][valid[:, 1:]] for h in (student, teacher))
-    h_s = w.view(h_s) if w.view else h_s
+    h_s = w.back(h_s) if w.back else h_s
     hidden = ((h_s - h_t).square().sum(-1) / h_t.square().sum(-1)).mean()
     return Loss(w.ce * ce + w.kl * kl + w.hidden * hidden, ce, kl, hidden if w.hidden else torch.zeros(()))
 
@@ -125,11 +125,11 @@ def test_logits_in_the_thousands_neither_overflow_nor_lose_the_value():
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_hidden_term_can_look_at_another_view_of_the_states(mask: str):
+def test_the_hidden_term_can_take_the_states_back_first(mask: str):
     turn, _ = torch.linalg.qr(
         torch.randn(HIDDEN, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     )
-    ours, theirs = both(torch.float64, mask, LossWeights(0.0, 0.5, 1.0, 4, hidden=0.7, view=lambda h: 2 * h @ turn))
+    ours, theirs = both(torch.float64, mask, LossWeights(0.0, 0.5, 1.0, 4, hidden=0.7, back=lambda h: 2 * h @ turn))
     plain, _ = both(torch.float64, mask, LossWeights(0.0, 0.5, 1.0, 4, hidden=0.7))
     for mine, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
