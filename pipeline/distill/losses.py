@@ -23,8 +23,8 @@ CACHED = 2**19  # numbers of a buffer that a CPU's caches hold, several of them
 @dataclass(frozen=True)
 class LossWeights:
     """ce, kl, hidden: weights of the terms. temperature: of both distributions under KL. chunk: tokens held at once.
-    divergence: a name of DIVERGENCES. back: differentiable; takes the student's states to where the hidden term compares
-    them with the teacher's. None: they are there."""
+    divergence: a name of DIVERGENCES. back: differentiable; takes the student's states to where the hidden term holds
+    them against the teacher's. None: they are there."""
 
     ce: float
     kl: float
