@@ -30,6 +30,7 @@ lint: $(VENV)/ready
 	ruff format --check .
 	mypy
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/checks.yml
+	zizmor --offline --quiet --persona pedantic .github/workflows
 
 bench-synthesize: $(VENV)/ready    # our decoding against transformers.generate, side by side
 	python -m tests.bench.synthesize
