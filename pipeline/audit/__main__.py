@@ -115,7 +115,7 @@ def _verify(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     here = versions.load(git, HERE, cache)
     count = sum(len(stage.outs) for stage in here.lock.stages.values())
     with progress.bar("verify", count, " output") as bar:
-        found = verify.verify(git.root, here, cache, lambda _: bar.update())
+        found = verify.verify(git, here, cache, lambda _: bar.update())
     for finding in found:
         print(f"{finding.what}: {finding.problem}")
     outcome = f"{len(found)} findings" if found else "all as they were made"

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from pipeline.artifacts import MANIFEST, sha256
 from pipeline.audit import numbers
 from pipeline.audit.cache import Cache
-from pipeline.audit.locks import LOCK, PARAMS, PINS, Lock, Stage, command, some
-from pipeline.audit.trees import WorkingTree, folder_md5
+from pipeline.audit.locks import LOCK, PARAMS, PINS, Lock, Stage, command, overlap, some
+from pipeline.audit.trees import Git, WorkingTree, folder_md5
 from pipeline.audit.versions import EVALUATE, Version, summary_file
 from pipeline.bench.items import Items
 from pipeline.report import summary
@@ -35,7 +35,7 @@ class Finding:
     problem: str
 
 
-def verify(root: Path, version: Version, cache: Cache, advance: Callable[[str], object]) -> list[Finding]:
+def verify(git: Git, version: Version, cache: Cache, advance: Callable[[str], object]) -> list[Finding]:
     """All that is wrong with the working tree.
 
     Hashes of all that lies in the project against dvc.lock, and file by file against the manifests; dvc.lock against
@@ -45,14 +45,15 @@ def verify(root: Path, version: Version, cache: Cache, advance: Callable[[str], 
     Args:
         version: the working tree. advance: called with each path before it is hashed.
     """
-    found: list[Finding] = []
+    root, found = git.root, list[Finding]()
     for stage in version.lock.stages.values():
         for path, md5 in stage.outs.items():
             advance(path)
             found += _content(root, stage, path, md5, cache)
     stale = version.lock.stale(WorkingTree(root))  # what an edited report is, is told among the hashes
     found += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in stale.items()]
-    return [*found, *_declared(root, version.lock), *_scores(root, version), *_summary(root, version)]
+    strays = _strays(git, version.lock)
+    return [*found, *strays, *_declared(root, version.lock), *_scores(root, version), *_summary(root, version)]
 
 
 def _content(root: Path, stage: Stage, path: str, md5: str, cache: Cache) -> Iterator[Finding]:
@@ -92,6 +93,16 @@ def _manifest(path: str, folder: Path) -> Iterator[Finding]:
     for name, expected in files:
         if (folder / name).is_file() and sha256(folder / name) != expected:
             yield Finding(f"{path}/{name}", "its sha256 is not the one in the manifest")
+
+
+def _strays(git: Git, lock: Lock) -> Iterator[Finding]:
+    """Files beside what stages made that neither a stage made or read, nor Git has or ignores."""
+    known = {path for stage in lock.stages.values() for path in (*stage.outs, *stage.deps)}
+    folders = {path.split("/")[0] for stage in lock.stages.values() for path in stage.outs}
+    listing = git.run("ls-files", "-z", "--others", "--exclude-standard", *sorted(folders)) if folders else ""
+    for path in listing.split("\0"):
+        if path and not any(overlap(path, each) for each in known):
+            yield Finding(path, "no stage made it, and Git does not have it")
 
 
 def _declared(root: Path, lock: Lock) -> Iterator[Finding]:

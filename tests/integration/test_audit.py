@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.integration.conftest import change_params, commit, run
+from tests.integration.conftest import ROOT, change_params, commit, run
 
 AUDIT = ["python", "-m", "pipeline.audit"]
 
@@ -21,6 +21,7 @@ def versions(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     high broke (an experiment that ends with its scores, before the report)."""
     where = tmp_path_factory.mktemp("versions") / "project"
     shutil.copytree(pipeline, where, symlinks=True)
+    shutil.copytree(ROOT / "sweeps/freezing", where / "sweeps/freezing")
     run(["git", "tag", "first"], where)
     change_params(where, {"distill": {"seed": 1}})
     run(["dvc", "repro"], where)
@@ -54,6 +55,8 @@ def test_versions_are_compared_in_pairs(versions: Path) -> None:
     assert broken["kl.student"] == pytest.approx(pairs.loc[("broken", head, "student", "kl"), "value"])
     assert {*broken.index} == {*metrics.index}, "what the report would say of the scores"
     page = (versions / "runs/audit/index.html").read_text()
+    assert "<h2>Sweeps</h2>" in page, "the page of a sweep"
+    assert "freezing" in page
     assert "Lineage of perplexity.student" in page
     assert "src=" not in page
     assert str(versions) not in page
@@ -174,6 +177,33 @@ def test_what_is_damaged_is_found_and_named_and_the_rest_is_looked_at_all_the_sa
     ):
         assert line in told, told
     assert "None" not in told
+
+
+def test_another_pin_makes_the_stages_stale_that_depend_on_it(versions: Path, tmp_path: Path) -> None:
+    """For DVC, which would run them, and for the audit."""
+    where = tmp_path / "project"
+    shutil.copytree(versions, where, symlinks=True)
+    pins = where / "versions.yaml"
+    pins.write_text(re.sub('datasets: ".*"', 'datasets: "0.1"', pins.read_text()))
+    found = json.loads(run(["dvc", "status", "--json"], where).stdout)
+    own = {stage for stage, reasons in found.items() if "versions.yaml" in json.dumps(reasons)}
+    assert own == {f"evaluate@{variant}" for variant in ("teacher", "rtn", "ptq", "student")}
+    stale = {line.split(":")[0] for line in verified(where)[1].splitlines() if "datasets is pinned to 0.1" in line}
+    assert stale == own
+
+
+def test_what_no_stage_made_is_named(versions: Path, tmp_path: Path) -> None:
+    """But for text that a stage reads, and what Git has."""
+    where = tmp_path / "project"
+    shutil.copytree(versions, where, symlinks=True)
+    (where / "data/better_student").mkdir()
+    (where / "data/better_student/model.safetensors").write_bytes(b"x")
+    (where / "data/text/mine.txt").write_text("mine")
+    code, told = verified(where)
+    assert code == 1
+    assert "data/better_student/model.safetensors: no stage made it, and Git does not have it" in told
+    assert "data/text/mine.txt" not in told
+    assert "targets: stale: data/text has changed" in told
 
 
 def test_a_score_that_was_edited_with_all_its_hashes_is_found(versions: Path, tmp_path: Path) -> None:

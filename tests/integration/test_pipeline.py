@@ -84,7 +84,12 @@ def test_a_changed_freeze_policy_reruns_the_student_alone(pipeline: Path, tmp_pa
     assert "kl.student" in experiments
     assert "distill.freeze" in experiments
     plots = json.loads(run(["dvc", "plots", "diff", "--json"], copy).stdout)
-    assert any(plots["data"].values())
+    assert plots.get("errors", []) == []
+    titles = [title for entry in yaml.safe_load((copy / "dvc.yaml").read_text())["plots"] for title in entry]
+    assert {*plots["data"]} == {*titles}
+    for title in titles:
+        revisions = {rev for drawn in plots["data"][title] for rev in drawn["revisions"]}
+        assert "workspace" in revisions, title
     (bars,) = plots["data"]["Accuracy by task"]
     drawn = {(row["rev"], row["task"]) for row in bars["content"]["data"]["values"]}
     assert {(rev, f"piqa, {variant}") for rev in ("HEAD", "workspace") for variant in VARIANTS} <= drawn
