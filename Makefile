@@ -23,7 +23,7 @@ audit: $(VENV)/ready               # the last versions and all experiments: what
 	python -m pipeline.audit verify
 
 test: $(VENV)/ready lint
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready
 	ruff check .
