@@ -1,4 +1,4 @@
-"""What the README tells a reader to type must be there: knobs, modules, make targets, files."""
+"""What the documents tell a reader to type must be there: knobs, modules, make targets, files, links."""
 
 import re
 import shlex
@@ -13,8 +13,9 @@ from dvc.utils.hydra import apply_overrides, to_hydra_overrides
 from pipeline import params
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXPERIMENTS = [line.partition("#")[0] for line in README.splitlines() if "dvc exp run -S" in line]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(file.read_text(encoding="utf-8") for file in DOCUMENTS)
+EXPERIMENTS = [line.partition("#")[0] for line in TEXT.splitlines() if "dvc exp run -S" in line]
 
 
 @pytest.mark.parametrize("line", EXPERIMENTS)
@@ -33,14 +34,20 @@ def test_an_experiments_knobs_are_there_and_make_sense(line: str, tmp_path: Path
 
 
 def test_modules_make_targets_and_files_are_there():
-    modules = set(re.findall(r"-m ((?:pipeline|stages|tests)[\w.]*)", README))
+    modules = set(re.findall(r"-m ((?:pipeline|stages|tests)[\w.]*)", TEXT))
     assert modules
     for name in modules:
         where = ROOT / name.replace(".", "/")
         assert where.with_suffix(".py").is_file() or (where / "__main__.py").is_file(), name
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"^ *`?make ([a-z-]+)", README, re.MULTILINE)):
+    for target in set(re.findall(r"^ *`?make ([a-z-]+)", TEXT, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    tree = README.partition("## The tree")[2]
+    tree = TEXT.partition("## The tree")[2].partition("\n# ")[0]
     for name in re.findall(r"[\w./-]+\.(?:py|yaml)\b|[\w-]+/(?= )", tree):
         assert list(ROOT.rglob(name.rstrip("/"))), name
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_links_lead_somewhere(file: Path):
+    for target in re.findall(r"\]\(([^)]+)\)", file.read_text(encoding="utf-8")):
+        assert (file.parent / target).exists(), target
