@@ -179,8 +179,8 @@ def main() -> None:
 Perplexity: {args.windows} windows of 1024 tokens of {args.text}. KL (nats a token) and top-1 agreement: on held-out
 text of the teacher's own. Accuracy: zero-shot mean over six tasks{limit}; "within 2 %" is the relative loss that
 "Evaluating Quantized Large Language Models" (2402.18158) allows. ± is one standard error. Made by
-`python -m tests.bench.schemes`, from {c.sequences} sequences, without rotation, all errors alike, and with {c.descent} passes of
-coordinate descent.
+`python -m tests.bench.schemes`, from {c.sequences} sequences, without rotation, all errors alike,
+and with {c.descent} passes of coordinate descent.
 
 ## Methods at W4A16, per channel
 
