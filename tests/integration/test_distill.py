@@ -105,7 +105,7 @@ def test_a_student_of_quantized_inputs_and_cache_learns_from_others_text(workpla
     (text / "a.txt").write_text("Where the ground never thaws, mammoths keep. " * 60)
     (text / "b.jsonl").write_text("".join(json.dumps({"text": f"Page {i} of the almanac."}) + "\n" for i in range(99)))
     sections = {"calibrate": {"method": "rtn"}, "targets": {"share": 0.5, "text": "data/text"}}
-    change_params(where, {"scheme": "W4A8KV4", **sections, "distill": {"freeze": "ov", "scale": "static"}})
+    change_params(where, {"scheme": "W4A8KV4", **sections, "distill": {"steps": 24, "scale": "static"}})
     stages = yaml.safe_load((where / "dvc.yaml").read_text())["stages"]
     own = json.loads((where / "data/targets/manifest.json").read_text())["facts"]["sequences"]
     for stage in ("calibrate", "targets", "distill"):
@@ -118,7 +118,7 @@ def test_a_student_of_quantized_inputs_and_cache_learns_from_others_text(workpla
     assert grids["kv_cache"]["bits"] == 4
     assert {each["bits"] for each in grids["inputs"].values()} == {8}
     rows = curve(student)
-    assert sum(row["kl"] for row in rows[-4:]) < 0.9 * sum(row["kl"] for row in rows[:4])
+    assert sum(row["kl"] for row in rows[-8:]) < 0.95 * sum(row["kl"] for row in rows[:8])
 
 
 def test_hidden_states_are_compared_as_the_teacher_has_them(workplace: Path):
