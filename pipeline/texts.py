@@ -10,15 +10,13 @@ from torch import Tensor
 
 
 def json_lines(file: Path) -> list[str]:
-    """The documents of a JSON lines file, whose rows have a `page` or a `text`; empty lines are none.
+    """The documents of a JSON lines file, whose rows have a `page` or a `text`.
 
     Raises:
         ValueError: a line is malformed; names file and line.
     """
     pages = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             page = row["page"] if "page" in row else row["text"]

@@ -19,14 +19,6 @@ def test_a_folders_files_are_read_in_order(tmp_path: Path):
     assert documents(tmp_path / "b" / "2.txt") == ["two\nlines"]
 
 
-def test_empty_lines_of_a_json_lines_file_are_no_documents(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n  \n{"text": "two"}\n\n')
-    assert documents(tmp_path) == ["one", "two"]
-    (tmp_path / "a.jsonl").write_text('\n{"text": "one"}\n\n{"word": 1}\n')
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 4"):
-        documents(tmp_path)
-
-
 def test_what_is_no_text_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"holds no text; put \.txt or \.jsonl files there"):
         documents(tmp_path)
