@@ -142,25 +142,24 @@ def _unlike(stage: str, what: str, wanted: Iterable[str], had: Iterable[str]) ->
 def _scores(root: Path, version: Version) -> Iterator[Finding]:
     """Scores that do not follow from their items and from the model's file."""
     for variant in version.variants:
-        stage = version.lock.stages[f"{EVALUATE}{variant}"]
+        stage, file = version.lock.stages[f"{EVALUATE}{variant}"], version.scores(variant)
+        content = WorkingTree(root).read(file) if file else None
+        if file is None or content is None:
+            continue  # told among the hashes
+        found, expected, whole = numbers.read(content), dict[str, float](), True
+        if found is None:
+            yield Finding(file, "it holds no numbers by name")
+            continue
         folder = next((path for path, md5 in stage.made.items() if md5 == version.items(variant)), None)
         model = re.search(rf"{MODEL} (\S+)", stage.cmd)
-        for file in (path for path in stage.made if path != folder):
-            content = WorkingTree(root).read(file)
-            if content is None:
-                continue  # told among the hashes
-            found, expected, whole = numbers.read(content), dict[str, float](), True
-            if found is None:
-                yield Finding(file, "it holds no numbers by name")
-                continue
-            for source, give in ((folder, _of_items), (model and model[1], numbers.of_model)):
-                try:
-                    expected |= give(root / source) if source else {}
-                except UNREADABLE as error:
-                    yield Finding(file, f"it cannot be held against {source}: {error!r}")
-                    whole = False
-            every = [*expected, *(found if whole and folder and model else ())]
-            yield from _differing(file, found, expected, every, "what it was made from gives")
+        for source, give in ((folder, _of_items), (model and model[1], numbers.of_model)):
+            try:
+                expected |= give(root / source) if source else {}
+            except UNREADABLE as error:
+                yield Finding(file, f"it cannot be held against {source}: {error!r}")
+                whole = False
+        every = [*expected, *(found if whole and folder and model else ())]
+        yield from _differing(file, found, expected, every, "what it was made from gives")
 
 
 def _of_items(folder: Path) -> dict[str, float]:
@@ -169,13 +168,11 @@ def _of_items(folder: Path) -> dict[str, float]:
 
 def _summary(root: Path, version: Version) -> Iterator[Finding]:
     """Numbers of the report that do not follow from the scores."""
-    path, scores = summary_file(version.lock), {}
-    for variant in version.variants:
-        stage = version.lock.stages[f"{EVALUATE}{variant}"]
-        files = [file for file, md5 in stage.made.items() if md5 != version.items(variant)]
-        scores[variant] = numbers.read(WorkingTree(root).read(files[0])) if files else None
+    tree, path = WorkingTree(root), summary_file(version.lock)
+    files = {variant: version.scores(variant) for variant in version.variants}
+    scores = {variant: numbers.read(tree.read(file)) for variant, file in files.items() if file}
     read = {variant: found for variant, found in scores.items() if found is not None}
-    content = WorkingTree(root).read(path) if path else None
+    content = tree.read(path) if path else None
     if path is None or content is None or not {*summary.VARIANTS} <= {*read}:
         return
     found = numbers.read(content)

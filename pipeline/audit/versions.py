@@ -55,12 +55,16 @@ class Version:
         stage = self.lock.stages.get(f"{EVALUATE}{variant}")
         return next((md5 for md5 in stage.made.values() if md5.endswith(".dir")), None) if stage else None
 
+    def scores(self, variant: str) -> str | None:
+        """The file of a variant's scores."""
+        stage = self.lock.stages.get(f"{EVALUATE}{variant}")
+        return next((path for path, md5 in stage.made.items() if not md5.endswith(".dir")), None) if stage else None
+
     def sources(self, metric: str) -> list[str]:
         """The scores that a metric was made from: those of the variant that it names, or of all variants."""
         named = [variant for variant in self.variants if variant in metric.split(".")]
         every = metric.startswith("recovered.") or not named
-        stages = [self.lock.stages[f"{EVALUATE}{variant}"] for variant in (self.variants if every else named)]
-        return [path for stage in stages for path, md5 in stage.made.items() if not md5.endswith(".dir")]
+        return [*filter(None, map(self.scores, self.variants if every else named))]
 
 
 def load(git: Git, name: str, cache: Cache) -> Version:
