@@ -259,7 +259,8 @@ def check_results(project: Path) -> None:
 
 
 def test_two_policies_through_the_true_stages_to_the_report(pipeline: Path, tmp_path: Path) -> None:
-    """One of them is what the pipeline ran already, and comes from DVC's run cache with all that the two share."""
+    """One of them is what the pipeline ran already, and comes from DVC's run cache with all that the two share; the
+    other's model can be taken into the tree."""
     project = shutil.copytree(pipeline, tmp_path / "project", symlinks=True)
     definition = {
         **DEFINITION,
@@ -288,3 +289,8 @@ def test_two_policies_through_the_true_stages_to_the_report(pipeline: Path, tmp_
     assert "<h2>Sweeps</h2>" in page
     assert "<h3>tiny</h3>" in page
     assert "<h2>Sweeps</h2>" not in (pipeline / "data/report/index.html").read_text()
+    applied = run(["dvc", "exp", "apply", found["none", "0"]["experiment"]], project)
+    assert "have been applied" in applied.stdout, applied.stdout
+    assert json.loads((project / "data/scores/student.json").read_text())["kl"] == float(found["none", "0"]["kl"])
+    done = run(["dvc", "repro"], project)
+    assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["inspect", "report"]
