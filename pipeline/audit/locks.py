@@ -57,11 +57,14 @@ class Lock:
     """All stages of a version, by name, and which of them makes what."""
 
     stages: dict[str, Stage]
+    _makers: dict[str, Stage | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def maker(self, path: str) -> Stage | None:
         """The stage that makes a path, or a file in it, or the folder that it lies in."""
-        made = [stage for stage in self.stages.values() if any(overlap(path, out) for out in stage.outs)]
-        return made[0] if made else None
+        if path not in self._makers:
+            made = (stage for stage in self.stages.values() if any(overlap(path, out) for out in stage.outs))
+            self._makers[path] = next(made, None)
+        return self._makers[path]
 
     def sources(self, stage: Stage) -> list[Stage]:
         """The stages that made something which a stage read."""
