@@ -83,6 +83,7 @@ def _ranges(p: Params) -> list[str]:
     }
     problems += [f"{name}: must be above 0, got {value}" for name, value in above_zero.items() if not value > 0]
     shares = {
+        "synthesize.chat": p.synthesize.chat,
         "targets.share": p.targets.share,
         "distill.warmup": p.distill.warmup,
         "distill.min_lr": p.distill.min_lr,
@@ -96,6 +97,8 @@ def _ranges(p: Params) -> list[str]:
         problems.append(f"calibrate.damping: must lie above 0 and not above 1, got {p.calibrate.damping}")
     problems += _scheme_ranges(p.scheme, p.export.format)
 
+    if p.synthesize.chat and p.synthesize.strategy == "greedy":
+        problems.append("synthesize.chat: greedy text of one opening is always the same; set it to 0")
     train = p.synthesize.sequences - p.synthesize.held_out
     prefix = p.synthesize.greedy_prefix
     if len(prefix) != 2 or not 0 <= prefix[0] <= prefix[-1] < p.synthesize.length:

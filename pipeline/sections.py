@@ -30,6 +30,7 @@ class Teacher:
 @dataclass(frozen=True)
 class Synthesize:
     strategy: Literal["hybrid", "sampled", "greedy"]
+    chat: float
     sequences: int
     held_out: int
     length: int

@@ -1,8 +1,9 @@
 """Data-free text: sequences that the teacher itself writes, as LLM-QAT does (2305.17888, section 3.1).
 
-A start token drawn uniformly over the vocabulary, a greedy prefix, then samples of the full distribution. What makes it
-fast: batches of equal lengths, a key-value cache allocated once instead of grown by copying, sampling by inverting the
-cumulative distribution in two levels, which needs one uniform number a token and sorts nothing.
+A start token drawn uniformly over the vocabulary, a greedy prefix, then samples of the full distribution; or, for a
+share of the sequences, what opens a conversation, then samples. What makes it fast: batches of equal lengths, a
+key-value cache allocated once instead of grown by copying, sampling by inverting the cumulative distribution in two
+levels, which needs one uniform number a token and sorts nothing.
 
 Each sequence has a random stream of its own, keyed by the seed and its index, so neither the batch size nor an
 interruption changes what is drawn.
@@ -26,11 +27,14 @@ CDF_BLOCK = 256
 class Streams:
     """What chance decides for a batch of sequences, before any forward.
 
-    start: int64 [batch], the first tokens. prefix: int64 [batch], how many tokens after the first are greedy.
+    given: int64 [batch, n], the first tokens, n at least 1; below 0 where a sequence has no more of them.
+    opened: bool [batch], whether they are those that open a conversation.
+    prefix: int64 [batch], how many tokens after the first are greedy, where they are not given.
     uniform: float32 [batch, length], the number in [0, 1) that picks the token at each position.
     """
 
-    start: Tensor
+    given: Tensor
+    opened: Tensor
     prefix: Tensor
     uniform: Tensor
 
@@ -41,15 +45,29 @@ def draw_streams(
     length: int,
     start_tokens: Sequence[int],
     greedy_prefix: tuple[int, int],
+    opening: Sequence[int] = (),
+    chat: float = 0.0,
 ) -> Streams:
-    """Draw each sequence's stream from Philox(key=[seed, index])."""
-    starts, prefixes, uniforms = [], [], []
-    for index in indices:
+    """Draw each sequence's stream from Philox(key=[seed, index]); a share `chat` of them begins with `opening`.
+
+    Raises:
+        ValueError: the opening leaves no place for what is to be written.
+    """
+    if chat and len(opening) >= length:
+        raise ValueError(
+            f"synthesize.length: {length} tokens leave no place behind the {len(opening)} that open a conversation; "
+            "make it longer, or set synthesize.chat to 0"
+        )
+    given = torch.full((len(indices), max(1, len(opening))), -1)
+    opened, prefixes, uniforms = torch.zeros(len(indices), dtype=torch.bool), [], []
+    for i, index in enumerate(indices):
         stream = np.random.Generator(np.random.Philox(key=[seed, index]))
-        starts.append(start_tokens[int(stream.integers(len(start_tokens)))])
+        given[i, 0] = start_tokens[int(stream.integers(len(start_tokens)))]
         prefixes.append(int(stream.integers(greedy_prefix[0], greedy_prefix[1] + 1)))
         uniforms.append(stream.random(length, dtype=np.float32))
-    return Streams(torch.tensor(starts), torch.tensor(prefixes), torch.from_numpy(np.stack(uniforms)))
+        if opening and stream.random() < chat:  # drawn last: all other sequences are the same with any share
+            given[i], opened[i], prefixes[-1] = torch.tensor(opening), True, 0
+    return Streams(given, opened, torch.tensor(prefixes), torch.from_numpy(np.stack(uniforms)))
 
 
 def allowed_starts(vocabulary: int, special: Sequence[int]) -> list[int]:
@@ -167,7 +185,7 @@ def generate(
         advance: called with the number of tokens written, at each position.
 
     Returns:
-        int64 [batch, length], the start token first.
+        int64 [batch, length], what is given first.
 
     Raises:
         ValueError: the model cannot go on from what it has read.
@@ -176,7 +194,7 @@ def generate(
     pick = SAMPLERS[strategy]
     kept, cache = _empty_cache(model, length)
     tokens = torch.empty(batch, length, dtype=torch.int64)
-    tokens[:, 0] = streams.start
+    tokens[:, 0] = streams.given[:, 0]
     before = model.config._attn_implementation
     model.set_attn_implementation(DECODE_ATTENTION)
     try:
@@ -186,6 +204,9 @@ def generate(
             out = model(input_ids=latest, use_cache=True, **{kept: cache})
             cache = getattr(out, kept)
             tokens[:, position] = pick(out.logits[:, -1], streams, position, temperature)
+            if position < streams.given.shape[1]:
+                given = streams.given[:, position]
+                tokens[:, position] = torch.where(given >= 0, given, tokens[:, position])
             advance(batch)
     finally:
         model.set_attn_implementation(before)
@@ -222,9 +243,12 @@ def _hybrid(logits: Tensor, streams: Streams, position: int, temperature: float)
 SAMPLERS = {"hybrid": _hybrid, "sampled": _sampled, "greedy": _greedy}
 
 
-def valid_lengths(tokens: Tensor, eos: Sequence[int]) -> Tensor:
-    """Tokens of each sequence up to and with its first end-of-sequence token: int64 [batch]; all if `eos` is empty."""
-    batch, length = tokens.shape
+def valid_lengths(tokens: Tensor, eos: Sequence[int], passed: Tensor | int = 0) -> Tensor:
+    """Tokens of each sequence up to and with its first end-of-sequence token: int64 [batch]; all if `eos` is empty.
+
+    passed: int64 [batch], end-of-sequence tokens that do not count, those between a conversation's turns.
+    """
     ends = torch.isin(tokens, torch.tensor(list(eos), dtype=torch.int64))
     ends[:, 0] = False  # a start token is no end
-    return torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, torch.full((batch,), length))
+    before = (ends.cumsum(dim=1) <= torch.as_tensor(passed).reshape(-1, 1)).sum(dim=1)
+    return (before + 1).clamp(max=tokens.shape[1])

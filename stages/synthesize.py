@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pipeline import artifacts, models, params, progress, synth
+from pipeline import artifacts, conversation, models, params, progress, synth
 from pipeline.corpus import Corpus
 from stages import run
 
@@ -20,6 +20,10 @@ def work() -> None:
     model = models.load_model(args.teacher, knobs.dtype)
     tokenizer = models.load_tokenizer(args.teacher)
     starts = synth.allowed_starts(len(tokenizer), models.special_tokens(tokenizer))
+    eos = models.end_tokens(model)
+    opening = conversation.opening(tokenizer, eos) if knobs.chat else None
+    if knobs.chat and opening is None:
+        print("synthesize: the teacher has no chat template; all its text begins with a random token", flush=True)
 
     inputs = {
         "teacher": artifacts.fingerprint(args.teacher),
@@ -35,11 +39,12 @@ def work() -> None:
     done = [part.numel() for part in kept if part is not None]
     if done:
         print(f"synthesize: going on after {len(done)} of {len(batches)} batches", flush=True)
-    parts, prefixes = [], []
+    parts, prefixes, opened = [], [], []
     with progress.bar("synthesize", knobs.sequences * knobs.length, " tok", initial=sum(done)) as bar:
         for batch, file, part in zip(batches, files, kept, strict=True):
             prefix = (knobs.greedy_prefix[0], knobs.greedy_prefix[1])
-            streams = synth.draw_streams(seed, batch, knobs.length, starts, prefix)
+            said = opening.tokens if opening else []
+            streams = synth.draw_streams(seed, batch, knobs.length, starts, prefix, said, knobs.chat)
             tokens = part
             if tokens is None:
                 tokens = synth.generate(model, streams, knobs.strategy, knobs.temperature, bar.update)
@@ -47,11 +52,13 @@ def work() -> None:
                 file.with_suffix(".part").replace(file)
             parts.append(tokens)
             prefixes.append(streams.prefix)
+            opened.append(streams.opened)
 
-    tokens = torch.cat(parts)
-    lengths = synth.valid_lengths(tokens, models.end_tokens(model) if knobs.stop_at_eos else [])
+    tokens, chats = torch.cat(parts), torch.cat(opened)
+    lengths = synth.valid_lengths(tokens, eos if knobs.stop_at_eos else [], chats * (opening.ends if opening else 0))
     corpus = Corpus(tokens, lengths, torch.cat(prefixes), knobs.held_out)
-    corpus.save(args.out, {"strategy": knobs.strategy, "seed": seed, "valid_tokens": int(lengths.sum())})
+    facts = {"strategy": knobs.strategy, "chats": int(chats.sum()), "seed": seed, "valid_tokens": int(lengths.sum())}
+    corpus.save(args.out, facts)
     progress.clear("synthesize")
 
 

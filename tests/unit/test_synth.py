@@ -74,7 +74,7 @@ def test_logits_of_any_size_are_sampled():
 def test_the_stream_of_a_sequence_depends_on_seed_and_index_alone():
     whole = draw_streams(3, range(7), 11, STARTS, (3, 5))
     parts = [draw_streams(3, part, 11, STARTS, (3, 5)) for part in ([0, 1, 2], [3], [4, 5, 6])]
-    for name in ("start", "prefix", "uniform"):
+    for name in ("given", "opened", "prefix", "uniform"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
     other = draw_streams(4, range(7), 11, STARTS, (3, 5))
     assert not (other.uniform == whole.uniform).any()
@@ -83,18 +83,53 @@ def test_the_stream_of_a_sequence_depends_on_seed_and_index_alone():
 
 def test_starts_prefixes_and_numbers_cover_their_ranges():
     drawn = draw_streams(0, range(2000), 4, STARTS[:50], (3, 5))
-    assert set(drawn.start.tolist()) == set(STARTS[:50])
+    assert set(drawn.given[:, 0].tolist()) == set(STARTS[:50])
     assert torch.allclose(drawn.prefix.bincount() / 2000, torch.tensor([0, 0, 0, 1, 1, 1]) / 3, atol=0.05)
     assert drawn.uniform.dtype == torch.float32
     assert 0 <= drawn.uniform.min() < 0.001
     assert 0.999 < drawn.uniform.max() < 1
 
 
+OPENING = [1, 40, 41, 42, 2, 43]
+
+
+def test_a_share_begins_with_the_opening_and_the_others_are_as_without():
+    plain, mixed = (draw_streams(0, range(2000), 8, STARTS, (3, 5), OPENING, share) for share in (0.0, 0.2))
+    assert not plain.opened.any()
+    assert 0.17 < mixed.opened.float().mean() < 0.23
+    assert (mixed.given[mixed.opened] == torch.tensor(OPENING)).all()
+    assert not mixed.prefix[mixed.opened].any()
+    for name in ("given", "prefix", "uniform"):
+        assert torch.equal(getattr(mixed, name)[~mixed.opened], getattr(plain, name)[~mixed.opened])
+    more = draw_streams(0, range(2000), 8, STARTS, (3, 5), OPENING, 0.5)
+    assert more.opened[mixed.opened].all()
+
+
+def test_an_opening_that_leaves_no_place_is_refused():
+    with pytest.raises(ValueError, match=r"synthesize.length: 6 tokens leave no place behind the 6 that open"):
+        draw_streams(0, range(2), 6, STARTS, (3, 5), OPENING, 0.2)
+    draw_streams(0, range(2), 6, STARTS, (3, 5), OPENING, 0.0)
+
+
+@pytest.mark.parametrize("strategy", ["hybrid", "sampled"])
+def test_what_opens_a_conversation_is_written_and_read(strategy: str):
+    """All behind it is what a full forward calls for, at the number that was drawn for the position."""
+    streams = draw_streams(0, range(40), 12, STARTS, (3, 5), OPENING, 0.5)
+    tokens = generate(tiny.llama(), streams, strategy, 1.0, lambda n: None)
+    assert (tokens[streams.opened, : len(OPENING)] == torch.tensor(OPENING)).all()
+    logits = tiny.llama()(input_ids=tokens).logits[streams.opened]
+    for position in range(len(OPENING), 12):
+        expected, unsure = inverted(logits[:, position - 1], streams.uniform[streams.opened, position])
+        assert torch.equal(tokens[streams.opened, position][~unsure], expected[~unsure])
+    alone = generate(tiny.llama(), draw_streams(0, range(40), 12, STARTS, (3, 5)), strategy, 1.0, lambda n: None)
+    assert torch.equal(tokens[~streams.opened], alone[~streams.opened])
+
+
 def test_a_start_token_is_never_special():
     tokenizer = tiny.tokenizer()
     starts = synth.allowed_starts(len(tokenizer), models.special_tokens(tokenizer))
     assert starts == STARTS
-    drawn = draw_streams(0, range(1000), 2, starts, (1, 1)).start
+    drawn = draw_streams(0, range(1000), 2, starts, (1, 1)).given[:, 0]
     assert not set(drawn.tolist()) & set(tokenizer.all_special_ids)
 
 
@@ -104,7 +139,7 @@ def test_every_token_is_the_one_that_a_full_forward_calls_for(strategy: str, pre
     streams = draw_streams(0, range(6), 12, STARTS, (prefix, prefix))
     tokens = generate(tiny.llama(), streams, strategy, 0.8, lambda n: None)
     logits = tiny.llama()(input_ids=tokens).logits
-    assert torch.equal(tokens[:, 0], streams.start)
+    assert torch.equal(tokens[:, 0], streams.given[:, 0])
     for position in range(1, 12):
         expected, unsure = inverted(logits[:, position - 1], streams.uniform[:, position], 0.8)
         if strategy == "greedy" or (strategy == "hybrid" and position <= prefix):
@@ -127,7 +162,7 @@ def test_each_sequence_has_a_greedy_prefix_of_its_own():
 def test_greedy_decoding_is_that_of_transformers():
     streams = draw_streams(0, range(5), 24, STARTS, (3, 5))
     expected = tiny.llama().generate(
-        streams.start[:, None], attention_mask=torch.ones(5, 1), max_new_tokens=23, do_sample=False, eos_token_id=None
+        streams.given, attention_mask=torch.ones(5, 1), max_new_tokens=23, do_sample=False, eos_token_id=None
     )
     assert torch.equal(generate(tiny.llama(), streams, "greedy", 1.0, lambda n: None), expected)
 
@@ -152,7 +187,7 @@ def test_the_batch_size_does_not_change_what_is_written():
     streams = draw_streams(0, range(6), 20, STARTS, (3, 5))
     whole = generate(tiny.llama(), streams, "hybrid", 1.0, lambda n: None)
     for rows in (slice(0, 1), slice(1, 3), slice(3, 6)):
-        part = Streams(streams.start[rows], streams.prefix[rows], streams.uniform[rows])
+        part = Streams(streams.given[rows], streams.opened[rows], streams.prefix[rows], streams.uniform[rows])
         assert torch.equal(generate(tiny.llama(), part, "hybrid", 1.0, lambda n: None), whole[rows])
 
 
@@ -222,3 +257,5 @@ def test_valid_lengths_end_with_the_first_end_token():
     assert synth.valid_lengths(tokens, [2]).tolist() == [3, 5, 5, 3, 5]
     assert synth.valid_lengths(tokens, [2, 4, 8]).tolist() == [3, 4, 4, 2, 4]
     assert synth.valid_lengths(tokens, []).tolist() == [5] * 5
+    assert synth.valid_lengths(tokens, [2], torch.tensor([1, 0, 5, 2, 0])).tolist() == [5, 5, 5, 5, 5]
+    assert synth.valid_lengths(tokens, [2, 4, 8], torch.tensor([0, 1, 0, 1, 1])).tolist() == [3, 5, 4, 3, 5]
