@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline import artifacts
+from pipeline.inputs import Inputs
 
 PINS = Path("versions.yaml")
 INSTALL = "pip install --constraint constraints.txt --editable ."
@@ -21,8 +22,6 @@ INSTALL = "pip install --constraint constraints.txt --editable ."
 
 def check(file: Path = PINS) -> dict[str, str]:
     """The versions that are installed of the libraries that the file pins.
-
-    A local part, as in 2.13.0+cpu, is another build of the same version.
 
     Raises:
         ValueError: the file is missing or no mapping of names to versions, or another version is installed of some
@@ -38,7 +37,7 @@ def check(file: Path = PINS) -> dict[str, str]:
     wrong = [
         f"{library} {pins[library]} is pinned, and {have or 'none'} is installed"
         for library, have in found.items()
-        if pins[library] not in (have, have.partition("+")[0])
+        if not fits(pins[library], have)
     ]
     if wrong:
         remedy = f"`{INSTALL}`, or pin what is installed, and the stages that depend on it run anew"
@@ -46,13 +45,19 @@ def check(file: Path = PINS) -> dict[str, str]:
     return found
 
 
-def record(file: Path, libraries: dict[str, str], accelerated: bool = False) -> None:
+def fits(pin: str, installed: str) -> bool:
+    """Whether a version is the pinned one; a local part, as in 2.13.0+cpu, is another build of the same version."""
+    return pin in (installed, installed.partition("+")[0])
+
+
+def record(file: Path, libraries: dict[str, str], reads: Inputs, accelerated: bool = False) -> None:
     """Write down the interpreter, the libraries, the processor with its instructions, threads, and devices as JSON.
 
-    It holds no time, host name or path: the same machine gives the same bytes.
+    It holds no time, host name or path of the machine's: the same machine gives the same bytes.
 
     Args:
-        libraries: their versions. accelerated: whether GPUs are computed with where there are any.
+        libraries: their versions. reads: what the stage reads, of which the knobs and the code are written down; hashes
+            of data are in manifests. accelerated: whether GPUs are computed with where there are any.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(
@@ -63,6 +68,8 @@ def record(file: Path, libraries: dict[str, str], accelerated: bool = False) -> 
             "processor": processor(),
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "libraries": libraries,
+            "knobs": reads.knobs,
+            "code": reads.code,
             **_arithmetic(accelerated),
         },
     )

@@ -1,7 +1,9 @@
 """One script a stage of dvc.yaml: read params, load artifacts, call the library, save the artifact."""
 
+import hashlib
 import os
 import sys
+from pathlib import Path
 from types import TracebackType
 
 # Before anything imports them: the libraries' own bars, telemetry and fork warnings are no part of a stage's output.
@@ -22,3 +24,12 @@ def _say_what_is_missing(kind: type[BaseException], error: BaseException, trace:
 
 
 sys.excepthook = _say_what_is_missing
+
+
+def sources() -> dict[str, str]:
+    """The md5 of each source file, by its path in the project, which is the working directory."""
+    files = [file for folder in ("pipeline", "stages") for file in Path(folder).rglob("*.py")]
+    return {file.as_posix(): hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() for file in files}
+
+
+BEGAN_WITH = sources()  # before anything of it is imported

@@ -18,16 +18,18 @@ from typing import Any
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from pipeline import environment
+from pipeline import environment, inputs
+from stages import BEGAN_WITH, sources
 
 USAGE = Path("runs/usage")
+_READ: dict[str, inputs.Inputs] = {}  # what a stage that began reads, by its name
 
 
 def begin(stage: str, *names: str, repeated: str = "", accelerated: bool = False) -> argparse.Namespace:
     """The paths that dvc.yaml hands to a stage, as `--name path` each; `--repeated key=path` any number of times.
 
     What the stage runs with is checked and, where `--environment` says where, written down; of several processes, by
-    the first. `accelerated`: it computes on GPUs where there are any.
+    the first. `accelerated`: it computes on GPUs where there are any. What it reads is kept in mind for its end.
 
     Raises:
         ValueError: a library is installed in another version than versions.yaml pins.
@@ -40,8 +42,9 @@ def begin(stage: str, *names: str, repeated: str = "", accelerated: bool = False
         parser.add_argument(f"--{repeated}", action="append", default=[], metavar="NAME=FOLDER")
     args = parser.parse_args()
     libraries = environment.check()
+    found = _READ[stage] = inputs.read(stage, BEGAN_WITH)
     if args.environment is not None and os.environ.get("RANK", "0") == "0":
-        environment.record(args.environment, libraries, accelerated)
+        environment.record(args.environment, libraries, found, accelerated)
     return args
 
 
@@ -55,6 +58,7 @@ def main(stage: str, work: Callable[[], str | None]) -> None:
     try:
         with quiet_libraries():
             variant = work()
+        _check_unchanged(stage)
         if rank is None:
             _note_usage(f"{stage}@{variant}" if variant else stage, time.monotonic() - started)
     except ValueError as error:
@@ -67,6 +71,15 @@ def main(stage: str, work: Callable[[], str | None]) -> None:
         if "I/O error" not in str(error):  # a full disk, say, which safetensors does not make an OSError
             raise
         sys.exit(f"{name}: {error}")
+
+
+def _check_unchanged(stage: str) -> None:
+    """Raises ValueError if what the stage reads was edited while it ran."""
+    began = _READ.pop(stage, None)
+    changed = began.changed(inputs.read(stage, sources())) if began else []
+    if changed:
+        problem = "what it reads has changed while it ran, so what it made is of neither state; run it again:"
+        raise ValueError("\n  ".join([problem, *changed]))
 
 
 def _note_usage(name: str, seconds: float) -> None:

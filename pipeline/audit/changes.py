@@ -8,6 +8,7 @@ from pipeline.audit.versions import Version
 KNOB, CODE, DATA, ARTIFACT, LIBRARY, MACHINE = "knob", "code", "data", "artifact", "library", "machine"
 HASH = 8  # digits of an md5 that are shown
 PINS = 3  # libraries that a line names
+RAN_WITH = ("libraries", "knobs", "code")  # of a stage's record; the rest is what it ran on
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def _machines(before: Version, after: Version) -> list[Change]:
 
 
 def machine(environment: dict[str, Any]) -> dict[str, str]:
-    """A stage's record of what it ran on, as text by name; its libraries are told elsewhere."""
-    found = {key.replace("_", " "): value for key, value in environment.items() if key != "libraries"}
+    """A stage's record of what it ran on, as text by name; what it ran with is told elsewhere."""
+    found = {key.replace("_", " "): value for key, value in environment.items() if key not in RAN_WITH}
     return {key: ", ".join(value) if isinstance(value, list) else str(value) for key, value in found.items()}
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from pipeline.audit.trees import Tree, md5
+from pipeline.inputs import differing, flat, under
 
 LOCK, PARAMS, PINS = "dvc.lock", "params.yaml", "versions.yaml"
 ENVIRONMENT = "--environment"  # before the path of a stage's record of what it ran with, in its command
-ABSENT = object()  # the value of a knob that is not there; None is one
 SHOWN = 4  # reasons for which a stage is stale
 
 
@@ -37,9 +37,7 @@ class Stage:
 
     def changed_knobs(self, now: dict[str, Any]) -> list[str]:
         """Which of all knobs, by their dotted names, it would read otherwise now: with another value, or one more."""
-        there = {knob: v for knob, v in now.items() if any(f"{knob}.".startswith(f"{name}.") for name in self.asked)}
-        every = dict.fromkeys([*self.knobs, *there])
-        return [knob for knob in every if self.knobs.get(knob, ABSENT) != there.get(knob, ABSENT)]
+        return differing(self.knobs, under(self.asked, now))
 
 
 @dataclass(frozen=True)
@@ -198,15 +196,6 @@ def _stage(name: str, entry: dict[str, Any]) -> Stage:
 def command(cmd: str | list[str]) -> str:
     """A stage's command, or its commands, one a line."""
     return cmd if isinstance(cmd, str) else "\n".join(cmd)
-
-
-def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """A tree of knobs by their dotted names; an empty mapping is a value."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{above}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return found
 
 
 def overlap(one: str, other: str) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
@@ -20,6 +21,8 @@ from pipeline.audit.locks import LOCK, PARAMS, PINS, Lock, Stage, command, overl
 from pipeline.audit.trees import Git, WorkingTree, folder_md5
 from pipeline.audit.versions import EVALUATE, Version, summary_file
 from pipeline.bench.items import Items
+from pipeline.environment import fits
+from pipeline.inputs import differing
 from pipeline.report import summary
 
 MODEL = "--model"  # before the path of what is scored, in evaluate's command
@@ -39,8 +42,9 @@ def verify(git: Git, version: Version, cache: Cache, advance: Callable[[str], ob
     """All that is wrong with the working tree.
 
     Hashes of all that lies in the project against dvc.lock, and file by file against the manifests; dvc.lock against
-    itself, dvc.yaml (commands, and what each stage reads and makes), the code and the knobs; the scores against their
-    items and the model's file, and the report's numbers against the scores.
+    itself, dvc.yaml (commands, and what each stage reads and makes), the code, the knobs, and what each stage wrote
+    down of what it ran with; the scores against their items and the model's file, and the report's numbers against the
+    scores.
 
     Args:
         version: the working tree. advance: called with each path before it is hashed.
@@ -53,7 +57,8 @@ def verify(git: Git, version: Version, cache: Cache, advance: Callable[[str], ob
     stale = version.lock.stale(WorkingTree(root))  # what an edited report is, is told among the hashes
     found += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in stale.items()]
     strays = _strays(git, version.lock)
-    return [*found, *strays, *_declared(root, version.lock), *_scores(root, version), *_summary(root, version)]
+    runs = [*_declared(root, version.lock), *_recorded(version)]
+    return [*found, *strays, *runs, *_scores(root, version), *_summary(root, version)]
 
 
 def _content(root: Path, stage: Stage, path: str, md5: str, cache: Cache) -> Iterator[Finding]:
@@ -129,6 +134,21 @@ def _declared(root: Path, lock: Lock) -> Iterator[Finding]:
             ("makes", [out.def_path for out in stage.outs], ran.outs),
         ):
             yield from _unlike(name, what, wanted, had)
+
+
+def _recorded(version: Version) -> Iterator[Finding]:
+    """Where dvc.lock tells of other knobs, code or libraries than a stage wrote down of itself when it began."""
+    for name, record in version.environments.items():
+        stage = version.lock.stages[name]
+        have, knobs, code = record["libraries"], record.get("knobs"), record.get("code")
+        ran_with = {key: pin if fits(pin, str(have.get(key))) else have.get(key) for key, pin in stage.pins.items()}
+        compared: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("version of", ran_with, stage.pins)]
+        if isinstance(knobs, dict) and isinstance(code, dict):  # records of before 2026-11-27 have neither
+            compared += [("knob", knobs, stage.knobs), ("md5 of", code, {path: stage.deps.get(path) for path in code})]
+        for what, ran, noted in compared:
+            for key in differing(ran, noted):
+                problem = f"by {LOCK} the {what} {key} was {noted.get(key)}, by its own record {ran.get(key)}"
+                yield Finding(name, problem)
 
 
 def _unlike(stage: str, what: str, wanted: Iterable[str], had: Iterable[str]) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from pipeline import params
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
-    {"names", "scheme", "freezing", "reading", "sections", "params", "artifacts", "progress", "environment"},
+    {"names", "scheme", "freezing", "reading", "sections", "params", "artifacts", "progress", "environment", "inputs"},
     {"quant"},
     {"models", "corpus", "conversation", "texts", "sources"},
     {"synth", "signals", "calibration", "distill", "export", "bench", "report"},

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from pipeline import environment
+from pipeline.inputs import Inputs
 from stages import run
 
 ROOT = Path(__file__).parents[2]
+READS = Inputs({"seed": 0, "distill.lr": 1e-4}, {"stages/distill.py": "a" * 32}, {"data/teacher/x": (1, 2)})
 
 
 def pinned(folder: Path, text: str) -> Path:
@@ -57,14 +59,16 @@ def test_pins_that_are_missing_are_named(tmp_path: Path):
 
 
 def test_the_record_holds_what_torch_computes_with_and_is_the_same_each_time(tmp_path: Path):
-    environment.record(tmp_path / "a/one.json", {"torch": torch.__version__})
-    environment.record(tmp_path / "a/two.json", {"torch": torch.__version__})
+    environment.record(tmp_path / "a/one.json", {"torch": torch.__version__}, READS)
+    environment.record(tmp_path / "a/two.json", {"torch": torch.__version__}, READS)
     assert (tmp_path / "a/one.json").read_bytes() == (tmp_path / "a/two.json").read_bytes()
     found = json.loads((tmp_path / "a/one.json").read_text())
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["threads"] == torch.get_num_threads()
     assert found["libraries"] == {"torch": torch.__version__}
     assert found["processes"] == 1
+    assert found["knobs"] == {"seed": 0, "distill.lr": 1e-4}
+    assert found["code"] == {"stages/distill.py": "a" * 32}
     assert torch.__version__ in ("+".join([version("torch").partition("+")[0], found["torch_build"]]), version("torch"))
     assert found["processor"]
     assert found["devices"] == ["cpu"]
@@ -78,7 +82,7 @@ def test_gpus_are_of_the_record_of_a_stage_that_computes_on_them(tmp_path: Path,
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for accelerated, expected in ((True, ["GPU 0, CUDA 13.0", "GPU 1, CUDA 13.0"]), (False, ["cpu"])):
-        environment.record(tmp_path / "record.json", {}, accelerated)
+        environment.record(tmp_path / "record.json", {}, READS, accelerated)
         assert json.loads((tmp_path / "record.json").read_text())["devices"] == expected
 
 
@@ -92,8 +96,8 @@ def test_the_stages_that_compute_on_gpus_say_so():
 
 def test_a_stage_that_does_without_torch_does_not_load_it_for_the_record(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from pipeline import environment; "
-        "environment.record(Path(sys.argv[1]), {}); assert 'torch' not in sys.modules"
+        "import sys; from pathlib import Path; from pipeline import environment, inputs; "
+        "environment.record(Path(sys.argv[1]), {}, inputs.Inputs({}, {}, {})); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r.json")], cwd=ROOT, env={**os.environ})
     assert done.returncode == 0

@@ -12,6 +12,7 @@ import yaml
 from pipeline.audit import locks, versions
 from pipeline.audit.cache import Cache
 from pipeline.audit.versions import Version
+from pipeline.inputs import flat
 
 RAN = {"processor": "A", "threads": 2, "devices": ["cpu"], "torch_build": "cpu", "libraries": {"torch": "2.0"}}
 FILES = {
@@ -90,7 +91,7 @@ def version(tmp_path: Path) -> Callable[..., Version]:
     def make(name: str, files: dict[str, bytes], metrics: dict[str, float] | None = None, pins: str = "2.0") -> Version:
         tree = Memory(files)
         lock = locks.load(tree)
-        knobs = locks.flat(yaml.safe_load(files["params.yaml"]))
+        knobs = flat(yaml.safe_load(files["params.yaml"]))
         record = cache.path(digest(files["data/ran.json"]))
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_bytes(files["data/ran.json"])

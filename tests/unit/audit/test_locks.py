@@ -150,7 +150,3 @@ def test_a_project_that_never_ran_has_no_stages():
 def test_a_damaged_lock_is_named_with_the_way_out(content: bytes):
     with pytest.raises(ValueError, match=r"dvc\.lock is damaged .*git restore dvc\.lock"):
         locks.load(Memory({"dvc.lock": content}))
-
-
-def test_knobs_have_dotted_names():
-    assert locks.flat({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2], "e": {}}
