@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -11,12 +12,13 @@ import torch
 from pipeline import artifacts, models, params, progress
 from pipeline.calibration.rotation import unturned
 from pipeline.distill import loop, losses, parallel
-from pipeline.distill.freeze import frozen_rows
+from pipeline.distill.freeze import Frozen, frozen_rows
 from pipeline.distill.schedule import Schedule
 from pipeline.distill.student import Learns, prepare
 from pipeline.distill.targets import Targets
 from pipeline.freezing import AUTO
 from pipeline.quant.model import QuantizedModel
+from pipeline.sections import Distill
 from stages import run
 
 
@@ -53,10 +55,7 @@ def work() -> None:
         "machine": [processes.count, processes.device.type, int(threads)],  # each changes the order of sums
     }
     scratch = progress.scratch("distill", inputs)
-    schedule = Schedule(
-        **{field.name: getattr(knobs, field.name) for field in dataclasses.fields(Schedule) if field.name != "seed"},
-        seed=loaded.seed + knobs.seed,
-    )
+    schedule = _schedule(knobs, loaded.seed)
     weights = losses.LossWeights(
         knobs.ce, knobs.kl, knobs.temperature, knobs.chunk, knobs.divergence, knobs.hidden, back
     )
@@ -67,19 +66,30 @@ def work() -> None:
     log = loop.train(student, teacher_head, data, schedule, weights, scratch, begin, knobs.kl_reduction == "batchmean")
     trained = student.finished()
     if processes.first:
-        facts = {
-            "freeze": freeze,
-            "freeze_knob": knobs.freeze,
-            "frozen": {name: "all" if rows is None else len(rows) for name, rows in sorted(frozen.items())},
-            "scale": knobs.scale,
-            "steps": knobs.steps,
-            "seed": schedule.seed,
-            "method": calibration.get("method", ""),
-            "rotation_seed": rotation_seed,
-        }
-        trained.save(args.out, facts, {"log": pd.DataFrame(log)})
+        trained.save(args.out, _facts(knobs, freeze, frozen, schedule.seed, calibration), {"log": pd.DataFrame(log)})
         progress.clear("distill")
     processes.leave()
+
+
+def _schedule(knobs: Distill, seed: int) -> Schedule:
+    own = {field.name: getattr(knobs, field.name) for field in dataclasses.fields(Schedule)}
+    return Schedule(**{**own, "seed": seed + knobs.seed})
+
+
+def _facts(
+    knobs: Distill, freeze: str | list[str], frozen: Frozen, seed: int, calibration: dict[str, Any]
+) -> dict[str, Any]:
+    """What the artifact tells of the training."""
+    return {
+        "freeze": freeze,
+        "freeze_knob": knobs.freeze,
+        "frozen": {name: "all" if rows is None else len(rows) for name, rows in sorted(frozen.items())},
+        "scale": knobs.scale,
+        "steps": knobs.steps,
+        "seed": seed,
+        "method": calibration.get("method", ""),
+        "rotation_seed": calibration.get("rotation_seed"),
+    }
 
 
 def _suggested(folder: str) -> str:
