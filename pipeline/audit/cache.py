@@ -10,6 +10,10 @@ from pipeline.artifacts import MANIFEST
 from pipeline.bench.items import Items
 
 FOLDER = ".dir"  # after the md5 of a folder
+COMPARED = {
+    "answers": ["task", "item", "hash", "correct"],
+    "documents": ["measure", "document", "hash", "value"],
+}
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Cache:
         return self.path(digest) if digest and self.path(digest).is_file() else None
 
     def items(self, md5: str) -> Items | None:
-        """A variant's answers and documents; None where the cache does not have them."""
-        files = [self.file(md5, f"{name}.parquet") for name in ("answers", "documents")]
-        tables = [pd.read_parquet(file) for file in files if file is not None]
+        """A variant's answers and documents, the columns that are compared; None where the cache has none."""
+        files = {name: self.file(md5, f"{name}.parquet") for name in COMPARED}
+        tables = [pd.read_parquet(file, columns=COMPARED[name]) for name, file in files.items() if file is not None]
         return Items(*tables) if len(tables) == 2 else None
 
     def manifest(self, md5: str) -> dict[str, dict[str, str]]:

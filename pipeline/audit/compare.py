@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pipeline.audit import changes, verdicts
 from pipeline.audit.cache import Cache
 from pipeline.audit.changes import Change
-from pipeline.audit.verdicts import Comparison
+from pipeline.audit.verdicts import Comparison, Scored
 from pipeline.audit.versions import EVALUATE, Version
-from pipeline.bench.items import Items
 
 TEACHER = "teacher"
 SAME_BYTES = "the same answers, byte for byte"
@@ -59,7 +58,8 @@ def audit(
         before: what each version is set against. advance: called once a version.
     """
     wanted = [_wanted(version, previous) for version, previous in zip(versions, before, strict=True)]
-    tables = {md5: cache.items(md5) for group in wanted for _, *hashes in group for md5 in hashes if md5}
+    hashes = dict.fromkeys(md5 for group in wanted for _, *pair in group for md5 in pair if md5)
+    tables = {md5: Scored.of(items) for md5 in hashes if (items := cache.items(md5))}
     measures = sum(_count(tables, one, other) for group in wanted for pair, one, other in group if not pair.note)
     resamples = verdicts.resamples_for(measures)
     groups = []
@@ -98,15 +98,13 @@ def _note(version: Version, variant: str, other: Version, against: str) -> str:
     return AGAINST_STALE if f"{EVALUATE}{against}" in other.stale else ""
 
 
-def _count(tables: dict[str, Items | None], one: str | None, other: str | None) -> int:
+def _count(tables: dict[str, Scored], one: str | None, other: str | None) -> int:
     """How many comparisons a pair will give, at most."""
-    items = tables.get(one or "")
-    if items is None or tables.get(other or "") is None or one == other:
-        return 0
-    return items.documents["measure"].nunique() + items.answers["task"].nunique() + 1
+    scored = tables.get(one or "")
+    return 0 if scored is None or tables.get(other or "") is None or one == other else scored.measures
 
 
-def _compared(pair: Pair, tables: dict[str, Items | None], one: str | None, other: str | None, resamples: int) -> Pair:
+def _compared(pair: Pair, tables: dict[str, Scored], one: str | None, other: str | None, resamples: int) -> Pair:
     if pair.note:
         return pair
     before, after = tables.get(one or ""), tables.get(other or "")

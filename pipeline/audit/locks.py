@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -172,10 +173,16 @@ def mapping(tree: Tree, file: str) -> dict[str, Any]:
     Raises:
         ValueError: it is no mapping.
     """
-    content = parsed(tree.read(file) or b"{}")
+    content = _parsed_once(tree.read(file) or b"{}")
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a mapping, got {content!r}; {tree.remedy(file)}")
     return flat(content)
+
+
+@lru_cache(maxsize=64)
+def _parsed_once(content: bytes) -> Any:
+    """Many versions have the same knobs and pins; what it gives is not to be changed."""
+    return parsed(content)
 
 
 def tracked(tree: Tree, path: str) -> str | None:

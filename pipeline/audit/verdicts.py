@@ -11,7 +11,7 @@ questions of this kind, not about what another seed would have given.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -21,8 +21,10 @@ from pipeline.bench.items import Items
 
 LEVEL = 0.05
 RESAMPLES = 10_000
+NORMAL = float(stats.norm.ppf(0.975))  # 2.5 % of the normal distribution lie beyond
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 HIGHER_IS_BETTER = {"log_perplexity": False, "kl": False, "top1": True, "accuracy": True}
+Column = tuple[list[tuple[int, str]], np.ndarray]  # place and hash of each document or item, and their values [n]
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,58 @@ class Comparison:
         return self.after - self.before
 
 
-def compare(before: Items, after: Items, resamples: int = RESAMPLES) -> list[Comparison]:
+@dataclass(frozen=True)
+class Scored:
+    """What a variant scored: its documents by measure, its answers (1: correct) by task."""
+
+    documents: dict[str, Column]
+    answers: dict[str, Column]
+
+    @classmethod
+    def of(cls, items: Items) -> "Scored":
+        """From the tables that evaluate keeps."""
+        return cls(
+            _columns(items.documents, "measure", "document", "value"),
+            _columns(items.answers, "task", "item", "correct"),
+        )
+
+    @property
+    def measures(self) -> int:
+        """How many comparisons it can give, at most."""
+        return len(self.documents) + len(self.answers) + bool(self.answers)
+
+
+def compare(before: Scored, after: Scored, resamples: int = RESAMPLES) -> list[Comparison]:
     """All measures that two versions have documents or items in common for, verdicts still to be given by `judged`.
 
     Pairs are rows of the same measure or task whose place and content agree; what the other has not is left out.
     """
-    documents = before.documents.merge(after.documents, on=["measure", "document", "hash"], suffixes=("_0", "_1"))
-    found = [
-        bootstrap(str(measure), part["value_0"].to_numpy(), part["value_1"].to_numpy(), resamples)
-        for measure, part in documents.groupby("measure", sort=False)
-    ]
-    answers = before.answers.merge(after.answers, on=["task", "item", "hash"], suffixes=("_0", "_1"))
-    if len(answers):
-        found.append(_accuracy("accuracy", answers))
-    return found + [_accuracy(f"accuracy.{task}", part) for task, part in answers.groupby("task", sort=True)]
+    documents, answers = _paired(before.documents, after.documents), _paired(before.answers, after.answers)
+    found = [bootstrap(measure, *values, resamples) for measure, values in documents.items()]
+    if answers:
+        found.append(_accuracy("accuracy", *(np.concatenate(values) for values in zip(*answers.values(), strict=True))))
+    return found + [_accuracy(f"accuracy.{task}", *answers[task]) for task in sorted(answers)]
+
+
+def _columns(table: pd.DataFrame, group: str, place: str, value: str) -> dict[str, Column]:
+    return {
+        str(name): (list(zip(part[place], part["hash"], strict=True)), part[value].to_numpy(dtype=float))
+        for name, part in table.groupby(group, sort=False)
+    }
+
+
+def _paired(before: dict[str, Column], after: dict[str, Column]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The values of the rows that both have, by measure or task; nothing of one without any."""
+    found = {}
+    for name in before:
+        (rows, one), (others, other) = before[name], after.get(name, ([], np.empty(0)))
+        if rows != others:
+            place = {row: i for i, row in enumerate(others)}
+            shared = [i for i, row in enumerate(rows) if row in place]
+            one, other = one[shared], other[[place[rows[i]] for i in shared]]
+        if len(one):
+            found[name] = one, other
+    return found
 
 
 def judged(found: Sequence[Comparison]) -> list[Comparison]:
@@ -115,6 +155,7 @@ def _resampled(n: int, resamples: int) -> np.ndarray:
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples) / n
 
 
+@cache
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p-value: under no difference, each item that one alone answers correctly is a fair coin."""
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
@@ -135,12 +176,11 @@ def resamples_for(comparisons: int) -> int:
     return max(RESAMPLES, math.ceil(4 * comparisons / LEVEL))
 
 
-def _accuracy(measure: str, pairs: pd.DataFrame) -> Comparison:
+def _accuracy(measure: str, before: np.ndarray, after: np.ndarray) -> Comparison:
     """McNemar's test, and the interval of the difference of two paired shares (Wald)."""
-    before, after = (pairs[name].to_numpy(dtype=float) for name in ("correct_0", "correct_1"))
-    n, apart = len(pairs), after - before
+    n, apart = len(before), after - before
     gained, lost = int((apart > 0).sum()), int((apart < 0).sum())
-    reach = stats.norm.ppf(0.975) * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0.0)) / n
+    reach = NORMAL * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0.0)) / n
     mean = float(apart.mean())
     p = mcnemar(gained, lost)
     return Comparison(measure, n, float(before.mean()), float(after.mean()), mean - reach, mean + reach, p)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.audit import verdicts
+from pipeline.audit.verdicts import Scored
 from pipeline.bench import items
 
 TASKS = ("arc_easy", "piqa")
@@ -32,8 +33,9 @@ def made(kl: np.ndarray, correct: np.ndarray, shift: int = 0) -> items.Items:
     return items.Items(items.answers(answers), items.documents(documents))
 
 
-def found(before: items.Items, after: items.Items) -> dict[str, verdicts.Comparison]:
-    return {each.measure: each for each in verdicts.judged(verdicts.compare(before, after))}
+def found(before: items.Items, after: items.Items, resamples: int = 10_000) -> dict[str, verdicts.Comparison]:
+    one, other = Scored.of(before), Scored.of(after)
+    return {each.measure: each for each in verdicts.judged(verdicts.compare(one, other, resamples))}
 
 
 def test_two_versions_that_differ_by_chance_show_no_difference():
@@ -67,6 +69,13 @@ def test_only_what_both_were_asked_is_compared():
     assert (each["kl"].pairs, each["accuracy"].pairs, each["accuracy.piqa"].pairs) == (4, 10, 5)
     apart = made(np.full(8, 0.2), np.ones(16), shift=100)
     assert list(found(some, apart)) == ["kl"]
+
+
+def test_pairs_are_found_in_whatever_order_the_rows_are():
+    random = np.random.default_rng(1)
+    before, after = (made(random.gamma(4, 0.05, 8), random.random(16) < 0.6) for _ in range(2))
+    moved = items.Items(after.answers.sample(frac=1, random_state=1), after.documents.sample(frac=1, random_state=1))
+    assert found(before, moved) == found(before, after)
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -112,7 +121,7 @@ def test_among_versions_that_do_not_differ_few_audits_show_a_difference():
     for _ in range(200):
         base = random.gamma(4, 0.05, 32)
         one, other = (made(base + random.normal(0, 0.01, 32), random.random(64) < 0.6) for _ in range(2))
-        wrong += any(each.verdict != verdicts.SAME for each in verdicts.judged(verdicts.compare(one, other, 2000)))
+        wrong += any(each.verdict != verdicts.SAME for each in found(one, other, 2000).values())
     assert wrong <= 20, "5 % of 200, and three standard errors"
 
 

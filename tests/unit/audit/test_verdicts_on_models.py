@@ -40,9 +40,9 @@ def rounded(model: LlamaForCausalLM, bits: int) -> LlamaForCausalLM:
     return student
 
 
-def scored(model: LlamaForCausalLM) -> items.Items:
+def scored(model: LlamaForCausalLM) -> verdicts.Scored:
     _, rows = text.perplexity(model, SCORED, lambda: None)
-    return items.Items(items.answers([]), items.documents(rows))
+    return verdicts.Scored.of(items.Items(items.answers([]), items.documents(rows)))
 
 
 def judged(before: LlamaForCausalLM, after: LlamaForCausalLM) -> verdicts.Comparison:
