@@ -13,6 +13,7 @@ from pipeline.report import comparison, plots
 
 PANELS = 3  # side by side
 SPREAD = 0.7  # of the room between two settings, that the groups' marks share
+LONG = 24  # letters of a label, for which there is no room beside the panels
 ENOUGH = 3  # pairs from which an interval is narrow enough to set the scale
 
 Colour = str | tuple[float, float, float, float]
@@ -27,7 +28,8 @@ def overlay(curves: pd.DataFrame, columns: Sequence[str], colours: Mapping[str, 
             all along are left out: what is frozen has no gradient.
         colours: of what is compared.
     """
-    high = math.ceil(len(columns) / PANELS)
+    high, settings = math.ceil(len(columns) / PANELS), curves["compared"].unique()
+    below = len(settings) if max(map(len, settings), default=0) > LONG else 0  # lines of the legend
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots(high, min(len(columns), PANELS), squeeze=False).ravel()
@@ -35,10 +37,11 @@ def overlay(curves: pd.DataFrame, columns: Sequence[str], colours: Mapping[str, 
             _lines(axis, curves, column, colours)
         for axis in axes[len(columns) :]:
             axis.remove()
-        last = axes[min(len(columns), PANELS) - 1]
-        last.legend(*axes[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        where = {"loc": "outside lower left"} if below else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        beside = figure if below else axes[min(len(columns), PANELS) - 1]
+        beside.legend(*axes[0].get_legend_handles_labels(), frameon=False, **where)
 
-    return plots.svg(draw, (10, 0.4 + 2.5 * high))
+    return plots.svg(draw, (10, 0.4 + 2.5 * high + 0.25 * below))
 
 
 def _lines(axis: Axes, curves: pd.DataFrame, column: str, colours: Mapping[str, Colour]) -> None:

@@ -72,3 +72,14 @@ def marked(picture: str, colour: str) -> list[float]:
     """The heights (downwards) of the marks in a colour, in the order in which they are drawn, the legend's last."""
     nodes = [n for n in ElementTree.fromstring(picture).iter(f"{SVG}use") if f"fill: {colour}" in n.get("style", "")]
     return [float(node.get("y", "")) for node in nodes]
+
+
+def test_long_names_of_settings_stand_below_whole_and_leave_the_panels_their_room(recwarn: pytest.WarningsRecorder):
+    same = "batch=8 steps=56 lr=0.0001 scale=static scale_lr=1e-05 min_lr=0.1 train_embeddings=false"
+    names = [f"freeze=ov@{i} {same}" for i in range(9)]
+    wide = overlaid(curves(names, seeds=1), ["kl"] * 3)
+    assert [str(each.message) for each in recwarn] == []
+    assert {*names} <= words_of(wide)
+    one, alone = (drawn_in(picture, TAB10[0])[0] for picture in (wide, overlaid(curves(["none"], seeds=1), ["kl"] * 3)))
+    height = (one[-1] - one[0]) * math.log(45) / math.log(5)  # of all nine, whose KL spans 45 times where one's spans 5
+    assert height == pytest.approx(alone[-1] - alone[0], rel=0.2)
