@@ -15,11 +15,16 @@ def words_of(picture: str) -> set[str]:
     return {"".join(node.itertext()).strip() for node in ElementTree.fromstring(picture).iter(f"{SVG}text")}
 
 
+def lines_in(picture: str, colour: str) -> list[list[tuple[float, float]]]:
+    """The points (x, and y downwards) of each line drawn in a colour."""
+    nodes = [n for n in ElementTree.fromstring(picture).iter(f"{SVG}path") if f"stroke: {colour}" in n.get("style", "")]
+    points = [re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", node.get("d", "")) for node in nodes]
+    return [[(float(x), float(y)) for x, y in line] for line in points]
+
+
 def drawn_in(picture: str, colour: str) -> list[list[float]]:
     """The y coordinates (downwards) of each line of several points drawn in a colour."""
-    nodes = [n for n in ElementTree.fromstring(picture).iter(f"{SVG}path") if f"stroke: {colour}" in n.get("style", "")]
-    lines = [[float(y) for _, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", node.get("d", ""))] for node in nodes]
-    return [line for line in lines if len(line) > 2]
+    return [[y for _, y in line] for line in lines_in(picture, colour) if len(line) > 2]
 
 
 def curves(settings: list[str], seeds: int = 2) -> pd.DataFrame:
