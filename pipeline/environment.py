@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import artifacts
+from pipeline import artifacts, machine
 from pipeline.inputs import Inputs
 
 PINS = Path("versions.yaml")
@@ -50,7 +50,7 @@ def fits(pin: str, installed: str) -> bool:
     return pin in (installed, installed.partition("+")[0])
 
 
-def record(file: Path, libraries: dict[str, str], reads: Inputs, accelerated: bool = False) -> None:
+def record(file: Path, libraries: dict[str, str], reads: Inputs, accelerated: bool = False, dtype: str = "") -> None:
     """Write down the interpreter, the libraries, the processor with its instructions, threads, and devices as JSON.
 
     It holds no time, host name or path of the machine's: the same machine gives the same bytes.
@@ -58,6 +58,7 @@ def record(file: Path, libraries: dict[str, str], reads: Inputs, accelerated: bo
     Args:
         libraries: their versions. reads: what the stage reads, of which the knobs and the code are written down; hashes
             of data are in manifests. accelerated: whether GPUs are computed with where there are any.
+        dtype: the stage's knob, of which the type that it takes here is written down; empty: it has none.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(
@@ -70,7 +71,7 @@ def record(file: Path, libraries: dict[str, str], reads: Inputs, accelerated: bo
             "libraries": libraries,
             "knobs": reads.knobs,
             "code": reads.code,
-            **_arithmetic(accelerated),
+            **_arithmetic(accelerated, dtype),
         },
     )
 
@@ -85,8 +86,8 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def _arithmetic(accelerated: bool) -> dict[str, Any]:
-    """Threads, instructions and devices that torch computes with; nothing of a stage that does without torch."""
+def _arithmetic(accelerated: bool, dtype: str) -> dict[str, Any]:
+    """Threads, instructions, devices and float type that torch computes with; nothing of a stage without torch."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
@@ -94,18 +95,10 @@ def _arithmetic(accelerated: bool) -> dict[str, Any]:
     return {
         "torch_build": torch.__version__.partition("+")[2],  # PyPI's wheels do not say it in their metadata
         "threads": torch.get_num_threads(),
-        "instructions": _instructions(torch),
+        "instructions": [torch.backends.cpu.get_cpu_capability(), *machine.bfloat16_instructions()],
         "devices": [f"{name}, CUDA {torch.version.cuda}" for name in devices] or ["cpu"],
+        **({"dtype": machine.dtype(dtype, "cuda" if devices else "cpu")} if dtype else {}),
     }
-
-
-def _instructions(torch: Any) -> list[str]:
-    """The vector instructions that torch's own kernels use, and those for bfloat16 that the processor has.
-
-    With the latter, products of bfloat16 are summed in another order, and scores differ in the third digit.
-    """
-    special = [name for name, has in torch.cpu.get_capabilities().items() if has is True and name.endswith("bf16")]
-    return [torch.backends.cpu.get_cpu_capability(), *sorted(special)]
 
 
 def _installed(library: str) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 from pipeline.freezing import Policy
 from pipeline.scheme import Scheme
 
-Dtype = Literal["bfloat16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float32"]
 Method = Literal["rtn", "mse", "gptq", "awq", "smoothquant", "awq+gptq", "smoothquant+gptq"]
 Divergence = Literal["forward", "reverse", "symmetric"]
 PlanBits = Literal[2, 3, 4, 5, 6, 7, 8]

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pipeline import artifacts, models, params, progress
+from pipeline import artifacts, machine, models, params, progress
 from pipeline.calibration.rotation import unturned
 from pipeline.distill import loop, losses, parallel
 from pipeline.distill.freeze import Frozen, frozen_rows
@@ -25,7 +25,7 @@ from stages import run
 def work() -> None:
     args = run.begin("distill", "teacher", "targets", "calibration", "signals", "out", accelerated=True)
     loaded = params.load()
-    knobs = loaded.distill
+    knobs = machine.settled(loaded.distill, models.device().type)
     if knobs.processes > 1 and not parallel.launched():
         parallel.launch("stages.distill", sys.argv[1:], knobs.processes)
         return

@@ -44,7 +44,8 @@ def begin(stage: str, *names: str, repeated: str = "", accelerated: bool = False
     libraries = environment.check()
     found = _READ[stage] = inputs.read(stage, BEGAN_WITH)
     if args.environment is not None and os.environ.get("RANK", "0") == "0":
-        environment.record(args.environment, libraries, found, accelerated)
+        dtype = found.knobs.get(f"{stage}.dtype", "")
+        environment.record(args.environment, libraries, found, accelerated, dtype)
     return args
 
 

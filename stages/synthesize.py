@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pipeline import artifacts, conversation, models, params, progress, synth
+from pipeline import artifacts, conversation, machine, models, params, progress, synth
 from pipeline.corpus import Corpus
 from stages import run
 
@@ -15,7 +15,7 @@ from stages import run
 def work() -> None:
     args = run.begin("synthesize", "teacher", "out")
     loaded = params.load()
-    knobs, seed = loaded.synthesize, loaded.seed
+    knobs, seed = machine.settled(loaded.synthesize), loaded.seed
     artifacts.reading(args.teacher, artifacts.TEACHER)
     model = models.load_model(args.teacher, knobs.dtype)
     tokenizer = models.load_tokenizer(args.teacher)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import environment
+from pipeline import environment, machine
 from pipeline.inputs import Inputs
 from stages import run
 
@@ -77,6 +77,12 @@ def test_the_record_holds_what_torch_computes_with_and_is_the_same_each_time(tmp
         assert (name in found["instructions"]) == (f" {name}" in flags), "Linux says so too"
 
 
+def test_the_record_holds_the_float_type_that_auto_takes(tmp_path: Path):
+    for knob, expected in (("auto", machine.computes_in()), ("float32", "float32"), ("", None)):
+        environment.record(tmp_path / "record.json", {}, READS, dtype=knob)
+        assert json.loads((tmp_path / "record.json").read_text()).get("dtype") == expected
+
+
 def test_gpus_are_of_the_record_of_a_stage_that_computes_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
@@ -96,7 +102,7 @@ def test_the_stages_that_compute_on_gpus_say_so():
 
 def test_a_stage_that_does_without_torch_does_not_load_it_for_the_record(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from pipeline import environment, inputs; "
+        "import sys; from pathlib import Path; from pipeline import environment, inputs, machine; "
         "environment.record(Path(sys.argv[1]), {}, inputs.Inputs({}, {}, {})); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r.json")], cwd=ROOT, env={**os.environ})
