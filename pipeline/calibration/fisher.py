@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline import models
+from pipeline.calibration.gram import add_gram, mirror
 from pipeline.distill.losses import LossWeights, distillation_loss
 
 FILE = "fisher.safetensors"
@@ -48,15 +49,16 @@ class _Sums:
         rows = gradient.flatten(0, -2).float() * mask.flatten()[:, None]  # a copy: the gradient goes on its way
         size = rows.norm(dim=-1)
         scaled = rows.mul_(torch.where(size > 0, lengths / size, 0).sqrt_()[:, None]).to(dtype)
-        self.outputs += scaled.T @ scaled
+        add_gram(self.outputs, scaled)
         self.sizes.append(size.view_as(mask))
 
     def finished(self) -> Fisher | None:
         """Once all batches are in; None where the linear's output changes nothing."""
-        tokens, level = torch.cat(self.sizes), self.outputs.diagonal().mean()
+        tokens, outputs = torch.cat(self.sizes), mirror(self.outputs)
+        level = outputs.diagonal().mean()
         if not (level > 0 and tokens.any()):
             return None
-        return Fisher(tokens.div_(tokens.mean()), self.outputs.div_(level))
+        return Fisher(tokens.div_(tokens.mean()), outputs.div_(level))
 
 
 def fisher(

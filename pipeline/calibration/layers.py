@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline import models
+from pipeline.calibration.gram import add_gram, mirror
 from pipeline.quant.observers import Observed
-
-GRAM_BLOCKS = 4
 
 
 class _Stop(Exception):
@@ -38,15 +37,12 @@ class Inputs:
         return cls(torch.zeros(width, width), torch.zeros(width), torch.zeros(width))
 
     def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
-        """Take in float32 rows [tokens, in]. Only the upper blocks of the Hessian are summed; `finish` mirrors them.
+        """Take in float32 rows [tokens, in]. `finish` makes the Hessian whole.
 
         weights: of each token in the Hessian, float32 [tokens]; None: all are 1.
         """
-        width = rows.shape[1]
-        size = -(-width // GRAM_BLOCKS)
         scaled = rows if weights is None else rows * weights.sqrt()[:, None]
-        for start in range(0, width, size):
-            self.hessian[start : start + size, start:].addmm_(scaled[:, start : start + size].T, scaled[:, start:])
+        add_gram(self.hessian, scaled)
         magnitudes = rows.abs()
         self.absmax = torch.maximum(self.absmax, magnitudes.amax(dim=0))
         self.mean_abs += magnitudes.sum(dim=0)
@@ -54,8 +50,7 @@ class Inputs:
 
     def finish(self) -> None:
         """Once all rows are in."""
-        upper = self.hessian.triu()
-        self.hessian = upper + upper.triu(1).T
+        self.hessian = mirror(self.hessian)
         self.mean_abs /= max(1, self.tokens)
 
 

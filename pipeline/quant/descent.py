@@ -40,16 +40,22 @@ def descend(
             changed = (codes[part] - zero[i]) * scale[i] - now[part]
             left.addmm_(hessian[:, part], changed, alpha=-1)
             now[part] += changed
+        steps = [Step(*parts) for parts in zip(scale.unbind(), zero.unbind(), strict=True)]
+        values, kept, best = now.unbind(), codes.unbind(), latent.unbind()
         for start in range(0, columns, block):
             part = slice(start, min(start + block, columns))
-            inner, mine, changes = hessian[part, part].contiguous(), left[part].clone(), torch.empty_like(left[part])
-            for j, column in enumerate(range(part.start, part.stop)):
-                on = Step(scale[column // group], zero[column // group])
-                latent[column] = now[column] + mine[j] / inner[j, j]
-                codes[column] = grid.quantize(latent[column], on)
-                changes[j] = grid.dequantize(codes[column], on) - now[column]
-                mine.addr_(inner[j], changes[j], alpha=-1)
-                now[column] += changes[j]
+            inner, mine = hessian[part, part].contiguous(), left[part].clone()
+            curvature, changes = inner.diagonal().tolist(), torch.empty_like(mine)
+            pulls, change = mine.unbind(), changes.unbind()
+            for j, column in enumerate(
+                range(part.start, part.stop)
+            ):  # few and small operations: their number is the time
+                on = steps[column // group]
+                torch.add(values[column], pulls[j] / curvature[j], out=best[column])
+                value = grid.dequantize(kept[column].copy_(grid.quantize(best[column], on)), on)
+                torch.sub(value, values[column], out=change[j])
+                mine.addr_(inner[j], change[j], alpha=-1)
+                values[column].add_(change[j])
             left.addmm_(hessian[:, part], changes, alpha=-1)
     return codes.T.contiguous(), Step(scale.T.contiguous(), zero.T.contiguous()), latent.T.contiguous()
 

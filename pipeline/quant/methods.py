@@ -149,15 +149,16 @@ def feed_back(
     left = weight.T[order].contiguous()  # (in, out): a column of the weight is a row here
     groups = (order // (scheme.group or columns)).tolist()
     steps = [Step(scale, zero) for scale, zero in zip(step.scale.T.contiguous(), step.zero.T.contiguous(), strict=True)]
-    codes = torch.empty_like(left)
+    codes, factors = torch.empty_like(left), upper.diagonal().tolist()
     for start in range(0, columns, block):
         end = min(start + block, columns)
+        rows, kept, ahead = left[start:end].unbind(), codes[start:end].unbind(), upper[start:end, start:end]
         errors = torch.empty(end - start, left.shape[1])
-        for i in range(start, end):
-            mine = steps[groups[i]]
-            codes[i] = grid.quantize(left[i], mine)
-            torch.sub(left[i], grid.dequantize(codes[i], mine), out=errors[i - start]).div_(upper[i, i])
-            left[i + 1 : end].addr_(upper[i, i + 1 : end], errors[i - start], alpha=-1)
+        for i, error in enumerate(errors.unbind()):  # few and small operations: their number is the time
+            mine = steps[groups[start + i]]
+            rounded = kept[i].copy_(grid.quantize(rows[i], mine))
+            torch.sub(rows[i], grid.dequantize(rounded, mine), out=error).div_(factors[start + i])
+            left[start + i + 1 : end].addr_(ahead[i, i + 1 :], error, alpha=-1)
         left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     back = torch.argsort(order)
     return codes[back].T.contiguous(), left[back].T.contiguous()
