@@ -5,9 +5,9 @@
 
 Both quantize the decoder's linears to symmetric INT4, a scale an output channel, and leave inputs in float; one after
 the other, each in a process of its own with all cores. Seconds are of the quantization alone, without loading.
-Perplexity is measured here for both, on the weights that they leave behind. llm-compressor's GPTQ has its own defaults.
-"rotated" is ours after the rotation that `calibrate.rotation` asks for, "fisher" with errors weighed as
-`calibrate.fisher` asks for; both count in its seconds.
+Perplexity is measured here for both, on the weights that they leave behind. llm-compressor's GPTQ has its own defaults,
+and once its observer `mse`, which searches for scales as ours does. A row of ours adds to the one above: scales that
+are searched, coordinate descent, `calibrate.rotation`, `calibrate.fisher`; all of it counts in its seconds.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -34,7 +35,16 @@ from pipeline.corpus import Corpus, valid_mask
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import from_short
 
-OURS = ("rtn", "gptq", "rotated gptq", "rotated gptq fisher")
+PLAIN = {"scales": "minmax", "descent": 0}
+OURS: dict[str, dict[str, Any]] = {  # what each changes in the knobs of GPTQ; the names say the rest
+    "rtn": {},
+    "gptq, min-max": PLAIN,
+    "gptq, searched": {**PLAIN, "scales": "output"},
+    "gptq, descended": {},
+    "gptq, rotated": {},
+    "gptq, rotated, fisher": {},
+}
+PEERS = {"llm-compressor": "", "llm-compressor, mse": "mse"}  # and its observer; empty: its own default
 PEER = """
 import json, sys, time
 import torch
@@ -44,12 +54,14 @@ from llmcompressor.modifiers.gptq import GPTQModifier
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-teacher, corpus, sequences, out = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+teacher, corpus, sequences, out, observer = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 model = AutoModelForCausalLM.from_pretrained(teacher, dtype="float32")
 tokenizer = AutoTokenizer.from_pretrained(teacher)
 tokens = load_file(corpus + "/corpus.safetensors")["tokens"][:sequences].long()
 data = Dataset.from_dict({"input_ids": tokens.tolist(), "attention_mask": torch.ones_like(tokens).tolist()})
 weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}
+if observer:
+    weights["observer"] = observer
 recipe = GPTQModifier(ignore=["lm_head"], config_groups={"all": {"targets": ["Linear"], "weights": weights}})
 begun = time.monotonic()
 oneshot(model=model, dataset=data, recipe=recipe, tokenizer=tokenizer, num_calibration_samples=sequences,
@@ -70,7 +82,7 @@ def ours(args: argparse.Namespace, row: str, out: Path) -> None:
     knobs = machine.settled(params.load().calibrate)
     model = models.load_model(args.teacher)
     tokens, lengths = Corpus.load(args.corpus).train(args.sequences)
-    gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales", "descent")}
+    gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales", "descent")} | OURS[row]
     method = "rtn" if row == "rtn" else "gptq"
     options = Options(method, gptq, batch=knobs.batch, dtype=knobs.dtype, measure=False)
     valid, weighed = valid_mask(lengths, tokens.shape[1]), None
@@ -104,20 +116,20 @@ def main() -> None:
     parser.add_argument("--benchmarks", default="data/benchmarks")
     parser.add_argument("--text", default=text.PYDOC)
     parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--only", choices=OURS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=[*OURS], help=argparse.SUPPRESS)
     parser.add_argument("--left", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
         ours(args, args.only, args.left)
         return
     teacher = models.load_model(args.teacher)
-    print(f"{'float':19} perplexity {perplexity(args, teacher):6.2f}", flush=True)
+    print(f"{'float':22} perplexity {perplexity(args, teacher):6.2f}", flush=True)
     again = [sys.executable, "-m", "tests.bench.gptq", *sys.argv[1:]]
     taken = {}
-    for name in (*OURS, *(["llm-compressor"] if args.peer else [])):
+    for name in (*OURS, *(PEERS if args.peer else ())):
         with tempfile.TemporaryDirectory() as left:
-            if name == "llm-compressor":
-                command = [args.peer, "-c", PEER, args.teacher, args.corpus, str(args.sequences), left]
+            if name in PEERS:
+                command = [args.peer, "-c", PEER, args.teacher, args.corpus, str(args.sequences), left, PEERS[name]]
             else:
                 command = [*again, "--only", name, "--left", left]
             done = subprocess.run(command, capture_output=True, text=True, cwd=None)
@@ -125,16 +137,17 @@ def main() -> None:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             taken[name] = json.loads((Path(left) / "seconds.json").read_text())["seconds"]
             model = models.load_model(args.teacher)
-            if name == "llm-compressor":
+            if name in PEERS:
                 with torch.no_grad():
                     for module, weight in load_file(Path(left) / "weights.safetensors").items():
                         model.get_submodule(module).weight.copy_(weight)
             else:
                 QuantizedModel.load(Path(left) / "model")[0].put_into(model)
-            print(f"{name:19} perplexity {perplexity(args, model):6.2f}  {taken[name]:6.1f} s", flush=True)
+            print(f"{name:22} perplexity {perplexity(args, model):6.2f}  {taken[name]:6.1f} s", flush=True)
     if args.peer:
-        for name in OURS[1:]:
-            print(f"{name} takes {taken[name] / taken['llm-compressor']:.2f} of llm-compressor's time")
+        for name in [*OURS][1:]:
+            shares = (f"{taken[name] / taken[peer]:.2f} of {peer}" for peer in PEERS)
+            print(f"{name} takes", " and ".join(shares))
 
 
 if __name__ == "__main__":

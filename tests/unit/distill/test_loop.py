@@ -242,7 +242,8 @@ def test_the_gradient_is_clipped_at_its_global_norm(calibrated, data, tmp_path: 
 def test_one_forward_of_four_and_four_of_one_give_the_same_step(
     calibrated, data, tmp_path: Path, learns: Learns, divergence: str
 ):
-    """Loss, every norm, and the masters after the step, to what float32's order of sums may change."""
+    """Loss, every norm, and the masters after the step, to what the order of float32's sums may change: a few parts in
+    10^7, and where an input is rounded to the neighbouring code of INT16, a few in 10^5."""
     weights, ends = LossWeights(0.3, 0.7, 1.5, 16, divergence, 0.1), []
     for accumulate in (1, 2, 4):
         student, folder = make_student(calibrated, learns), tmp_path / str(accumulate)
@@ -251,7 +252,7 @@ def test_one_forward_of_four_and_four_of_one_give_the_same_step(
         (row,) = train(student, data, folder, quietly, plan, weights)
         ends.append((row, student))
     for row, student in ends[1:]:
-        assert row == pytest.approx(ends[0][0], rel=1e-5)
+        assert row == pytest.approx(ends[0][0], rel=1e-4)
         for name, master in student.masters.items():
             gradient = ends[0][1].masters[name].detach() - make_student(calibrated, learns).masters[name].detach()
             difference = (master - ends[0][1].masters[name]).detach()
