@@ -26,7 +26,7 @@ def work() -> str:
     tokenizer = models.load_tokenizer(args.teacher)
     tokens, lengths = Corpus.load(args.corpus).test()
     teacher = models.load_model(args.teacher, knobs.dtype)
-    model = models.load_model(args.teacher, knobs.dtype) if is_teacher else load_exported(args.model, knobs.dtype)
+    model = teacher if is_teacher else load_exported(args.model, knobs.dtype)
     batches = -(-len(tokens) // agreement.BATCH)
     with progress.bar(f"evaluate {variant}: text", knobs.windows + batches, " batch") as bar:
         windows = text.windows(prose, tokenizer, knobs.windows, knobs.window)
