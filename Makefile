@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 JOBS ?= 1    # experiments of a sweep at once
 SWEEP ?= sweeps/ablation.yaml
+NARROW := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+NUMERIC := $(addprefix tests/unit/,quant distill calibration signals test_synth.py test_models.py)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
@@ -22,8 +24,9 @@ audit: $(VENV)/ready               # the last versions and all experiments: what
 	python -m pipeline.audit
 	python -m pipeline.audit verify
 
-test: $(VENV)/ready lint
+test: $(VENV)/ready lint           # all of them, then those of arithmetic as a processor without AVX-512 computes
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(NARROW) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile $(NUMERIC)
 
 lint: $(VENV)/ready
 	ruff check .
