@@ -1,12 +1,12 @@
 """A stage ends at once when it is told to, and together with the DVC and the make that started it.
 
 Python's own handler of SIGINT waits for the operation under way, which may take minutes, and it is not there at all in
-what a script has started in the background. DVC leaves its stages behind when it is ended, and its lock goes with it, so
-that the next run would work beside them. Make waits for what it runs when it alone gets a SIGINT or SIGHUP. No stage
+what a script has started in the background. DVC leaves its stages behind when it is ended, and its lock goes with it,
+so that the next run would work beside them. Make waits for what it runs when it alone gets a SIGINT or SIGHUP. No stage
 leaves anything half-written under a final name, so it may end anywhere, and goes on from its checkpoints.
 
-What cannot be mended from here: DVC ignores a SIGINT that is sent to it alone while a stage runs. A terminal sends it to
-all; `kill` without an option sends SIGTERM.
+What cannot be mended from here: DVC ignores a SIGINT that is sent to it alone while a stage runs. A terminal sends it
+to all; `kill` without an option sends SIGTERM.
 """
 
 import os
@@ -22,7 +22,7 @@ MAKE = ("make", "gmake")
 def when_told() -> None:
     """Let SIGINT end this process as SIGTERM and SIGHUP do (unless nohup has it ignored); under DVC, end with it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if "DVC_STAGE" in os.environ:
+    if os.environ.get("DVC_STAGE"):
         Thread(target=_with, args=(os.getppid(),), daemon=True).start()
 
 

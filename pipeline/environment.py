@@ -17,6 +17,7 @@ from pipeline import artifacts
 from pipeline.inputs import Inputs
 
 PINS = Path("versions.yaml")
+SETTINGS = ("ATEN_", "DNNL_", "MKL_", "ONEDNN_")  # variables that change which instructions are taken
 INSTALL = "pip install --constraint constraints.txt --editable ."
 
 
@@ -75,6 +76,19 @@ def record(file: Path, libraries: dict[str, str], reads: Inputs, accelerated: bo
     )
 
 
+def machine() -> dict[str, Any]:
+    """What the last bits of a result depend on besides knobs, code and libraries: another processor, instructions,
+    number of threads or processes, device or setting of the libraries sums in another order.
+    """
+    settings = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
+    return {
+        "processor": processor(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "settings": settings,
+        **_arithmetic(accelerated=True),
+    }
+
+
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name, as Linux has it, or else as Python does."""
     if cpuinfo.is_file():
@@ -90,13 +104,17 @@ def _arithmetic(accelerated: bool) -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count() if accelerated else 0)]
     return {
         "torch_build": torch.__version__.partition("+")[2],  # PyPI's wheels do not say it in their metadata
         "threads": torch.get_num_threads(),
         "instructions": _instructions(torch),
-        "devices": [f"{name}, CUDA {torch.version.cuda}" for name in devices] or ["cpu"],
+        "devices": (_devices(torch) if accelerated else []) or ["cpu"],
     }
+
+
+def _devices(torch: Any) -> list[str]:
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [f"{name}, CUDA {torch.version.cuda}" for name in names]
 
 
 def _instructions(torch: Any) -> list[str]:

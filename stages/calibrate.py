@@ -65,7 +65,6 @@ def work() -> None:
         print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
         tables["skipped"] = pd.DataFrame({"pair": quantized.skipped})
     quantized.model.save(args.out, facts, tables)
-    progress.clear("calibrate")
 
 
 def _rotated(teacher: str, seed: int | None) -> tuple[PreTrainedModel, int | None]:

@@ -59,7 +59,6 @@ def work() -> None:
     corpus = Corpus(tokens, lengths, torch.cat(prefixes), knobs.held_out)
     facts = {"strategy": knobs.strategy, "chats": int(chats.sum()), "seed": seed, "valid_tokens": int(lengths.sum())}
     corpus.save(args.out, facts)
-    progress.clear("synthesize")
 
 
 def _kept(file: Path) -> torch.Tensor | None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from pipeline.progress import LOCK
 from tests.integration.conftest import change_params, environment, run
 from tests.integration.stopping import wait_for
 
@@ -164,7 +165,7 @@ def test_a_full_disk_ends_with_one_clear_line_and_the_last_checkpoint_intact(wor
     assert last.startswith("distill: the checkpoint after step 8 cannot be written to ")
     assert "make room and run again" in last
     assert "Traceback" not in done.stderr
-    assert [file.name for file in kept.parent.iterdir()] == [kept.name]
+    assert {file.name for file in kept.parent.iterdir()} == {kept.name, LOCK}
     assert kept.read_bytes() == before
     assert "going on after step 4 of 12" in run(DISTILL, where).stdout
     assert (where / "data/student/codes.safetensors").read_bytes() == (alone / "codes.safetensors").read_bytes()

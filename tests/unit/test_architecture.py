@@ -15,7 +15,10 @@ from pipeline import params
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
-    {"names", "scheme", "freezing", "reading", "sections", "params", "artifacts", "progress", "environment", "inputs"},
+    {
+        *("names", "scheme", "freezing", "reading", "sections", "params", "artifacts"),
+        *("progress", "environment", "inputs", "ending", "estimate"),
+    },
     {"quant"},
     {"models", "corpus", "conversation", "texts", "sources"},
     {"synth", "signals", "calibration", "distill", "export", "bench", "report"},

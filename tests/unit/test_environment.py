@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from pipeline import environment
-from pipeline.inputs import Inputs
+from pipeline.inputs import File, Inputs
 from stages import run
 
 ROOT = Path(__file__).parents[2]
-READS = Inputs({"seed": 0, "distill.lr": 1e-4}, {"stages/distill.py": "a" * 32}, {"data/teacher/x": (1, 2)})
+READS = Inputs(
+    {"seed": 0, "distill.lr": 1e-4}, {"stages/distill.py": "a" * 32}, {"data/teacher/x": File("b" * 64, (1, 2, 3))}
+)
 
 
 def pinned(folder: Path, text: str) -> Path:
