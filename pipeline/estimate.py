@@ -17,7 +17,7 @@ from pipeline.progress import duration
 from pipeline.sections import Params
 
 # Forwards of a token (its logits included) that a token of the stage's text takes.
-DECODING = 1.3  # of a step's linears alone: attention over the cache, sampling, a last batch that is not full
+DECODING = 1.6  # of a step's linears alone: attention over the cache, sampling, a last batch that is not full
 NEAREST = 0.95  # calibrate: the pass of round to nearest
 FISHER = 4.0  # calibrate: forward and backward with the products for the outputs' matrices
 CALIBRATE = 1.6  # calibrate: the layers' forwards before and after each is quantized, without a head
@@ -28,7 +28,7 @@ SENSITIVITY = 1.0  # analyze and inspect, a layer of a quantized model
 TEXT = 1.0  # evaluate, a model
 # Others.
 GPTQ = 470.0  # float32 operations for each weight and input of its linear: the search for scales, rounding, descent
-ITEM = 150  # tokens of a benchmark's item, all its answers
+ITEM = 70  # tokens of a benchmark's item, all its answers
 ITEMS = 2000  # of a task whose data set is not here to be counted
 START = 12.0  # seconds until a stage is at work
 STAGES = 14  # that a run starts
@@ -132,7 +132,14 @@ def lines(stages: dict[str, float]) -> list[str]:
 
 
 def _torch_dtype(knob: str) -> torch.dtype:
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[knob]
+    dtype: torch.dtype = getattr(torch, _computes_in() if knob == "auto" else knob)
+    return dtype
+
+
+def _computes_in() -> str:
+    """The dtype that this machine is fast in."""
+    has = [name for name, there in torch.cpu.get_capabilities().items() if there is True and name.endswith("bf16")]
+    return "bfloat16" if has or torch.cuda.is_available() else "float32"
 
 
 @torch.inference_mode()

@@ -135,7 +135,7 @@ def _file(file: Path, before: File | None, claim: str | None) -> File:
 
 def _claims(folders: Iterable[Path]) -> dict[str, str]:
     """The sha256 of each file that the manifest of one of these folders lists, by path."""
-    claims = {}
+    claims = dict[str, str]()
     for folder in folders:
         try:
             files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]

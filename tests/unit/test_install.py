@@ -1,4 +1,4 @@
-"""`make` makes the environment: a line that says what, no warnings of pip, and nothing that seems ready if it failed."""
+"""`make` makes the environment: a line that says what, no warnings of pip, nothing that seems ready where it failed."""
 
 import os
 import shutil
