@@ -47,10 +47,8 @@ class Bar(tqdm):
             self.said = True
             whole = elapsed * self.ahead / self.units
             if whole >= LONG:
-                self.write(
-                    f"{self.what}: about {duration(whole)} here, measured on the first {duration(elapsed)} of it"
-                )
-                sys.stdout.flush()
+                line = f"{self.what}: about {duration(whole)} here, measured on the first {duration(elapsed)} of it"
+                self.write(line, file=sys.stderr)
         return super().update(n)
 
 
