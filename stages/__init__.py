@@ -37,4 +37,4 @@ def sources() -> dict[str, str]:
     return {file.as_posix(): hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() for file in files}
 
 
-BEGAN_WITH = sources()  # before anything of it is imported
+BEGAN_WITH = sources()  # before anything of it is imported but `ending`
