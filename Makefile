@@ -44,10 +44,13 @@ bench-distill: $(VENV)/ready       # a step of distillation against an unquantiz
 bench-schemes: $(VENV)/ready       # perplexity, KL and accuracy of many W-A-KV schemes: docs/schemes.md
 	python -m tests.bench.schemes --out docs/schemes.md
 
+# pip's warnings, as of places that its configuration names and that are not there, stay out; its errors do not
 $(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@echo "installing the versions that constraints.txt pins into $(VENV): 2.5 GB with PyTorch's CPU build, some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 clean:

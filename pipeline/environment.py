@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
-from pipeline import artifacts, machine
+from pipeline import artifacts, float_type
 from pipeline.inputs import Inputs
 
 PINS = Path("versions.yaml")
+SETTINGS = ("ATEN_", "DNNL_", "MKL_", "ONEDNN_")  # variables that change which instructions are taken
 INSTALL = "pip install --constraint constraints.txt --editable ."
 
 
@@ -76,6 +77,19 @@ def record(file: Path, libraries: dict[str, str], reads: Inputs, accelerated: bo
     )
 
 
+def machine() -> dict[str, Any]:
+    """What the last bits of a result depend on besides knobs, code and libraries: another processor, instructions,
+    number of threads or processes, device or setting of the libraries sums in another order.
+    """
+    settings = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
+    return {
+        "processor": processor(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "settings": settings,
+        **_arithmetic(accelerated=True),
+    }
+
+
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name, as Linux has it, or else as Python does."""
     if cpuinfo.is_file():
@@ -86,19 +100,29 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def _arithmetic(accelerated: bool, dtype: str) -> dict[str, Any]:
+def _arithmetic(accelerated: bool, dtype: str = "") -> dict[str, Any]:
     """Threads, instructions, devices and float type that torch computes with; nothing of a stage without torch."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count() if accelerated else 0)]
+    devices = _devices(torch) if accelerated else []
     return {
         "torch_build": torch.__version__.partition("+")[2],  # PyPI's wheels do not say it in their metadata
         "threads": torch.get_num_threads(),
-        "instructions": [torch.backends.cpu.get_cpu_capability(), *machine.bfloat16_instructions()],
-        "devices": [f"{name}, CUDA {torch.version.cuda}" for name in devices] or ["cpu"],
-        **({"dtype": machine.dtype(dtype, "cuda" if devices else "cpu")} if dtype else {}),
+        "instructions": _instructions(torch),
+        "devices": devices or ["cpu"],
+        **({"dtype": float_type.dtype(dtype, "cuda" if devices else "cpu")} if dtype else {}),
     }
+
+
+def _devices(torch: Any) -> list[str]:
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [f"{name}, CUDA {torch.version.cuda}" for name in names]
+
+
+def _instructions(torch: Any) -> list[str]:
+    """The vector instructions that torch's own kernels use, and those for bfloat16 that the processor has."""
+    return [torch.backends.cpu.get_cpu_capability(), *float_type.bfloat16_instructions()]
 
 
 def _installed(library: str) -> str:

@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from pipeline import ending
+
+if sys.argv[0] == "-m":  # what it is while `python -m stages.…` imports this package, and in nothing else
+    ending.when_told()
+
 # Before anything imports them: the libraries' own bars, telemetry and fork warnings are no part of a stage's output.
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -32,4 +37,4 @@ def sources() -> dict[str, str]:
     return {file.as_posix(): hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() for file in files}
 
 
-BEGAN_WITH = sources()  # before anything of it is imported
+BEGAN_WITH = sources()  # before anything of it is imported but `ending`

@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import artifacts, machine, models, params, progress
+from pipeline import artifacts, float_type, models, params, progress
 from pipeline.calibration import fisher
 from pipeline.calibration.driver import PTQ_METHODS, Calibrated, Options, calibrate, plan
 from pipeline.calibration.fisher import Fisher
@@ -24,7 +24,7 @@ GPTQ = ("damping", "block", "act_order", "scales", "descent")  # knobs that are 
 def work() -> None:
     args = run.begin("calibrate", "teacher", "corpus", "out", "rtn")
     loaded = params.load()
-    knobs, scheme = machine.settled(loaded.calibrate), loaded.scheme
+    knobs, scheme = float_type.settled(loaded.calibrate), loaded.scheme
     artifacts.reading(args.teacher, artifacts.TEACHER)
     tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
     valid = valid_mask(lengths, tokens.shape[1])
@@ -65,7 +65,6 @@ def work() -> None:
         print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
         tables["skipped"] = pd.DataFrame({"pair": quantized.skipped})
     quantized.model.save(args.out, facts, tables)
-    progress.clear("calibrate")
 
 
 def _rotated(teacher: str, seed: int | None) -> tuple[PreTrainedModel, int | None]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pipeline import artifacts, machine, models, params, progress
+from pipeline import artifacts, float_type, models, params, progress
 from pipeline.calibration.rotation import unturned
 from pipeline.distill import loop, losses, parallel
 from pipeline.distill.freeze import Frozen, frozen_rows
@@ -25,7 +25,7 @@ from stages import run
 def work() -> None:
     args = run.begin("distill", "teacher", "targets", "calibration", "signals", "out", accelerated=True)
     loaded = params.load()
-    knobs = machine.settled(loaded.distill, models.device().type)
+    knobs = float_type.settled(loaded.distill, models.device().type)
     if knobs.processes > 1 and not parallel.launched():
         parallel.launch("stages.distill", sys.argv[1:], knobs.processes)
         return
@@ -46,15 +46,18 @@ def work() -> None:
     if knobs.gradient_checkpointing:
         loop.save_memory(model)
 
-    threads = torch.tensor([torch.get_num_threads()], device=processes.device)
-    processes.sum_([threads])  # machines may differ, and all must find the same folder
     inputs = {
         "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.targets, args.calibration)],
         "knobs": {**dataclasses.asdict(knobs), "freeze": freeze, "checkpoint_every": 0},
         "seed": loaded.seed,
-        "machine": [processes.count, processes.device.type, int(threads)],  # each changes the order of sums
     }
-    scratch = progress.scratch("distill", inputs)
+
+    def of_all(machine: int) -> int:  # machines may differ, and all must find the same folder
+        total = torch.tensor([machine], device=processes.device)
+        processes.sum_([total])
+        return int(total)
+
+    scratch = progress.scratch("distill", inputs, of_all)
     schedule = _schedule(knobs, loaded.seed)
     weights = losses.LossWeights(
         knobs.ce, knobs.kl, knobs.temperature, knobs.chunk, knobs.divergence, knobs.hidden, back
@@ -67,7 +70,6 @@ def work() -> None:
     trained = student.finished()
     if processes.first:
         trained.save(args.out, _facts(knobs, freeze, frozen, schedule.seed, calibration), {"log": pd.DataFrame(log)})
-        progress.clear("distill")
     processes.leave()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from pipeline import artifacts, machine, models, params, progress
+from pipeline import artifacts, float_type, models, params, progress
 from pipeline.bench import agreement, harness, items, text
 from pipeline.corpus import Corpus, valid_mask
 from pipeline.export.formats import load_exported
@@ -13,7 +13,7 @@ from stages import run
 
 def work() -> str:
     args = run.begin("evaluate", "teacher", "corpus", "model", "out", "items")
-    knobs = machine.settled(params.load().evaluate)
+    knobs = float_type.settled(params.load().evaluate)
     variant = Path(args.out).stem
     folder = knobs.benchmarks if knobs.source == "folder" else None
     if folder is not None:

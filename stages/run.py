@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from pipeline import environment, inputs
+from pipeline import environment, inputs, progress
 from stages import BEGAN_WITH, sources
 
 USAGE = Path("runs/usage")
@@ -52,7 +52,8 @@ def begin(stage: str, *names: str, repeated: str = "", accelerated: bool = False
 def main(stage: str, work: Callable[[], str | None]) -> None:
     """Run a stage's work, which may return its variant's name. A ValueError is the user's, and shown as one line.
 
-    Of a stage in several processes, the one that launched them notes what they took.
+    Its checkpoints are removed last, when what it reads is what it began with. Of a stage in several processes, the one
+    that launched them notes what they took.
     """
     started, rank = time.monotonic(), os.environ.get("RANK")
     name = stage if rank is None else f"{stage}, process {rank}"
@@ -60,12 +61,12 @@ def main(stage: str, work: Callable[[], str | None]) -> None:
         with quiet_libraries():
             variant = work()
         _check_unchanged(stage)
+        if rank in (None, "0"):
+            progress.clear(stage)
         if rank is None:
             _note_usage(f"{stage}@{variant}" if variant else stage, time.monotonic() - started)
     except ValueError as error:
         sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     except OSError as error:
         sys.exit(f"{name}: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
     except SafetensorError as error:
@@ -77,7 +78,7 @@ def main(stage: str, work: Callable[[], str | None]) -> None:
 def _check_unchanged(stage: str) -> None:
     """Raises ValueError if what the stage reads was edited while it ran."""
     began = _READ.pop(stage, None)
-    changed = began.changed(inputs.read(stage, sources())) if began else []
+    changed = began.changed(inputs.read(stage, sources(), began)) if began else []
     if changed:
         problem = "what it reads has changed while it ran, so what it made is of neither state; run it again:"
         raise ValueError("\n  ".join([problem, *changed]))

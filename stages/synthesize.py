@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pipeline import artifacts, conversation, machine, models, params, progress, synth
+from pipeline import artifacts, conversation, float_type, models, params, progress, synth
 from pipeline.corpus import Corpus
 from stages import run
 
@@ -15,7 +15,7 @@ from stages import run
 def work() -> None:
     args = run.begin("synthesize", "teacher", "out")
     loaded = params.load()
-    knobs, seed = machine.settled(loaded.synthesize), loaded.seed
+    knobs, seed = float_type.settled(loaded.synthesize), loaded.seed
     artifacts.reading(args.teacher, artifacts.TEACHER)
     model = models.load_model(args.teacher, knobs.dtype)
     tokenizer = models.load_tokenizer(args.teacher)
@@ -59,7 +59,6 @@ def work() -> None:
     corpus = Corpus(tokens, lengths, torch.cat(prefixes), knobs.held_out)
     facts = {"strategy": knobs.strategy, "chats": int(chats.sum()), "seed": seed, "valid_tokens": int(lengths.sum())}
     corpus.save(args.out, facts)
-    progress.clear("synthesize")
 
 
 def _kept(file: Path) -> torch.Tensor | None:

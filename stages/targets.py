@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline import artifacts, machine, models, params, progress, texts
+from pipeline import artifacts, float_type, models, params, progress, texts
 from pipeline.corpus import Corpus
 from pipeline.distill import targets
 from stages import run
@@ -11,7 +11,7 @@ from stages import run
 def work() -> None:
     args = run.begin("targets", "teacher", "corpus", "text", "out", accelerated=True)
     loaded = params.load()
-    knobs = machine.settled(loaded.targets, models.device().type)
+    knobs = float_type.settled(loaded.targets, models.device().type)
     artifacts.reading(args.teacher, artifacts.TEACHER)
     tokens, lengths = own = Corpus.load(args.corpus).train()
     if knobs.share:

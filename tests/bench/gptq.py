@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from pipeline import machine, models, params
+from pipeline import float_type, models, params
 from pipeline.bench import text
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.calibration.fisher import fisher
@@ -79,7 +79,7 @@ json.dump({"seconds": seconds}, open(out + "/seconds.json", "w"))
 
 def ours(args: argparse.Namespace, row: str, out: Path) -> None:
     """Calibrate in this process, and leave the model and the seconds behind."""
-    knobs = machine.settled(params.load().calibrate)
+    knobs = float_type.settled(params.load().calibrate)
     model = models.load_model(args.teacher)
     tokens, lengths = Corpus.load(args.corpus).train(args.sequences)
     gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales", "descent")} | OURS[row]

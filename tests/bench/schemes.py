@@ -19,7 +19,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 from transformers import PreTrainedModel
 
-from pipeline import machine, models, params
+from pipeline import float_type, models, params
 from pipeline.artifacts import fingerprint, write_json, write_text
 from pipeline.bench import agreement, harness, text
 from pipeline.calibration.driver import PTQ_METHODS, Options, calibrate
@@ -50,7 +50,7 @@ class Bench:
         """The model with weights of so many bits by this method, and static INT16 inputs."""
         folder = self.args.keep / f"{method}-W{bits}"
         if not folder.exists():
-            c = machine.settled(self.knobs.calibrate)
+            c = float_type.settled(self.knobs.calibrate)
             gptq = {key: getattr(c, key) for key in ("damping", "block", "act_order", "scales", "descent")}
             options = Options(method, gptq, c.migration, c.batch, c.dtype, measure=False)
             model, (tokens, lengths) = models.load_model(self.args.teacher), self.train

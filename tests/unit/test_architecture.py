@@ -16,8 +16,8 @@ from pipeline import params
 ROOT = Path(__file__).parents[2]
 LAYERS = [
     {
-        *("names", "scheme", "freezing", "reading", "sections", "params", "artifacts", "progress", "environment"),
-        *("inputs", "machine"),
+        *("names", "scheme", "freezing", "reading", "sections", "params", "artifacts"),
+        *("progress", "environment", "inputs", "float_type", "ending", "estimate"),
     },
     {"quant"},
     {"models", "corpus", "conversation", "texts", "sources"},

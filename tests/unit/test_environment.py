@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import environment, machine
-from pipeline.inputs import Inputs
+from pipeline import environment, float_type
+from pipeline.inputs import File, Inputs
 from stages import run
 
 ROOT = Path(__file__).parents[2]
-READS = Inputs({"seed": 0, "distill.lr": 1e-4}, {"stages/distill.py": "a" * 32}, {"data/teacher/x": (1, 2)})
+READS = Inputs(
+    {"seed": 0, "distill.lr": 1e-4}, {"stages/distill.py": "a" * 32}, {"data/teacher/x": File("b" * 64, (1, 2, 3))}
+)
 
 
 def pinned(folder: Path, text: str) -> Path:
@@ -78,7 +80,7 @@ def test_the_record_holds_what_torch_computes_with_and_is_the_same_each_time(tmp
 
 
 def test_the_record_holds_the_float_type_that_auto_takes(tmp_path: Path):
-    for knob, expected in (("auto", machine.computes_in()), ("float32", "float32"), ("", None)):
+    for knob, expected in (("auto", float_type.computes_in()), ("float32", "float32"), ("", None)):
         environment.record(tmp_path / "record.json", {}, READS, dtype=knob)
         assert json.loads((tmp_path / "record.json").read_text()).get("dtype") == expected
 

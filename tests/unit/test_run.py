@@ -26,7 +26,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
-def raising(error: BaseException) -> Callable[[], None]:
+def raising(error: Exception) -> Callable[[], None]:
     def work() -> None:
         raise error
 
@@ -44,10 +44,9 @@ def raising(error: BaseException) -> Callable[[], None]:
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
             "export: Error while serializing: I/O error: No space left on device (os error 28)",
         ),
-        (KeyboardInterrupt(), 130),
     ],
 )
-def test_what_is_not_our_fault_is_one_line(error: BaseException, line: str | int):
+def test_what_is_not_our_fault_is_one_line(error: Exception, line: str):
     with pytest.raises(SystemExit) as caught:
         run.main("export", raising(error))
     assert caught.value.code == line

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import machine, params
+from pipeline import float_type, params
 
 ROOT = Path(__file__).parents[2]
 NARROW = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -20,19 +20,19 @@ def test_bfloat16_is_taken_where_the_processor_has_instructions_for_it(
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "cpu_name": "x", **flags})
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert machine.computes_in() == "bfloat16"
-    assert machine.bfloat16_instructions() == sorted(flags)
+    assert float_type.computes_in() == "bfloat16"
+    assert float_type.bfloat16_instructions() == sorted(flags)
 
 
 def test_float32_is_taken_where_it_has_none(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": True, "avx512_bf16": False})
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert machine.computes_in() == "float32"
-    assert machine.bfloat16_instructions() == []
+    assert float_type.computes_in() == "float32"
+    assert float_type.bfloat16_instructions() == []
 
 
 def test_what_the_environment_takes_away_counts_as_not_there():
-    code = "from pipeline import machine; print(machine.computes_in())"
+    code = "from pipeline import float_type; print(float_type.computes_in())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **NARROW}, capture_output=True, text=True, check=True
     )
@@ -42,17 +42,17 @@ def test_what_the_environment_takes_away_counts_as_not_there():
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bfloat16"), (False, "float32")])
 def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch, supported: bool, expected: str):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert machine.computes_in("cuda") == expected
+    assert float_type.computes_in("cuda") == expected
 
 
 def test_a_knob_that_names_a_type_is_what_it_says(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine, "computes_in", lambda where: f"what {where} computes in")
-    assert [machine.dtype(knob) for knob in ("float32", "bfloat16", "auto")] == [
+    monkeypatch.setattr(float_type, "computes_in", lambda where: f"what {where} computes in")
+    assert [float_type.dtype(knob) for knob in ("float32", "bfloat16", "auto")] == [
         "float32",
         "bfloat16",
         "what cpu computes in",
     ]
-    assert machine.dtype("auto", "cuda") == "what cuda computes in"
+    assert float_type.dtype("auto", "cuda") == "what cuda computes in"
 
 
 def test_every_dtype_knob_is_auto_as_shipped_and_settles(in_the_root: None):
@@ -60,11 +60,11 @@ def test_every_dtype_knob_is_auto_as_shipped_and_settles(in_the_root: None):
     sections = [section for section in vars(loaded).values() if hasattr(section, "dtype")]
     assert len(sections) == 5
     for section in sections:
-        assert section.dtype == machine.AUTO
-        assert machine.settled(section).dtype in ("float32", "bfloat16")
+        assert section.dtype == float_type.AUTO
+        assert float_type.settled(section).dtype in ("float32", "bfloat16")
 
 
 def test_no_stage_uses_a_dtype_that_is_not_settled():
     """A stage whose section has the knob settles the section before anything reads it."""
     for name in ("synthesize", "calibrate", "targets", "distill", "evaluate"):
-        assert "machine.settled(" in (ROOT / f"stages/{name}.py").read_text(), name
+        assert "float_type.settled(" in (ROOT / f"stages/{name}.py").read_text(), name

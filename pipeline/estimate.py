@@ -1,0 +1,164 @@
+"""How long the whole run will take on this machine: forwards are timed, and the knobs say how many there will be.
+
+The table below holds what was measured of whole stages, in forwards of the teacher: rough, and enough to tell minutes
+from hours.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from pipeline import float_type
+from pipeline.progress import duration
+from pipeline.sections import Params
+
+# Forwards of a token (its logits included) that a token of the stage's text takes.
+DECODING = 1.6  # of a step's linears alone: attention over the cache, sampling, a last batch that is not full
+NEAREST = 0.95  # calibrate: the pass of round to nearest
+FISHER = 4.0  # calibrate: forward and backward with the products for the outputs' matrices
+CALIBRATE = 1.6  # calibrate: the layers' forwards before and after each is quantized, without a head
+TARGETS = 1.15
+DISTILL = 3.6  # a step's forward and backward, and the optimizer
+GRADIENTS = 4.0  # analyze and inspect, a model
+SENSITIVITY = 1.0  # analyze and inspect, a layer of a quantized model
+TEXT = 1.0  # evaluate, a model
+# Others.
+GPTQ = 470.0  # float32 operations for each weight and input of its linear: the search for scales, rounding, descent
+ITEM = 70  # tokens of a benchmark's item, all its answers
+ITEMS = 2000  # of a task whose data set is not here to be counted
+START = 12.0  # seconds until a stage is at work
+STAGES = 14  # that a run starts
+VARIANTS = 2  # that analyze looks at beside the teacher
+SCORED = 4  # evaluate's models
+WARN = 2 * 3600.0  # seconds
+
+SEQUENCES, LENGTH = 8, 128  # of the timed forward
+SIDE = 1024  # of the square matrices whose product is timed
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What this machine does in a second.
+
+    Attributes:
+        forward: tokens of the teacher's forward, logits included. decoding: tokens, one a sequence, without attention
+            over earlier ones. operations: of a float32 product, two a multiplication.
+        products: weights of the teacher's linears, each times its inputs. layers: the teacher's.
+    """
+
+    forward: float
+    decoding: float
+    operations: float
+    products: float
+    layers: int
+
+
+def measure(folder: str | Path, batch: int, dtype: str) -> Pace:
+    """Time pieces of the teacher's work, a few seconds.
+
+    Args:
+        folder: the teacher. batch: sequences that are decoded together. dtype: of the forward, a knob's.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, float_type.dtype(dtype))).eval()
+    _tokens_a_second(model, 1, LENGTH)  # the first takes longer
+    slow = _tokens_a_second(model, 1, LENGTH)
+    sequences = max(1, min(SEQUENCES, int(2 * slow / LENGTH)))  # some two seconds
+    forward = _tokens_a_second(model, sequences, LENGTH)
+    together = max(1, min(batch, int(4 * forward)))
+    square = torch.ones(SIDE, SIDE)
+    _ = square @ square
+    began = time.perf_counter()
+    _ = square @ square
+    operations = 2 * SIDE**3 / (time.perf_counter() - began)
+    linears = list(_linears(model))
+    return Pace(
+        forward=forward,
+        decoding=_tokens_a_second(model, together, 1),
+        operations=operations,
+        products=float(sum(weight.numel() * inputs for weight, inputs in linears)),
+        layers=int(model.config.get_text_config().num_hidden_layers),
+    )
+
+
+def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
+    """What each stage that takes long will take, in seconds, by its name.
+
+    Args:
+        on_gpu: targets and distill run on a GPU, whose pace is not known; they are left out.
+    """
+    p, length = params, params.synthesize.length
+    text = p.synthesize.sequences * length
+    calibration = p.calibrate.sequences * length
+    training = (p.synthesize.sequences - p.synthesize.held_out) * length / (1 - min(p.targets.share, 0.9))
+    gptq = "gptq" in p.calibrate.method
+    forwards = NEAREST + CALIBRATE + (FISHER if gptq and p.calibrate.fisher else 0)
+    looked_at = p.analyze.sequences * length * GRADIENTS
+    layer_by_layer = pace.layers * length * SENSITIVITY
+    scored = p.evaluate.windows * p.evaluate.window + 2 * p.synthesize.held_out * length
+    found = {
+        "synthesize": DECODING * text / pace.decoding,
+        "calibrate": forwards * calibration / pace.forward + gptq * GPTQ * pace.products / pace.operations,
+        "analyze": (looked_at * (1 + VARIANTS) + VARIANTS * p.analyze.sensitivity_sequences * layer_by_layer)
+        / pace.forward,
+        "targets": 0.0 if on_gpu else TARGETS * training / pace.forward,
+        "distill": 0.0 if on_gpu else DISTILL * p.distill.steps * p.distill.batch * length / pace.forward,
+        "inspect": (2 * looked_at + p.inspect.sensitivity_sequences * layer_by_layer) / pace.forward,
+        "evaluate": SCORED * (TEXT * scored + ITEM * _items(p)) / pace.forward,
+    }
+    return {stage: took for stage, took in found.items() if took}
+
+
+def lines(stages: dict[str, float]) -> list[str]:
+    """What to say of the whole run, and, where it is long, how to make it shorter.
+
+    Args:
+        stages: what each takes, in seconds.
+    """
+    whole = sum(stages.values()) + STAGES * START
+    longest = sorted(stages, key=lambda stage: -stages[stage])[:3]
+    parts = ", ".join(f"{stage} {duration(stages[stage])}" for stage in longest)
+    said = [f"the whole run: about {duration(whole)} here, estimated by a few forwards; longest: {parts}"]
+    if whole > WARN:
+        said.append(
+            "warning: that is over two hours; fewer synthesize.sequences, calibrate.sequences, distill.steps or "
+            "evaluate.limit make it shorter, and so does dtype float32 on a processor that has no instructions for "
+            "bfloat16; it may be stopped with Ctrl-C, and goes on from there when it is started again"
+        )
+    return said
+
+
+@torch.inference_mode()
+def _tokens_a_second(model: PreTrainedModel, sequences: int, length: int) -> float:
+    """Of a forward over so many sequences of this length."""
+    tokens = torch.ones(sequences, length, dtype=torch.int64)
+    began = time.perf_counter()
+    model(input_ids=tokens, use_cache=False)
+    return tokens.numel() / (time.perf_counter() - began)
+
+
+def _linears(model: PreTrainedModel) -> Iterator[tuple[torch.Tensor, int]]:
+    """Weights of two dimensions that are not embedding or head, and how many inputs each has."""
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.ndim == 2 and module is not head:
+            if isinstance(module, nn.Linear):
+                yield weight, weight.shape[1]
+            elif not isinstance(module, nn.Embedding):  # GPT-2's Conv1D
+                yield weight, weight.shape[0]
+
+
+def _items(params: Params) -> int:
+    """Items of all tasks that are scored."""
+    knobs, count = params.evaluate, 0
+    for task in knobs.tasks:
+        file = Path(knobs.benchmarks) / f"{task}.jsonl"
+        here = knobs.source == "folder" and file.is_file()
+        items = sum(1 for _ in file.open("rb")) if here else ITEMS
+        count += min(items, knobs.limit or items)
+    return count

@@ -1,0 +1,78 @@
+"""`dvc repro` and `make repro` stopped in every way: the stage ends, the next run goes on, to the same bytes."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.conftest import change_params, environment, run
+from tests.integration.stopping import alive, wait_for
+
+DVC = ["dvc", "repro", "synthesize"]
+MAKE = ["make", "repro"]
+WAYS = [
+    (DVC, signal.SIGINT, "all", "Ctrl-C"),
+    (DVC, signal.SIGHUP, "all", "the terminal is closed"),
+    (DVC, signal.SIGTERM, "first", "kill"),
+    (DVC, signal.SIGKILL, "first", "kill -9"),
+    (MAKE, signal.SIGINT, "all", "Ctrl-C"),
+    (MAKE, signal.SIGTERM, "first", "kill"),
+    (MAKE, signal.SIGINT, "first", "kill -INT"),
+]
+
+
+@pytest.fixture
+def project(pipeline: Path, tmp_path: Path) -> Path:
+    """A copy of the pipeline whose corpus is to be made anew, in 100 batches; the environment counts as made."""
+    where = shutil.copytree(pipeline, tmp_path / "project", symlinks=True)
+    change_params(where, {"synthesize": {"sequences": 600}})
+    (where / ".venv").mkdir()
+    (where / ".venv/ready").touch()
+    return where
+
+
+def parts(where: Path) -> int:
+    return len([*where.glob("runs/scratch/synthesize/*/*.safetensors")])
+
+
+def stop(where: Path, command: list[str], number: signal.Signals, to: str, log: Path) -> None:
+    """Start it, stop it when another batch is written, and see that nothing of it lives on."""
+    before = parts(where)
+    with log.open("w") as output:
+        started = subprocess.Popen(
+            command,
+            cwd=where,
+            env=environment(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        )
+    wait_for(lambda: parts(where) > before, started, 240, log)
+    below = psutil.Process(started.pid).children(recursive=True)
+    assert any("stages.synthesize" in process.cmdline() for process in below)
+    (os.killpg if to == "all" else os.kill)(started.pid, number)
+    started.wait(timeout=60)
+    psutil.wait_procs(below, timeout=30)
+    left = [process for process in below if alive(process.pid)]
+    for process in left:
+        process.kill()
+    assert left == [], f"left running: {left}"
+    assert "Traceback" not in log.read_text()
+
+
+def test_however_it_is_stopped_the_stage_ends_and_the_next_run_goes_on(project: Path, tmp_path: Path) -> None:
+    whole = shutil.copytree(project, tmp_path / "whole", symlinks=True)
+    run(DVC, whole)
+    for command, number, to, _what in WAYS:
+        stop(project, command, number, to, tmp_path / "log")
+        assert not (project / "data/corpus").exists()
+    done = run(DVC, project)
+    assert "synthesize: going on after" in done.stdout
+    for file in (whole / "data/corpus").iterdir():
+        assert (project / "data/corpus" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert not (project / "runs/scratch/synthesize").exists()
