@@ -58,18 +58,19 @@ class Pace:
     layers: int
 
 
-def measure(folder: str | Path, batch: int, dtype: str) -> Pace:
+def measure(folder: str | Path, params: Params) -> Pace:
     """Time pieces of the teacher's work, a few seconds.
 
     Args:
-        folder: the teacher. batch: sequences that are decoded together. dtype: of the forward, a knob's.
+        folder: the teacher. params: the knobs, of which those of synthesize say how it decodes.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, float_type.dtype(dtype))).eval()
+    knobs = float_type.settled(params.synthesize)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, knobs.dtype)).eval()
     _tokens_a_second(model, 1, LENGTH)  # the first takes longer
     slow = _tokens_a_second(model, 1, LENGTH)
     sequences = max(1, min(SEQUENCES, int(2 * slow / LENGTH)))  # some two seconds
     forward = _tokens_a_second(model, sequences, LENGTH)
-    together = max(1, min(batch, int(4 * forward)))
+    together = max(1, min(knobs.batch, int(4 * forward)))
     square = torch.ones(SIDE, SIDE)
     _ = square @ square
     began = time.perf_counter()

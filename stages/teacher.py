@@ -19,7 +19,7 @@ def work() -> None:
     }[knobs.source]
     with artifacts.writing(Path(args.out), artifacts.TEACHER) as draft:
         draft.facts = {"source": knobs.source, **fetch(draft.path)}
-    pace = estimate.measure(args.out, loaded.synthesize.batch, loaded.synthesize.dtype)
+    pace = estimate.measure(args.out, loaded)
     for line in estimate.lines(estimate.seconds(loaded, pace, torch.cuda.is_available())):
         print(f"teacher: {line}", flush=True)
 

@@ -104,7 +104,7 @@ def test_the_stages_that_compute_on_gpus_say_so():
 
 def test_a_stage_that_does_without_torch_does_not_load_it_for_the_record(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from pipeline import environment, inputs, machine; "
+        "import sys; from pathlib import Path; from pipeline import environment, inputs; "
         "environment.record(Path(sys.argv[1]), {}, inputs.Inputs({}, {}, {})); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r.json")], cwd=ROOT, env={**os.environ})

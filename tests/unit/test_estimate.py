@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline import estimate, params
 from pipeline.estimate import Pace
@@ -84,18 +83,10 @@ def test_over_two_hours_it_warns_with_the_way_out():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
-def test_the_pace_is_measured_on_the_teacher(tmp_path: Path, dtype: str):
-    pace = estimate.measure(tiny.save(tmp_path / "model", tie=False), batch=4, dtype=dtype)
+def test_the_pace_is_measured_on_the_teacher(tmp_path: Path, knobs: params.Params, dtype: str):
+    synthesize = dataclasses.replace(knobs.synthesize, batch=4, dtype=dtype)
+    pace = estimate.measure(tiny.save(tmp_path / "model", tie=False), dataclasses.replace(knobs, synthesize=synthesize))
     assert min(pace.forward, pace.decoding, pace.operations) > 0
     attention, mlp = 32 * 32 + 2 * 16 * 32 + 32 * 32, 2 * 64 * 32
     assert pace.products == 2 * ((attention + mlp) * 32 + 32 * 64 * 64), "without embedding and head"
     assert pace.layers == 2
-
-
-@pytest.mark.parametrize(("capabilities", "dtype"), [({"amx_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")])
-def test_auto_is_what_the_machine_is_fast_in(
-    capabilities: dict[str, bool], dtype: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert estimate._computes_in() == dtype
