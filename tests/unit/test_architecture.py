@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"names", "scheme", "freezing", "reading", "sections", "params", "artifacts", "progress", "environment", "inputs"},
     {"quant"},
-    {"models", "corpus", "conversation", "texts", "sources"},
-    {"synth", "signals", "calibration", "distill", "export", "bench", "report"},
+    {"models", "plain_head", "corpus", "conversation", "texts", "sources"},
+    {"synth", "decoding", "decode_attention", "signals", "calibration", "distill", "export", "bench", "report"},
     {"audit"},
     {"stages"},
 ]

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from pipeline import models
 from pipeline.distill.losses import LossWeights
-from pipeline.signals.gradients import Probe, Text
+from pipeline.signals.gradients import Probe
+from pipeline.signals.labels import Text
 from pipeline.signals.table import COLUMNS
 from tests.families import family
 from tests.unit.signals.conftest import load_float, quantized_model, run
