@@ -19,7 +19,8 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from pipeline.decode_attention import DECODE_ATTENTION, PreallocatedLayer
 
 COMPARED = 12  # tokens of the text on which ways are compared, more where a window is to be passed
-TOLERANCE = 5e-5  # of the range of the logits: what rounding in float32 makes is a tenth of it
+TOLERANCE = 5e-5  # of the range of the logits, in float32, whose rounding makes a tenth of it
+NARROW_TOLERANCE = 1e-3  # the same for a model that is run in bfloat16 or float16, whose own rounding is above it
 
 Step = Callable[[Tensor], Tensor]
 """From all tokens so far, int64 [batch, n], to the logits of the next, [batch, vocabulary]; called for n = 1, 2, ..."""
@@ -104,7 +105,8 @@ def choose(model: PreTrainedModel, length: int) -> Way:
     tokens = _text(model, length)
     half = tokens.shape[1] // 2
     passed_over = {}
-    with _in_float32(model):
+    with _in_float32(model) as narrow:
+        tolerance = NARROW_TOLERANCE if narrow else TOLERANCE
         try:
             plain = model(input_ids=tokens, use_cache=False).logits
         except Exception as error:  # a model's code may fail in any way
@@ -118,7 +120,7 @@ def choose(model: PreTrainedModel, length: int) -> Way:
                 f"the logits of {type(model).__name__} are not finite at token {position} of a text; is the teacher "
                 "sound?"
             )
-        if half and not _agree(model(input_ids=tokens[:, :half], use_cache=False).logits, plain[:, :half]):
+        if half and not _agree(model(input_ids=tokens[:, :half], use_cache=False).logits, plain[:, :half], tolerance):
             raise ValueError(
                 f"{type(model).__name__} changes its predictions with the tokens that come after them; only a causal "
                 "language model can write"
@@ -126,7 +128,7 @@ def choose(model: PreTrainedModel, length: int) -> Way:
         for name in WAYS:
             if WAYS[name] is _no_cache:  # which is the plain forward
                 break
-            reason = _differs(model, name, tokens, plain)
+            reason = _differs(model, name, tokens, plain, tolerance)
             if reason is None:
                 break
             passed_over[name] = reason
@@ -145,31 +147,31 @@ def _text(model: PreTrainedModel, length: int) -> Tensor:
     return (7919 * torch.arange(1, 2 * n + 1) % model.get_input_embeddings().weight.shape[0]).view(2, n)
 
 
-def _differs(model: PreTrainedModel, name: str, tokens: Tensor, plain: Tensor) -> str | None:
+def _differs(model: PreTrainedModel, name: str, tokens: Tensor, plain: Tensor, tolerance: float) -> str | None:
     """Why logits written in this way are not the plain ones [batch, n, vocabulary]; None: they are."""
     length = tokens.shape[1]
     try:
         with WAYS[name](model, length) as step:
             for position in range(length):
-                if not _agree(step(tokens[:, : position + 1]), plain[:, position]):
+                if not _agree(step(tokens[:, : position + 1]), plain[:, position], tolerance):
                     return f"its logits differ from a plain forward's at token {position + 1}"
     except Exception as error:  # a model's code may fail in any way on what it was not written for
         return str(error).partition("\n")[0] or type(error).__name__
     return None
 
 
-def _agree(ours: Tensor, theirs: Tensor) -> bool:
+def _agree(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
     """Whether logits are the same but for rounding; those of -inf (tokens that cannot come) at the same places."""
     possible = theirs > -torch.inf
     if ours.shape != theirs.shape or not torch.equal(ours > -torch.inf, possible):
         return False
     ours, theirs = ours[possible], theirs[possible]
-    return bool((ours - theirs).abs().max() <= TOLERANCE * (theirs.max() - theirs.min()))
+    return bool((ours - theirs).abs().max() <= tolerance * (theirs.max() - theirs.min()))
 
 
 @contextmanager
-def _in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """Hold all that is stored in fewer bits in float32; what it was is restored exactly."""
+def _in_float32(model: PreTrainedModel) -> Iterator[bool]:
+    """Hold all that is stored in fewer bits in float32; what it was is restored exactly. Gives whether any was."""
     narrow = {}
     with torch.inference_mode(False), torch.no_grad():  # what is made here must be fit for training later
         for tensor in (*model.parameters(), *model.buffers()):
@@ -177,7 +179,7 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
                 narrow[tensor] = tensor.dtype
                 tensor.data = tensor.data.float()
     try:
-        yield
+        yield bool(narrow)
     finally:
         with torch.inference_mode(False), torch.no_grad():
             for tensor, dtype in narrow.items():

@@ -104,7 +104,7 @@ def _ranges(p: Params) -> list[str]:
                 f"synthesize.strategy: greedy text is no sample of the teacher, which calibrate.fisher needs; "
                 f"{way_out} hybrid or sampled"
             )
-        if p.synthesize.temperature != 1:
+        if 0 < p.synthesize.temperature != 1:
             problems.append(
                 f"synthesize.temperature: text at {p.synthesize.temperature} is no sample of the teacher, which "
                 f"calibrate.fisher needs; {way_out} 1"

@@ -100,10 +100,9 @@ def _fisher(
         return found
     try:
         models.head_weight(model)
-    except ValueError:
-        print(
-            "calibrate: goes on without the Fisher information, for which logits must be hidden states times the head"
-        )
+    except ValueError as error:
+        needed = "logits must be hidden states times the head"
+        print(f"calibrate: goes on without the Fisher information, for which {needed}: {error}", flush=True)
         return None
     batch = max(1, knobs.batch // 2)  # a backward needs what a forward can drop
     with progress.bar("calibrate fisher", -(-len(tokens) // batch), " batch") as bar:

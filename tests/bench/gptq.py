@@ -81,9 +81,7 @@ def ours(args: argparse.Namespace, row: str, out: Path) -> None:
     if "fisher" in row:
         names = {linear.name for linear in models.linears(model)}
         sampled = corpus.sampled(args.sequences)
-        weighed = fisher(
-            model, tokens, valid, corpus.sampled(args.sequences), knobs.batch, knobs.dtype, names, lambda: None
-        )
+        weighed = fisher(model, tokens, valid, sampled, knobs.batch, knobs.dtype, names, lambda: None)
     found = calibrate(model, tokens, valid, from_short("W4"), options, None, lambda: None, weighed).model
     seconds = time.monotonic() - begun
     found.save(out / "model", {}, {})

@@ -10,7 +10,9 @@ from pipeline.corpus import FILE, Corpus, valid_mask
 @pytest.fixture
 def corpus() -> Corpus:
     tokens = torch.randint(0, 259, (7, 5), generator=torch.Generator().manual_seed(0))
-    return Corpus(tokens, torch.tensor([5, 3, 5, 2, 5, 4, 5]), torch.arange(7), torch.tensor([4, 1, 5, 1, 2, 3, 1]), held_out=2)
+    return Corpus(
+        tokens, torch.tensor([5, 3, 5, 2, 5, 4, 5]), torch.arange(7), torch.tensor([4, 1, 5, 1, 2, 3, 1]), held_out=2
+    )
 
 
 def test_a_corpus_reads_back_as_it_was_written(corpus: Corpus, tmp_path: Path):
