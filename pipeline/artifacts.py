@@ -30,7 +30,7 @@ class Kind:
 
 
 TEACHER = Kind("teacher", 1, "teacher")
-CORPUS = Kind("corpus", 1, "synthesize")
+CORPUS = Kind("corpus", 2, "synthesize")
 TARGETS = Kind("targets", 1, "targets")
 QUANTIZED = Kind("quantized", 2, "calibrate or distill")
 SIGNALS = Kind("signals", 3, "analyze or inspect")

@@ -17,18 +17,21 @@ class Corpus:
     """Generated sequences; the last `held_out` of them are for the scores only.
 
     tokens: int64 [sequences, length], start token first. lengths: int64 [sequences], valid tokens of each.
-    prefix: int64 [sequences], greedy tokens after the start token.
+    prefix: int64 [sequences], greedy tokens after the start token. sampled_from: int64 [sequences], where the first
+    token stands that was drawn from the teacher's own distribution, as all behind it were; the length where none was.
     """
 
     tokens: Tensor
     lengths: Tensor
     prefix: Tensor
+    sampled_from: Tensor
     held_out: int
 
     def save(self, folder: str | Path, facts: dict) -> None:
         """Write the artifact: int32 ids, and a manifest with the shape, the split and `facts`."""
         with artifacts.writing(folder, artifacts.CORPUS) as draft:
             columns = {"tokens": self.tokens, "lengths": self.lengths, "prefix": self.prefix}
+            columns["sampled_from"] = self.sampled_from
             save_file({k: v.to(torch.int32).contiguous() for k, v in columns.items()}, draft.path / FILE)
             sequences, length = self.tokens.shape
             draft.facts = {**facts, "sequences": sequences, "length": length, "held_out": self.held_out}
@@ -58,6 +61,16 @@ class Corpus:
                 f"({len(self.tokens)} less {self.held_out} held out); raise synthesize.sequences or ask for fewer"
             )
         return self.tokens[:wanted], self.lengths[:wanted]
+
+    def sampled(self, sequences: int | None = None) -> Tensor:
+        """Which tokens of the training split, or of its first `sequences`, are valid samples of the teacher: bool.
+
+        Raises:
+            ValueError: as `train`.
+        """
+        tokens, lengths = self.train(sequences)
+        length = tokens.shape[1]
+        return valid_mask(lengths, length) & ~valid_mask(self.sampled_from[: len(tokens)], length)
 
     def test(self) -> tuple[Tensor, Tensor]:
         """Tokens and lengths of the held-out split."""

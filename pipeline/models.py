@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from pipeline import plain_head
+
 ROLE_OF_NAME = {
     "q_proj": "q",
     "k_proj": "k",
@@ -220,14 +222,7 @@ def head_weight(model: PreTrainedModel) -> Tensor:
         ValueError: the logits are not hidden states times this weight (a bias, a cap, a scale come after).
     """
     head = head_module(model)
-    with torch.no_grad():
-        probe = torch.arange(2, device=model.device).reshape(1, 2)
-        logits = model(input_ids=probe, use_cache=False).logits.float()
-        ours = (hidden_states(model, probe) @ head.weight.T).float()
-    if not torch.allclose(logits, ours, rtol=1e-2, atol=1e-2, equal_nan=True):
-        raise ValueError(
-            f"{type(model).__name__} changes its logits after the head; this distillation cannot hold that"
-        )
+    plain_head.check(model, head)
     return head.weight
 
 

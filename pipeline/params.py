@@ -97,6 +97,18 @@ def _ranges(p: Params) -> list[str]:
         problems.append(f"calibrate.damping: must lie above 0 and not above 1, got {p.calibrate.damping}")
     problems += _scheme_ranges(p.scheme, p.export.format)
 
+    if p.calibrate.fisher:
+        way_out = "set calibrate.fisher to false, or it to"
+        if p.synthesize.strategy == "greedy":
+            problems.append(
+                f"synthesize.strategy: greedy text is no sample of the teacher, which calibrate.fisher needs; "
+                f"{way_out} hybrid or sampled"
+            )
+        if 0 < p.synthesize.temperature != 1:
+            problems.append(
+                f"synthesize.temperature: text at {p.synthesize.temperature} is no sample of the teacher, which "
+                f"calibrate.fisher needs; {way_out} 1"
+            )
     if p.synthesize.chat and p.synthesize.strategy == "greedy":
         problems.append("synthesize.chat: greedy text of one opening is always the same; set it to 0")
     train = p.synthesize.sequences - p.synthesize.held_out

@@ -1,24 +1,23 @@
 """Data-free text: sequences that the teacher itself writes, as LLM-QAT does (2305.17888, section 3.1).
 
 A start token drawn uniformly over the vocabulary, a greedy prefix, then samples of the full distribution; or, for a
-share of the sequences, what opens a conversation, then samples. What makes it fast: batches of equal lengths, a
-key-value cache allocated once instead of grown by copying, sampling by inverting the cumulative distribution in two
-levels, which needs one uniform number a token and sorts nothing.
+share of the sequences, what opens a conversation, then samples. What makes it fast: batches of equal lengths, the
+decoding of decoding.py, sampling by inverting the cumulative distribution in two levels, which needs one uniform number
+a token and sorts nothing.
 
 Each sequence has a random stream of its own, keyed by the seed and its index, so neither the batch size nor an
 interruption changes what is drawn.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline import decoding
 
 CDF_BLOCK = 256
 
@@ -70,6 +69,16 @@ def draw_streams(
     return Streams(given, opened, torch.tensor(prefixes), torch.from_numpy(np.stack(uniforms)))
 
 
+def sampled_from(streams: Streams, strategy: str, temperature: float) -> Tensor:
+    """Where the first token stands that is drawn from the teacher's own distribution: int64 [batch]; the length where
+    none is, in greedy text or at a temperature other than 1."""
+    length = streams.uniform.shape[1]
+    if strategy == "greedy" or temperature != 1.0:
+        return torch.full_like(streams.prefix, length)
+    given = (streams.given >= 0).sum(dim=1)
+    return given if strategy == "sampled" else torch.maximum(given, streams.prefix + 1)
+
+
 def allowed_starts(vocabulary: int, special: Sequence[int]) -> list[int]:
     """Token ids that a sequence may start with: all of the tokenizer's less the special ones."""
     barred = set(special)
@@ -86,12 +95,18 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
 
     Returns:
         int64 [batch]; a token of probability zero is never returned.
+
+    Raises:
+        ValueError: a logit is NaN or infinite (-inf is not), or all of a row are -inf.
     """
     batch, vocabulary = logits.shape
     weights = logits.float()
+    greatest = weights.amax(dim=1, keepdim=True)
+    _require_finite(greatest)
+    weights = weights - greatest
     if temperature != 1.0:
         weights = weights / temperature
-    weights = (weights - weights.amax(dim=1, keepdim=True)).exp_()
+    weights = weights.exp_()
     if vocabulary % CDF_BLOCK:
         weights = torch.nn.functional.pad(weights, (0, -vocabulary % CDF_BLOCK))
     blocks = weights.view(batch, -1, CDF_BLOCK)
@@ -103,68 +118,27 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
     return (block * CDF_BLOCK + _first_above(inside, target - before)).squeeze(1)
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """The token of the greatest logit: int64 [batch] from [batch, vocabulary].
+
+    Raises:
+        ValueError: as `sample`.
+    """
+    tokens = logits.argmax(dim=1)
+    _require_finite(logits.gather(1, tokens[:, None]))
+    return tokens
+
+
+def _require_finite(greatest: Tensor) -> None:
+    """The greatest logit of each row, NaN where one is, tells whether the row is a distribution."""
+    if not bool(greatest.isfinite().all()):
+        raise ValueError("the logits are not finite; is the teacher sound?")
+
+
 def _first_above(ends: Tensor, target: Tensor) -> Tensor:
     """Index [batch, 1] of the first of rising `ends` [batch, n] above `target` [batch, 1], held below the last."""
     below_last = torch.nextafter(ends[:, -1:], torch.zeros_like(target))
     return torch.searchsorted(ends, torch.minimum(target, below_last), right=True)
-
-
-class PreallocatedLayer(DynamicLayer):
-    """Keys and values in buffers of full length; `update` writes in place and returns views of what is filled."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.length, self.filled = length, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.key_buffer = key_states.new_empty(*key_states.shape[:2], self.length, key_states.shape[3])
-        self.value_buffer = value_states.new_empty(*value_states.shape[:2], self.length, value_states.shape[3])
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append [batch, heads, new, head_dim]; returns [batch, heads, filled, head_dim] of each."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.filled + key_states.shape[2]
-        self.key_buffer[:, :, self.filled : end] = key_states
-        self.value_buffer[:, :, self.filled : end] = value_states
-        self.filled = end
-        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        return self.filled
-
-
-def grouped_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """Attention of one new token, the query heads that share a key head packed as its rows, so that keys are read once.
-
-    query: [batch, heads, 1, head_dim]; key, value: [batch, kv_heads, filled, head_dim]. Returns [batch, 1, heads,
-    head_dim]. `scaling` among the keyword arguments is the factor before softmax.
-    """
-    batch, heads, _, head_dim = query.shape
-    packed = query.view(batch, key.shape[1], heads // key.shape[1], head_dim)
-    scale = float(kwargs.get("scaling") or head_dim**-0.5)  # type: ignore[arg-type]
-    mask = None
-    if attention_mask is not None:  # a window, say: (batch, heads or 1, 1, filled), the same for every packed row
-        mask = attention_mask[..., : key.shape[2]]
-    out = nn.functional.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scale)
-    return out.reshape(batch, 1, heads, head_dim), None
-
-
-DECODE_ATTENTION = "permafrost_decode"
-AttentionInterface.register(DECODE_ATTENTION, grouped_attention)
-AttentionMaskInterface.register(DECODE_ATTENTION, sdpa_mask)
 
 
 @torch.inference_mode()
@@ -174,6 +148,7 @@ def generate(
     strategy: str,
     temperature: float,
     advance: Callable[[int], object],
+    way: str | None = None,
 ) -> Tensor:
     """Write sequences, one token a forward.
 
@@ -183,49 +158,36 @@ def generate(
         strategy: a name of SAMPLERS.
         temperature: of the sampled part.
         advance: called with the number of tokens written, at each position.
+        way: a name of decoding.WAYS; None: the one that `decoding.choose` takes.
 
     Returns:
         int64 [batch, length], what is given first.
 
     Raises:
-        ValueError: the model cannot go on from what it has read.
+        ValueError: the model is no causal one, or its logits are not finite.
     """
     batch, length = streams.uniform.shape
     pick = SAMPLERS[strategy]
-    kept, cache = _empty_cache(model, length)
     tokens = torch.empty(batch, length, dtype=torch.int64)
     tokens[:, 0] = streams.given[:, 0]
-    before = model.config._attn_implementation
-    model.set_attn_implementation(DECODE_ATTENTION)
-    try:
+    name = decoding.choose(model, length).name if way is None else way
+    with decoding.WAYS[name](model, length) as step:
         advance(batch)
         for position in range(1, length):
-            latest = tokens[:, position - 1 : position]
-            out = model(input_ids=latest, use_cache=True, **{kept: cache})
-            cache = getattr(out, kept)
-            tokens[:, position] = pick(out.logits[:, -1], streams, position, temperature)
+            logits = step(tokens[:, :position])
+            try:
+                tokens[:, position] = pick(logits, streams, position, temperature)
+            except ValueError as error:
+                raise ValueError(f"token {position + 1} of the sequences cannot be drawn: {error}") from None
             if position < streams.given.shape[1]:
                 given = streams.given[:, position]
                 tokens[:, position] = torch.where(given >= 0, given, tokens[:, position])
             advance(batch)
-    finally:
-        model.set_attn_implementation(before)
     return tokens
 
 
-def _empty_cache(model: PreTrainedModel, length: int) -> tuple[str, Cache | None]:
-    """What the model calls its cache, and an empty one; a state-space model makes its own."""
-    known = inspect.signature(model.forward).parameters
-    if "past_key_values" in known:
-        layers = model.config.get_text_config().num_hidden_layers
-        return "past_key_values", Cache(layers=[PreallocatedLayer(length) for _ in range(layers)])
-    if "cache_params" in known:
-        return "cache_params", None
-    raise ValueError(f"{type(model).__name__} takes no cache, without which it cannot write token by token")
-
-
 def _greedy(logits: Tensor, streams: Streams, position: int, temperature: float) -> Tensor:
-    return logits.argmax(dim=1)
+    return most_likely(logits)
 
 
 def _sampled(logits: Tensor, streams: Streams, position: int, temperature: float) -> Tensor:
@@ -235,9 +197,9 @@ def _sampled(logits: Tensor, streams: Streams, position: int, temperature: float
 def _hybrid(logits: Tensor, streams: Streams, position: int, temperature: float) -> Tensor:
     greedy = position <= streams.prefix
     if greedy.all():
-        return logits.argmax(dim=1)
+        return most_likely(logits)
     drawn = _sampled(logits, streams, position, temperature)
-    return torch.where(greedy, logits.argmax(dim=1), drawn) if greedy.any() else drawn
+    return torch.where(greedy, most_likely(logits), drawn) if greedy.any() else drawn
 
 
 SAMPLERS = {"hybrid": _hybrid, "sampled": _sampled, "greedy": _greedy}

@@ -7,11 +7,10 @@ import pandas as pd
 import yaml
 
 from pipeline import artifacts, models, params, progress
-from pipeline.corpus import Corpus, valid_mask
+from pipeline.corpus import Corpus
 from pipeline.distill.losses import LossWeights
 from pipeline.scheme import Scheme
-from pipeline.signals import plan, probe, suggest, table
-from pipeline.signals.gradients import Text
+from pipeline.signals import labels, plan, probe, suggest, table
 from stages import run
 
 PLAN = "# The mixed-precision plan that analyze suggests, whole: paste it into params.yaml in the place of scheme.\n"
@@ -23,10 +22,10 @@ def work() -> None:
     knobs = loaded.analyze
     artifacts.reading(args.teacher, artifacts.TEACHER)
     variants = probe.variants(args.variant)
-    tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
-    text = Text(tokens, valid_mask(lengths, tokens.shape[1]), knobs.batch)
+    corpus = Corpus.load(args.corpus)
     options = probe.Options(LossWeights(knobs.ce, knobs.kl), knobs.sensitivity_sequences, knobs.plan_bits)
     teacher = models.load_model(args.teacher)
+    text = labels.text(teacher, corpus, knobs.sequences, knobs.batch)
     with progress.bar("analyze", probe.steps(teacher, variants, text, options), " piece") as bar:
         found = probe.probe(teacher, lambda: models.load_model(args.teacher), variants, text, options, bar.update)
     names = [table.FLOAT, *variants]
@@ -42,7 +41,7 @@ def work() -> None:
         artifacts.write_json(draft.path / "suggestion.json", suggestion)
         draft.facts = {
             "variants": names,
-            "tokens": int(lengths.sum()),
+            "tokens": int(text.valid.sum()),
             "suggested_freeze": freeze[first]["policy"],
             "suggested_by": first,
         }

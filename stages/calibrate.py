@@ -26,7 +26,9 @@ def work() -> None:
     loaded = params.load()
     knobs, scheme = float_type.settled(loaded.calibrate), loaded.scheme
     artifacts.reading(args.teacher, artifacts.TEACHER)
-    tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
+    corpus = Corpus.load(args.corpus)
+    tokens, lengths = corpus.train(knobs.sequences)
+    sampled = corpus.sampled(knobs.sequences)
     valid = valid_mask(lengths, tokens.shape[1])
     gptq = {key: getattr(knobs, key) for key in GPTQ}
     chosen = Options(knobs.method, gptq, knobs.migration, knobs.batch, knobs.dtype)
@@ -52,7 +54,7 @@ def work() -> None:
     if kept:
         print(f"calibrate: going on after {kept} layers", flush=True)
     model, seed = _rotated(args.teacher, loaded.seed if knobs.rotation == "hadamard" else None)
-    weighed = _fisher(model, tokens, valid, plan(model, scheme), knobs, scratch)
+    weighed = _fisher(model, tokens, valid, sampled, plan(model, scheme), knobs, scratch)
     quantized = run_one(model, chosen, scratch, weighed)
     facts: dict[str, Any] = {
         "method": knobs.method,
@@ -83,6 +85,7 @@ def _fisher(
     model: PreTrainedModel,
     tokens: Tensor,
     valid: Tensor,
+    sampled: Tensor,
     planned: dict[models.Linear, tuple[Weights, Activations]],
     knobs: Calibrate,
     scratch: Path,
@@ -96,14 +99,13 @@ def _fisher(
         return found
     try:
         models.head_weight(model)
-    except ValueError:
-        print(
-            "calibrate: goes on without the Fisher information, for which logits must be hidden states times the head"
-        )
+    except ValueError as error:
+        needed = "logits must be hidden states times the head"
+        print(f"calibrate: goes on without the Fisher information, for which {needed}: {error}", flush=True)
         return None
     batch = max(1, knobs.batch // 2)  # a backward needs what a forward can drop
     with progress.bar("calibrate fisher", -(-len(tokens) // batch), " batch") as bar:
-        found = fisher.fisher(model, tokens, valid, batch, knobs.dtype, names, bar.update)
+        found = fisher.fisher(model, tokens, valid, sampled, batch, knobs.dtype, names, bar.update)
     fisher.save(found, scratch)
     return found
 

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from pipeline import artifacts, models, params, progress
-from pipeline.corpus import Corpus, valid_mask
+from pipeline.corpus import Corpus
 from pipeline.distill.losses import LossWeights
-from pipeline.signals import probe, suggest, table
-from pipeline.signals.gradients import Text
+from pipeline.signals import labels, probe, suggest, table
 from stages import run
 
 
@@ -16,10 +15,10 @@ def work() -> None:
     knobs = loaded.analyze
     artifacts.reading(args.teacher, artifacts.TEACHER)
     variants = probe.variants(args.variant)
-    tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
-    text = Text(tokens, valid_mask(lengths, tokens.shape[1]), knobs.batch)
+    corpus = Corpus.load(args.corpus)
     options = probe.Options(LossWeights(knobs.ce, knobs.kl), loaded.inspect.sensitivity_sequences)
     teacher = models.load_model(args.teacher)
+    text = labels.text(teacher, corpus, knobs.sequences, knobs.batch)
     with progress.bar("inspect", probe.steps(teacher, variants, text, options), " piece") as bar:
         found = probe.probe(teacher, lambda: models.load_model(args.teacher), variants, text, options, bar.update)
     names = [table.FLOAT, *variants]
@@ -28,7 +27,7 @@ def work() -> None:
         for name in names:
             claim = suggest.claim(found.table, name)
             claim.to_csv(draft.path / f"freeze_claim_{name}.csv", index=False, float_format="%.6g")
-        draft.facts = {"variants": names, "tokens": int(lengths.sum())}
+        draft.facts = {"variants": names, "tokens": int(text.valid.sum())}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
-from pipeline import artifacts, conversation, float_type, models, params, progress, synth
+from pipeline import artifacts, conversation, decoding, float_type, models, params, progress, synth
 from pipeline.corpus import Corpus
 from stages import run
 
@@ -39,7 +40,8 @@ def work() -> None:
     done = [part.numel() for part in kept if part is not None]
     if done:
         print(f"synthesize: going on after {len(done)} of {len(batches)} batches", flush=True)
-    parts, prefixes, opened = [], [], []
+    way = _way(model, knobs.length)
+    parts, prefixes, opened, sampled_from = [], [], [], []
     with progress.bar("synthesize", knobs.sequences * knobs.length, " tok", initial=sum(done)) as bar:
         for batch, file, part in zip(batches, files, kept, strict=True):
             prefix = (knobs.greedy_prefix[0], knobs.greedy_prefix[1])
@@ -47,18 +49,29 @@ def work() -> None:
             streams = synth.draw_streams(seed, batch, knobs.length, starts, prefix, said, knobs.chat)
             tokens = part
             if tokens is None:
-                tokens = synth.generate(model, streams, knobs.strategy, knobs.temperature, bar.update)
+                tokens = synth.generate(model, streams, knobs.strategy, knobs.temperature, bar.update, way)
                 save_file({"tokens": tokens}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
             parts.append(tokens)
             prefixes.append(streams.prefix)
             opened.append(streams.opened)
+            sampled_from.append(synth.sampled_from(streams, knobs.strategy, knobs.temperature))
 
     tokens, chats = torch.cat(parts), torch.cat(opened)
     lengths = synth.valid_lengths(tokens, eos if knobs.stop_at_eos else [], chats * (opening.ends if opening else 0))
-    corpus = Corpus(tokens, lengths, torch.cat(prefixes), knobs.held_out)
+    corpus = Corpus(tokens, lengths, torch.cat(prefixes), torch.cat(sampled_from), knobs.held_out)
     facts = {"strategy": knobs.strategy, "chats": int(chats.sum()), "seed": seed, "valid_tokens": int(lengths.sum())}
     corpus.save(args.out, facts)
+
+
+def _way(model: PreTrainedModel, length: int) -> str:
+    """In which of decoding.WAYS the model writes; says why, where it is not the fastest."""
+    way = decoding.choose(model, length)
+    for name, reason in way.passed_over.items():
+        print(f"synthesize: {type(model).__name__} does not write with {name}: {reason}", flush=True)
+    if way.passed_over:
+        print(f"synthesize: it writes with {way.name}, which is slower", flush=True)
+    return way.name
 
 
 def _kept(file: Path) -> torch.Tensor | None:

@@ -2,8 +2,10 @@
 
 An error E [out, in] of a weight costs, in KL to the float model, about half of vec(E)^T F vec(E), where F is the mean
 over tokens of vec(g x^T) vec(g x^T)^T, x what the linear reads, g the gradient of the cross-entropy by what it gives.
-The corpus is sampled from the float model, so its own next tokens will do. F itself would not fit into memory; it is
-taken as a product of a matrix for the inputs and one for the outputs (YAQA, 2505.22988, its sketch A):
+Of the corpus, the tokens that were sampled from the float model will do for it, and no others: not what opens a
+conversation, and not the greedy ones, which as targets would weigh several times what they should. F itself would not
+fit into memory; it is taken as a product of a matrix for the inputs and one for the outputs (YAQA, 2505.22988, its
+sketch A):
 
     E[x x^T |g|]    and    E[g g^T |x| / |g|]
 
@@ -65,6 +67,7 @@ def fisher(
     model: PreTrainedModel,
     tokens: Tensor,
     valid: Tensor,
+    sampled: Tensor,
     batch: int,
     dtype: str,
     names: set[str],
@@ -77,14 +80,21 @@ def fisher(
     Args:
         model: the float model; unchanged when this returns.
         tokens: int64 [sequences, length]. valid: bool of the same shape; other positions are not looked at.
+        sampled: bool of the same shape; the tokens that the model itself has drawn, which alone are predicted here.
         batch: sequences a forward. dtype: of the forward's autocast, and of a batch's part of `outputs`; the sum over
             batches is float32.
         names: of the linears, of which those that do not read every position once are left out.
         advance: called after each batch.
 
     Raises:
-        ValueError: the model does something to its logits after the head, or a gradient is not finite.
+        ValueError: no token is a sample, the model does something to its logits after the head, or a gradient is not
+            finite.
     """
+    if not bool(sampled[:, 1:].any()):
+        raise ValueError(
+            "none of the tokens was sampled from the teacher at temperature 1, without which there is no Fisher "
+            "information; set calibrate.fisher to false, or synthesize.strategy to hybrid and its temperature to 1"
+        )
     read = models.torch_dtype(dtype)
     head = models.head_weight(model).detach().to(read)
     wanted = [linear for linear in models.linears(model) if linear.name in names]
@@ -103,11 +113,11 @@ def fisher(
     ]
     handles.append(model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_(True)))
     try:
-        for part, mask in zip(tokens.split(batch), valid.split(batch), strict=True):
+        for part, mask, drawn in zip(tokens.split(batch), valid.split(batch), sampled.split(batch), strict=True):
             current["mask"] = mask
             with torch.enable_grad(), models.autocast(dtype):
                 hidden = models.hidden_states(model, part).to(read)
-                distillation_loss(hidden, hidden.detach(), (head, head), part, mask, LOSS, 1).total.backward()
+                distillation_loss(hidden, hidden.detach(), (head, head), part, drawn, LOSS, 1).total.backward()
             advance()
     finally:
         for handle in handles:

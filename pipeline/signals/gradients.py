@@ -2,15 +2,16 @@
 
 For each linear, over a few batches of the corpus: the mean square and mean absolute value of its output, the squared
 Frobenius norms of dL/dW and of dL/d(output) under the distillation loss ("Oh! We Freeze", 2403.18159), and the
-SQNR of its output and of its weight against the float model's. L is the mean over all tokens looked at, so its gradient
-is that of one large batch. The parts of a fused projection are looked at one by one.
+SQNR of its output and of its weight against the float model's. L is the mean over all tokens that count in it, so its
+gradient is that of one large batch. The parts of a fused projection are looked at one by one.
 
 Two more compare a quantized model with g, the gradient of the float model's cross-entropy: the cosine of its own
 gradient with g, and the first-order sensitivity sum(g^2 dW^2), where dW is the weight's error. g is the float model's,
 since the quantized model's own gradient has dW in it already; and of the cross-entropy, since the KL of the float model
-to itself has none. The corpus is sampled from the float model, so g is a score: the expectation of tokens * g^2 is the
-diagonal of the Fisher information of a token, and tokens / 2 * sum(g^2 dW^2) that diagonal's part of the KL to come, in
-nats a token. What a method hides in the correlations of errors (GPTQ does) it cannot see.
+to itself has none. What counts in the loss was sampled from the float model (see labels.py), so g is a score: the
+expectation of tokens * g^2 is the diagonal of the Fisher information of a token, and tokens / 2 * sum(g^2 dW^2) that
+diagonal's part of the KL to come, in nats a token. What a method hides in the correlations of errors (GPTQ does) it
+cannot see.
 """
 
 from collections.abc import Callable
@@ -25,28 +26,12 @@ from transformers import PreTrainedModel
 from pipeline import models
 from pipeline.distill.losses import LossWeights, distillation_loss
 from pipeline.quant.grid import sqnr
+from pipeline.signals.labels import Text
 from pipeline.signals.rescaled import factors
 from pipeline.signals.table import FLOAT
 from pipeline.signals.tensors import Watch, statistics, valid_rows
 
 Row = tuple[str, int, str, str, str, str, float]
-
-
-@dataclass(frozen=True)
-class Text:
-    """What the models read.
-
-    tokens: int64 [sequences, length]. valid: bool of the same shape. batch: sequences a forward.
-    """
-
-    tokens: Tensor
-    valid: Tensor
-    batch: int
-
-    @property
-    def predicted(self) -> int:
-        """How many tokens are predicted, over which the loss is a mean."""
-        return int(self.valid[:, 1:].sum())
 
 
 @dataclass
@@ -99,11 +84,12 @@ class Probe:
     ) -> tuple[list[Row], dict[str, Tensor]]:
         """Forward and backward over the text: the rows of inputs, outputs, weights and cache, and the gradients."""
         text, sums = self.text, {x.name: {role: _Sums() for role in x.parts()} for x in self.linears}
-        heads = models.head_weight(model).detach(), models.head_weight(self.teacher).detach()
+        theirs = models.head_weight(self.teacher).detach()
+        heads = models.head_module(model).weight.detach(), theirs
         watch = Watch(model, self.linears, text.tokens.numel())
         for linear in self.linears:
             model.get_submodule(linear.name).weight.requires_grad_(True).grad = None
-        for part, mask in zip(text.tokens.split(text.batch), text.valid.split(text.batch), strict=True):
+        for part, mask, labels, counted in text.batches():
             outputs: dict[str, Tensor] = {}
             target = None
             if model is not self.teacher:
@@ -115,8 +101,7 @@ class Probe:
             with torch.enable_grad(), watch.watching(mask) as extra:
                 hidden = model.base_model(input_ids=part, use_cache=False, **extra).last_hidden_state
                 target = hidden.detach() if target is None else target
-                loss = distillation_loss(hidden, target, heads, part, mask, weights).total
-                (loss * (int(mask[:, 1:].sum()) / text.predicted)).backward()
+                distillation_loss(hidden, target, heads, labels, counted, weights, text.predicted).total.backward()
             _release(handles)
             advance()
         rows: list[Row] = []

@@ -12,7 +12,8 @@ from pipeline.calibration.rotation import rotate
 from pipeline.distill.losses import LossWeights
 from pipeline.quant.model import QuantizedModel
 from pipeline.signals import plan
-from pipeline.signals.gradients import Probe, Row, Text
+from pipeline.signals.gradients import Probe, Row
+from pipeline.signals.labels import Text
 from pipeline.signals.rescaled import rescales
 from pipeline.signals.sensitivity import one_layer_on
 from pipeline.signals.table import COLUMNS, FLOAT

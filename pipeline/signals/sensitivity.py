@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pipeline import models
 from pipeline.quant.model import QuantizedModel
-from pipeline.signals.gradients import Text
+from pipeline.signals.labels import Text
 
 CHUNK = 256  # tokens whose logits are held at once, beside the teacher's of a whole batch
 
@@ -43,7 +43,8 @@ def one_layer_on(
                 changed = models.hidden_states(model, tokens)[:, :-1][counted]
             sums[index] += _kl(teacher, changed, head)
             advance()
-    return {index: value / text.predicted for index, value in sums.items()}
+    tokens_predicted = int(text.valid[:, 1:].sum())
+    return {index: value / tokens_predicted for index, value in sums.items()}
 
 
 def _outputs(model: PreTrainedModel, layers: nn.ModuleList, tokens: Tensor) -> tuple[list[object], Tensor]:

@@ -81,7 +81,8 @@ def ours(args: argparse.Namespace, row: str, out: Path) -> None:
     """Calibrate in this process, and leave the model and the seconds behind."""
     knobs = float_type.settled(params.load().calibrate)
     model = models.load_model(args.teacher)
-    tokens, lengths = Corpus.load(args.corpus).train(args.sequences)
+    corpus = Corpus.load(args.corpus)
+    tokens, lengths = corpus.train(args.sequences)
     gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales", "descent")} | OURS[row]
     method = "rtn" if row == "rtn" else "gptq"
     options = Options(method, gptq, batch=knobs.batch, dtype=knobs.dtype, measure=False)
@@ -91,7 +92,8 @@ def ours(args: argparse.Namespace, row: str, out: Path) -> None:
         rotate(model, 0)
     if "fisher" in row:
         names = {linear.name for linear in models.linears(model)}
-        weighed = fisher(model, tokens, valid, knobs.batch, knobs.dtype, names, lambda: None)
+        sampled = corpus.sampled(args.sequences)
+        weighed = fisher(model, tokens, valid, sampled, knobs.batch, knobs.dtype, names, lambda: None)
     found = calibrate(model, tokens, valid, from_short("W4"), options, None, lambda: None, weighed).model
     seconds = time.monotonic() - begun
     found.save(out / "model", {}, {})

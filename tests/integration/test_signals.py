@@ -40,7 +40,7 @@ def workspace(where: Path, name: str) -> Path:
         tiny.tokenizer().save_pretrained(draft.path)
     tokens = torch.randint(3, 259, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
     lengths = torch.full((SEQUENCES,), LENGTH)
-    Corpus(tokens, lengths, torch.full((SEQUENCES,), 3), 4).save(where / "data/corpus", {})
+    Corpus(tokens, lengths, torch.full((SEQUENCES,), 3), torch.full((SEQUENCES,), 4), 4).save(where / "data/corpus", {})
     for folder, method in (("calibration", "gptq"), ("rtn", "rtn")):
         model, mask = models.load_model(where / "data/teacher"), valid_mask(lengths[:8], LENGTH)
         options = Options(method, {}, batch=4, measure=False)

@@ -20,8 +20,8 @@ LAYERS = [
         *("progress", "environment", "inputs", "float_type", "ending", "estimate"),
     },
     {"quant"},
-    {"models", "corpus", "conversation", "texts", "sources"},
-    {"synth", "signals", "calibration", "distill", "export", "bench", "report"},
+    {"models", "plain_head", "corpus", "conversation", "texts", "sources"},
+    {"synth", "decoding", "decode_attention", "signals", "calibration", "distill", "export", "bench", "report"},
     {"audit"},
     {"stages"},
 ]

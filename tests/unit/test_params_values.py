@@ -57,6 +57,16 @@ def test_a_text_that_is_asked_for_must_be_there(tmp_path: Path):
     [
         ({"synthesize__held_out": 0}, "synthesize.held_out: must be at least 1, got 0"),
         ({"synthesize__temperature": 0}, "synthesize.temperature: must be above 0"),
+        (
+            {"synthesize__temperature": 0.8},
+            "synthesize.temperature: text at 0.8 is no sample of the teacher, which calibrate.fisher needs; "
+            "set calibrate.fisher to false, or it to 1",
+        ),
+        (
+            {"synthesize__strategy": "greedy", "synthesize__chat": 0.0},
+            "synthesize.strategy: greedy text is no sample of the teacher, which calibrate.fisher needs; "
+            "set calibrate.fisher to false, or it to hybrid or sampled",
+        ),
         ({"distill__lr": -1.0}, "distill.lr: must be above 0"),
         ({"distill__warmup": 1.5}, "distill.warmup: must lie in 0 to 1"),
         ({"distill__min_lr": -0.1}, "distill.min_lr: must lie in 0 to 1"),
@@ -110,6 +120,11 @@ def test_a_value_that_makes_no_sense_is_named(tmp_path: Path, changes: dict, nam
 )
 def test_the_ends_of_a_range_belong_to_it(tmp_path: Path, knob: str, value: object):
     load_with(tmp_path, **{knob: value})
+
+
+def test_without_fisher_the_text_need_be_no_sample(tmp_path: Path):
+    load_with(tmp_path, synthesize__temperature=0.8, calibrate__fisher=False)
+    load_with(tmp_path, synthesize__strategy="greedy", synthesize__chat=0.0, calibrate__fisher=False)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])

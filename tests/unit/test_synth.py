@@ -1,14 +1,17 @@
 """Sampling against a float64 cumulative sum, and decoding against transformers' own generate and forward."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from pipeline import models, synth
+from pipeline import decoding, models, synth
+from pipeline.decode_attention import DECODE_ATTENTION
 from pipeline.synth import Streams, draw_streams, generate, sample
 from tests import tiny
-from tests.families import FAMILIES, family
 
 STARTS = list(range(3, 259))
 
@@ -64,6 +67,54 @@ def test_the_end_of_the_interval_stays_inside_the_block_that_was_chosen():
     """Float32 sums of a block may exceed its float64 ones; there is nothing to draw behind it."""
     logits = torch.cat([random(0, 5000, 256), torch.full((5000, 300), -torch.inf)], dim=1)
     assert sample(logits, torch.full((5000,), 1 - 2.0**-24)).max() < 256
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("strategy", ["hybrid", "sampled", "greedy"])
+def test_logits_that_are_not_finite_are_refused_with_the_token(strategy: str, bad: float, monkeypatch):
+    """Behind three tokens that are written without trouble."""
+    streams = draw_streams(0, range(3), 9, STARTS, (5, 5))
+    calls = iter(range(9))
+
+    @contextmanager
+    def failing(model: object, length: int) -> Iterator[decoding.Step]:
+        yield lambda tokens: torch.full((3, 259), bad) if next(calls) == 3 else torch.zeros(3, 259)
+
+    monkeypatch.setitem(decoding.WAYS, "failing", failing)
+    with pytest.raises(ValueError, match=r"^token 5 of the sequences .* not finite; is the teacher sound\?$"):
+        generate(tiny.llama(), streams, strategy, 1.0, lambda n: None, "failing")
+
+
+def test_a_row_without_any_token_is_refused():
+    with pytest.raises(ValueError, match="the logits are not finite"):
+        sample(torch.full((2, 300), -torch.inf), torch.zeros(2))
+
+
+def test_a_temperature_of_any_size_is_taken():
+    logits = torch.tensor([[3.0, 1e30, 2.0]])
+    assert sample(logits, torch.tensor([0.99]), 1e-30).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "temperature", "expected"),
+    [("hybrid", 1.0, 5), ("sampled", 1.0, 1), ("greedy", 1.0, 12), ("hybrid", 0.9, 12), ("sampled", 1.1, 12)],
+)
+def test_sampling_begins_behind_what_is_given_and_what_is_greedy(strategy: str, temperature: float, expected: int):
+    streams = draw_streams(0, range(40), 12, STARTS, (4, 4), OPENING, 0.5)
+    begins = synth.sampled_from(streams, strategy, temperature)
+    assert (begins[~streams.opened] == expected).all()
+    assert (begins[streams.opened] == (12 if expected == 12 else len(OPENING))).all()
+
+
+def test_where_sampling_begins_the_numbers_decide():
+    """Other numbers leave what stands before it, and draw another token there."""
+    streams = draw_streams(0, range(40), 12, STARTS, (3, 5), OPENING, 0.5)
+    others = replace(streams, uniform=uniforms(5, 40, 12))
+    ours, theirs = (generate(tiny.llama(), drawn, "hybrid", 1.0, lambda n: None) for drawn in (streams, others))
+    begins = synth.sampled_from(streams, "hybrid", 1.0)
+    apart = ours != theirs
+    assert not apart[torch.arange(12) < begins[:, None]].any()
+    assert apart.gather(1, begins[:, None]).float().mean() > 0.8
 
 
 def test_logits_of_any_size_are_sampled():
@@ -167,22 +218,6 @@ def test_greedy_decoding_is_that_of_transformers():
     assert torch.equal(generate(tiny.llama(), streams, "greedy", 1.0, lambda n: None), expected)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_goes_on_from_all_that_it_has_written(name: str):
-    """Windows shorter than the text, fused attention of their own, a state instead of keys and values."""
-    model, streams = family(name), draw_streams(0, range(4), 16, STARTS, (3, 5))
-    tokens = generate(model, streams, "greedy", 1.0, lambda n: None)
-    logits = family(name)(input_ids=tokens, use_cache=False).logits
-    assert torch.equal(tokens[:, 1:], logits[:, :-1].argmax(dim=2))
-
-
-def test_a_model_that_takes_no_cache_is_refused(monkeypatch: pytest.MonkeyPatch):
-    model = tiny.llama()
-    monkeypatch.setattr(model, "forward", lambda input_ids, **kwargs: None)
-    with pytest.raises(ValueError, match="LlamaForCausalLM takes no cache"):
-        generate(model, draw_streams(0, range(2), 5, STARTS, (3, 5)), "greedy", 1.0, lambda n: None)
-
-
 def test_the_batch_size_does_not_change_what_is_written():
     streams = draw_streams(0, range(6), 20, STARTS, (3, 5))
     whole = generate(tiny.llama(), streams, "hybrid", 1.0, lambda n: None)
@@ -204,7 +239,7 @@ def test_the_model_gets_its_own_attention_back(before: str):
     model.set_attn_implementation(before)
     used: list[str] = []
     generate(model, streams, "greedy", 1.0, lambda n: used.append(model.config._attn_implementation))
-    assert set(used) == {synth.DECODE_ATTENTION}
+    assert set(used) == {DECODE_ATTENTION}
     assert model.config._attn_implementation == before
 
     def interrupt(written: int) -> None:
@@ -219,37 +254,6 @@ def test_what_was_written_is_scored_as_by_a_model_that_never_wrote():
     model, streams = tiny.llama(), draw_streams(0, range(2), 5, STARTS, (3, 5))
     tokens = generate(model, streams, "sampled", 1.0, lambda n: None)
     assert torch.equal(model(input_ids=tokens).logits, tiny.llama()(input_ids=tokens).logits)
-
-
-def test_logits_on_the_preallocated_cache_are_those_of_a_full_forward(tokens: Tensor):
-    model = tiny.llama()
-    expected = model(input_ids=tokens).logits
-    model.set_attn_implementation(synth.DECODE_ATTENTION)
-    cache = Cache(layers=[synth.PreallocatedLayer(25) for _ in range(2)])
-    found = [model(input_ids=tokens[:, [i]], past_key_values=cache, use_cache=True).logits for i in range(20)]
-    torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=1e-4, atol=1e-5)
-    assert cache.get_seq_length() == 20
-    buffers = {layer.keys.data_ptr() for layer in cache.layers}
-    assert buffers == {layer.key_buffer.data_ptr() for layer in cache.layers}
-
-
-def test_the_preallocated_layer_returns_all_that_was_put_in():
-    layer = synth.PreallocatedLayer(6)
-    keys, values = random(0, 2, 3, 6, 4), random(1, 2, 3, 6, 4)
-    for end in (2, 3, 6):
-        begin = layer.get_seq_length()
-        found = layer.update(keys[:, :, begin:end], values[:, :, begin:end])
-        assert torch.equal(found[0], keys[:, :, :end])
-        assert torch.equal(found[1], values[:, :, :end])
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_grouped_attention_is_torchs(masked: bool):
-    query, key, value = random(0, 2, 6, 1, 8), random(1, 2, 3, 5, 8), random(2, 2, 3, 5, 8)
-    mask = torch.tensor([False, True, True, False, True]).expand(2, 1, 1, 5) if masked else None
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
-    found, _ = synth.grouped_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
-    torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 def test_valid_lengths_end_with_the_first_end_token():

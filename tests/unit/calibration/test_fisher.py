@@ -17,12 +17,17 @@ from tests.families import FAMILIES, family
 from tests.unit.calibration.runs import W4A16, differing, is_bare, run
 
 
-def measured(model: PreTrainedModel, tokens: Tensor, valid: Tensor, batch: int = 4) -> dict[str, Fisher]:
+def measured(
+    model: PreTrainedModel, tokens: Tensor, valid: Tensor, sampled: Tensor | None = None, batch: int = 4
+) -> dict[str, Fisher]:
     names = {linear.name for linear in models.linears(model)}
-    return fisher.fisher(model, tokens, valid, batch, "float32", names, lambda: None)
+    drawn = valid if sampled is None else sampled
+    return fisher.fisher(model, tokens, valid, drawn, batch, "float32", names, lambda: None)
 
 
-def by_autograd(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def by_autograd(
+    model: PreTrainedModel, tokens: Tensor, valid: Tensor, sampled: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Of each linear: |g| of each position, and E[g g^T |x| / |g|] up to a factor; a whole float64 forward."""
     model = model.double().requires_grad_(True)
     kept: dict[str, tuple[Tensor, Tensor]] = {}
@@ -37,7 +42,7 @@ def by_autograd(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[s
         )
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    each[valid[:, 1:].flatten()].sum().backward()
+    each[sampled[:, 1:].flatten()].sum().backward()
     found = {}
     for name, (x, out) in kept.items():
         g = out.grad * valid[..., None]
@@ -48,10 +53,19 @@ def by_autograd(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[s
     return found
 
 
-@pytest.mark.parametrize("batch", [3, 16])
-def test_both_factors_are_those_of_float64_gradients(tokens: Tensor, valid: Tensor, batch: int):
-    found = measured(tiny.llama(), tokens, valid, batch=batch)
-    expected = by_autograd(tiny.llama(), tokens, valid)
+@pytest.fixture
+def sampled(valid: Tensor) -> Tensor:
+    """Of each sequence, what stands behind an opening; of the second and the last nothing."""
+    first = torch.tensor([4, 20, 1, 9, 1, 20])
+    return valid & (torch.arange(20) >= first[:, None])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_both_factors_are_those_of_float64_gradients_of_what_was_sampled(
+    tokens: Tensor, valid: Tensor, sampled: Tensor, batch: int
+):
+    found = measured(tiny.llama(), tokens, valid, sampled, batch)
+    expected = by_autograd(tiny.llama(), tokens, valid, sampled)
     assert found.keys() == expected.keys()
     for name, (sizes, outputs) in expected.items():
         mine = found[name]
@@ -59,6 +73,31 @@ def test_both_factors_are_those_of_float64_gradients(tokens: Tensor, valid: Tens
         level = outputs.diagonal().mean()
         torch.testing.assert_close(mine.outputs, (outputs / level).float(), rtol=1e-3, atol=1e-3)
         assert not mine.tokens[~valid].any()
+
+
+def test_it_does_not_move_when_the_likelihood_of_what_was_given_does(tokens: Tensor, valid: Tensor):
+    """In a model whose attention carries nothing on, so that what was given is not read where the rest is predicted."""
+    model = tiny.llama()
+    for layer in model.model.layers:
+        layer.self_attn.v_proj.weight.zero_()
+        layer.self_attn.o_proj.weight.zero_()
+    sampled = valid & (torch.arange(20) >= 6)
+    changed = tokens.clone()
+    changed[:, :5] = (tokens[:, :5] - 3 + 100) % 256 + 3
+    plain, other = (measured(model, text, valid, sampled) for text in (tokens, changed))
+    assert plain.keys() == other.keys()
+    assert "model.layers.0.mlp.down_proj" in plain
+    for name, weighed in plain.items():
+        assert torch.equal(weighed.outputs, other[name].outputs), name
+        assert torch.equal(weighed.tokens, other[name].tokens), name
+        assert not weighed.tokens[:, :5].any(), name
+    taken = [measured(model, text, valid)["model.layers.0.mlp.down_proj"].outputs for text in (tokens, changed)]
+    assert not torch.allclose(*taken, rtol=0.01)  # with what was given among the targets it would
+
+
+def test_without_a_sample_there_is_none(tokens: Tensor, valid: Tensor):
+    with pytest.raises(ValueError, match=r"none of the tokens was sampled .* set calibrate\.fisher to false"):
+        measured(tiny.llama(), tokens, valid, torch.zeros_like(valid))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -13,7 +13,7 @@ from pipeline.calibration.driver import calibrate
 from pipeline.distill.losses import LossWeights
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import Override, Weights, from_short
-from pipeline.signals.gradients import Text
+from pipeline.signals.labels import Text
 from pipeline.signals.probe import Options, Signals, Variant, probe
 from tests import tiny
 

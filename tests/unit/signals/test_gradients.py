@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from pipeline import models
 from pipeline.distill.losses import LossWeights
-from pipeline.signals.gradients import Probe, Text
+from pipeline.signals.gradients import Probe
+from pipeline.signals.labels import Text
 from pipeline.signals.table import COLUMNS
 from tests.families import family
 from tests.unit.signals.conftest import load_float, quantized_model, run
@@ -211,3 +212,15 @@ def test_the_parts_of_a_fused_projection_are_looked_at_as_if_they_stood_alone(na
         }
         for (tensor, statistic), value in wanted.items():
             assert values[layer, role, tensor, statistic] == pytest.approx(float(value), rel=1e-6), (full, statistic)
+
+
+def test_labels_that_do_not_count_leave_no_gradient(text: Text):
+    """Of the cross-entropy, against autograd over those that do; a batch may have none."""
+    counted = text.valid & (torch.arange(20) >= torch.tensor([4, 20, 20, 9, 1, 20])[:, None])
+    probe = Probe(load_float(), Text(text.tokens, text.valid, 2, counted=counted), LossWeights(0.5, 0.5, 1.0, 16))
+    probe.float_model(lambda: None)
+    model = load_float().requires_grad_(True)
+    logits = model(input_ids=text.tokens).logits[:, :-1][counted[:, 1:]]
+    functional.cross_entropy(logits, text.tokens[:, 1:][counted[:, 1:]]).backward()
+    for linear in models.linears(model):
+        torch.testing.assert_close(probe.gradients[linear.name], model.get_submodule(linear.name).weight.grad)

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.quant.model import QuantizedModel
 from pipeline.signals import probe
-from pipeline.signals.gradients import Text
+from pipeline.signals.labels import Text
 from tests.unit.signals.conftest import WEIGHTS, load_float, run, variant
 
 

@@ -8,7 +8,7 @@ from pipeline.calibration.rotation import rotate
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import from_short
 from pipeline.signals import probe
-from pipeline.signals.gradients import Text
+from pipeline.signals.labels import Text
 from tests import tiny
 from tests.unit.signals.conftest import WEIGHTS, load_float, variant
 

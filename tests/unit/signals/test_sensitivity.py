@@ -15,7 +15,7 @@ from pipeline.calibration.driver import Options, calibrate
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import from_short
 from pipeline.signals import sensitivity
-from pipeline.signals.gradients import Text
+from pipeline.signals.labels import Text
 from pipeline.signals.sensitivity import one_layer_on
 from tests import tiny
 from tests.families import family
