@@ -75,7 +75,8 @@ def tokenizer(folder: str | Path, gguf: str = "") -> Any:
             why = "it has no tokenizer"
         else:
             why = f"transformers cannot load its tokenizer: {reason(error)}"
-        raise ValueError(f"{why}; save one beside the weights that transformers knows (tokenizer.json)") from error
+        remedy = "" if gguf else "; save one beside the weights that transformers knows (tokenizer.json)"
+        raise ValueError(why + remedy) from error
 
 
 def reason(error: BaseException) -> str:
