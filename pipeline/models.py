@@ -115,6 +115,12 @@ def special_tokens(tokenizer: Any) -> list[int]:
     return sorted({*tokenizer.all_special_ids, *added})
 
 
+def no_text(tokenizer: Any) -> list[int]:
+    """Ids below the tokenizer's last that stand for no text: special tokens, and holes."""
+    known = vocabulary(tokenizer)
+    return sorted({*special_tokens(tokenizer), *range(known[-1])} - ({*known} - {*special_tokens(tokenizer)}))
+
+
 def end_tokens(model: PreTrainedModel) -> list[int]:
     """Ids of the tokens that end a text, of which a model may have none, one or several."""
     eos = model.generation_config.eos_token_id

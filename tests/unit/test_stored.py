@@ -173,8 +173,8 @@ def compressed(scheme: QuantizationScheme, layout: str) -> Callable[[Tensor], Co
     assert args is not None
 
     def code(weight: Tensor) -> Coded:
-        group = {"group": args.group_size, "channel": weight.shape[1]}.get(args.strategy.value)
-        if args.strategy.value == "block":
+        group = {"group": args.group_size, "channel": weight.shape[1]}.get(args.strategy)
+        if args.strategy == "block":
             parts, value = in_blocks(weight, 32, 32, torch.bfloat16)
             return {"weight": parts["weight"], "weight_scale": parts["weight_scale_inv"]}, value
         top = 448 if args.type == "float" else 2 ** (args.num_bits - 1) - 1
