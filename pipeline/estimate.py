@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from pipeline import float_type
+from pipeline import float_type, models
 from pipeline.progress import duration
 from pipeline.sections import Params
 
@@ -65,7 +65,7 @@ def measure(folder: str | Path, params: Params) -> Pace:
         folder: the teacher. params: the knobs, of which those of synthesize say how it decodes.
     """
     knobs = float_type.settled(params.synthesize)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, knobs.dtype)).eval()
+    model = models.load_model(folder, knobs.dtype)
     _tokens_a_second(model, 1, LENGTH)  # the first takes longer
     slow = _tokens_a_second(model, 1, LENGTH)
     sequences = max(1, min(SEQUENCES, int(2 * slow / LENGTH)))  # some two seconds

@@ -16,9 +16,9 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from pipeline import plain_head
+from pipeline import loading, plain_head
 
 ROLE_OF_NAME = {
     "q_proj": "q",
@@ -63,17 +63,13 @@ def load_model(folder: str | Path, dtype: str = "float32") -> PreTrainedModel:
     """The causal LM in a folder, in eval mode, its parameters needing no gradient.
 
     Raises:
-        ValueError: a file is missing, truncated or no model.
+        ValueError: a file is missing, truncated or no model, or its tensors are not exactly the model's.
     """
     try:
         with _packed_linears_need_no_start():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch_dtype(dtype), local_files_only=True, use_safetensors=True
-            )
-    except Exception as error:  # safetensors and transformers have many error classes for a broken file
-        raise ValueError(
-            f"no causal language model can be loaded from {folder}: {type(error).__name__}: {error}"
-        ) from error
+            model = loading.causal_lm(folder, torch_dtype(dtype))
+    except ValueError as error:
+        raise ValueError(f"no causal language model can be loaded from {folder}: {error}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -97,8 +93,20 @@ def _packed_linears_need_no_start() -> Iterator[None]:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in a folder."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    """The tokenizer in a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return loading.tokenizer(folder)
+    except ValueError as error:
+        raise ValueError(f"no tokenizer can be loaded from {folder}: {error}") from error
+
+
+def vocabulary(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer knows, in order. They may have holes, and be fewer than the embedding's rows."""
+    return sorted(set(tokenizer.get_vocab().values()))
 
 
 def special_tokens(tokenizer: Any) -> list[int]:
@@ -107,22 +115,35 @@ def special_tokens(tokenizer: Any) -> list[int]:
     return sorted({*tokenizer.all_special_ids, *added})
 
 
+def no_text(tokenizer: Any) -> list[int]:
+    """Ids below the tokenizer's last that stand for no text: special tokens, and holes."""
+    known = vocabulary(tokenizer)
+    return sorted({*special_tokens(tokenizer), *range(known[-1])} - ({*known} - {*special_tokens(tokenizer)}))
+
+
 def end_tokens(model: PreTrainedModel) -> list[int]:
     """Ids of the tokens that end a text, of which a model may have none, one or several."""
     eos = model.generation_config.eos_token_id
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
+def text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
+    """Name and module of what reads text: of a multimodal model the language model alone, else all but the head."""
+    module = model.get_decoder()
+    return next((name, other) for name, other in model.named_modules() if other is module)
+
+
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder's layers: the one ModuleList whose length is the config's num_hidden_layers.
+    """Name and list of the text decoder's layers: the one ModuleList whose length is its num_hidden_layers.
 
     Raises:
         ValueError: there is none.
     """
-    wanted = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
+    wanted = model.config.get_text_config(decoder=True).num_hidden_layers
+    prefix, decoder = text_decoder(model)
+    for name, module in decoder.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return name, module
+            return f"{prefix}.{name}".removeprefix("."), module
     raise ValueError(f"{type(model).__name__} has no list of {wanted} decoder layers")
 
 

@@ -20,7 +20,7 @@ def work() -> None:
     artifacts.reading(args.teacher, artifacts.TEACHER)
     model = models.load_model(args.teacher, knobs.dtype)
     tokenizer = models.load_tokenizer(args.teacher)
-    starts = synth.allowed_starts(len(tokenizer), models.special_tokens(tokenizer))
+    starts = synth.allowed_starts(models.vocabulary(tokenizer)[-1] + 1, models.no_text(tokenizer))
     eos = models.end_tokens(model)
     opening = conversation.opening(tokenizer, eos) if knobs.chat else None
     if knobs.chat and opening is None:

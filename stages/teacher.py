@@ -1,10 +1,10 @@
-"""teacher: fetch the model to imitate and lay it down in Hugging Face layout."""
+"""teacher: fetch the model to imitate, see whether the knobs of all stages fit it, and lay it down."""
 
 from pathlib import Path
 
 import torch
 
-from pipeline import artifacts, estimate, params, sources
+from pipeline import artifacts, estimate, limits, models, params, sources
 from stages import run
 
 
@@ -19,6 +19,7 @@ def work() -> None:
     }[knobs.source]
     with artifacts.writing(Path(args.out), artifacts.TEACHER) as draft:
         draft.facts = {"source": knobs.source, **fetch(draft.path)}
+        limits.check(models.load_model(draft.path), models.load_tokenizer(draft.path), loaded)
     pace = estimate.measure(args.out, loaded)
     for line in estimate.lines(estimate.seconds(loaded, pace, torch.cuda.is_available())):
         print(f"teacher: {line}", flush=True)

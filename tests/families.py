@@ -8,6 +8,8 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     FalconConfig,
+    Gemma3Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GlmConfig,
     GPTNeoXConfig,
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SiglipVisionConfig,
     StableLmConfig,
 )
 
@@ -81,3 +84,39 @@ def save(folder: Path, name: str) -> Path:
     family(name).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
+
+
+def multimodal(vision_layers: int, seed: int = 0) -> PreTrainedModel:
+    """A random Gemma 3 with a vision tower, which stands before its two decoder layers; float32, in eval mode."""
+    text = Gemma3TextConfig(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=262,
+        boi_token_index=260,
+        eoi_token_index=261,
+    )
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)

@@ -27,8 +27,8 @@ class Learns:
     """What learns beside the weights that are not frozen, and how scales are found.
 
     scale: static (as calibrated) | minmax (of the master's range, at each step, as LLM-QAT does) | learned (LSQ,
-    1902.08153). norms: the one-dimensional parameters (norms, biases). embeddings: the embedding, and the head where it
-    is not quantized.
+    1902.08153). norms: the one-dimensional parameters (norms, biases) of the text decoder and the head, which a text
+    gives gradients. embeddings: the embedding, and the head where it is not quantized.
     """
 
     scale: str = "static"
@@ -213,13 +213,15 @@ def prepare(
         if linear.name not in whole:
             _add_linear(student, linear, frozen.get(linear.name))
     quantized_head = any(model.get_submodule(name) is head for name in start.codes)
+    reading = {*models.text_decoder(model)[1].parameters(), *(head.parameters() if head is not None else ())}
     for key, parameter in model.named_parameters():
         if key.removesuffix(".weight") in start.codes:
             continue
         vocabulary = parameter is model.get_input_embeddings().weight or (
             head is not None and parameter is head.weight and not quantized_head
         )
-        if (parameter.ndim == 1 and learns.norms) or (vocabulary and learns.embeddings):
+        norm = parameter.ndim == 1 and parameter in reading
+        if (norm and learns.norms) or (vocabulary and learns.embeddings):
             parameter.requires_grad_(True)
             student.masters[key], student.modules[key] = nn.Parameter(parameter.detach().clone()), parameter
     student.refresh()

@@ -17,11 +17,15 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {
         *("names", "scheme", "freezing", "reading", "sections", "params", "artifacts"),
-        *("progress", "environment", "inputs", "float_type", "ending", "estimate"),
+        *("progress", "environment", "inputs", "float_type", "ending"),
     },
     {"quant"},
-    {"models", "plain_head", "corpus", "conversation", "texts", "sources"},
+    {
+        *("loading", "codes", "stored", "soundness", "models", "plain_head", "corpus", "conversation", "texts"),
+        "sources",
+    },
     {"synth", "decoding", "decode_attention", "signals", "calibration", "distill", "export", "bench", "report"},
+    {"limits", "estimate"},
     {"audit"},
     {"stages"},
 ]
@@ -105,8 +109,8 @@ BROUGHT = {
 
 
 def sections(stage: str) -> list[str]:
-    """The sections of params.yaml that a stage depends on."""
-    return [entry for entry in STAGES[stage]["params"] if isinstance(entry, str)]
+    """The sections of params.yaml that a stage depends on, whole or one knob of them."""
+    return [entry.partition(".")[0] for entry in STAGES[stage]["params"] if isinstance(entry, str)]
 
 
 @cache

@@ -2,11 +2,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from pipeline import models
-from tests import tiny
+from tests import families, tiny
 
 PROJECTIONS = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
@@ -51,6 +61,14 @@ def test_a_tokenizer_loads_and_tells_its_special_tokens(teacher_folder: Path):
     assert models.special_tokens(tokenizer) == [0, 1, 2, 259]
 
 
+def test_holes_in_the_ids_stand_for_no_text():
+    inner = Tokenizer(WordLevel({"<s>": 0, "a": 1, "b": 4, "c": 7}, unk_token="<s>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
+    assert models.vocabulary(tokenizer) == [0, 1, 4, 7]
+    assert models.no_text(tokenizer) == [0, 2, 3, 5, 6]
+    assert models.no_text(tiny.tokenizer()) == models.special_tokens(tiny.tokenizer())
+
+
 @pytest.mark.parametrize(("eos", "expected"), [(None, []), (2, [2]), ([2, 7], [2, 7])])
 def test_a_model_may_have_no_end_token_one_or_several(eos: object, expected: list[int]):
     model = tiny.llama()
@@ -74,6 +92,22 @@ def test_other_architectures_have_roles_too_and_unknown_names_are_called_other()
     model = tiny.llama()
     model.model.layers[0].mlp.extra = nn.Linear(2, 2)
     assert {x.name for x in models.linears(model) if x.role == "other"} == {"model.layers.0.mlp.extra"}
+
+
+@pytest.mark.parametrize("vision_layers", [1, 2, 3])
+def test_of_a_multimodal_model_the_text_decoder_is_meant(vision_layers: int):
+    """Also where the vision tower comes first, and has as many layers."""
+    model = families.multimodal(vision_layers)
+    assert models.text_decoder(model)[0] == "model.language_model"
+    assert models.decoder_layers(model)[0] == "model.language_model.layers"
+    assert {x.name.partition(".layers")[0] for x in models.linears(model)} == {"model.language_model"}
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_of_a_language_model_the_text_decoder_holds_all_but_the_head(name: str):
+    model = families.family(name)
+    inside = {*models.text_decoder(model)[1].parameters(), *model.get_output_embeddings().parameters()}
+    assert [key for key, parameter in model.named_parameters() if parameter not in inside] == []
 
 
 def test_a_model_without_linears_is_refused():

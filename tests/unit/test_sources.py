@@ -49,7 +49,11 @@ def assert_is_the_tiny_model(folder: Path) -> None:
 
 def test_a_gguf_becomes_the_model_and_tokenizer_that_it_stands_for(gguf_file: Path, tmp_path: Path):
     facts = sources.from_path(str(gguf_file), "", tmp_path)
-    assert facts == {"file": "tiny.gguf", "file_sha256": sha256(gguf_file)}
+    assert facts == {
+        "file": "tiny.gguf",
+        "file_sha256": sha256(gguf_file),
+        "stored": "GGUF (F32), dequantized",
+    }
     assert_is_the_tiny_model(tmp_path)
     loaded, tokens = AutoModelForCausalLM.from_pretrained(tmp_path), torch.arange(3, 23)[None]
     torch.testing.assert_close(loaded(input_ids=tokens).logits, tiny.llama()(input_ids=tokens).logits)
@@ -105,7 +109,7 @@ def test_a_gguf_without_all_of_a_tokenizer_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(gguf.GGUFWriter, lacking, lambda *_: None)
     file = write_gguf(tmp_path / "bare.gguf")
     with pytest.raises(
-        ValueError, match=r"transformers cannot read the model or the tokenizer in .*bare\.gguf: \w+Error"
+        ValueError, match=r"bare\.gguf cannot be .* cannot load its tokenizer: \w+Error: .*; give the mod"
     ):
         sources.from_path(str(file), "", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -113,13 +117,13 @@ def test_a_gguf_without_all_of_a_tokenizer_is_named(tmp_path: Path, monkeypatch:
 
 def test_a_folder_is_taken_with_the_hash_of_its_weights(teacher_folder: Path, tmp_path: Path):
     facts = sources.from_path(str(teacher_folder), "", tmp_path)
-    assert facts == {"model.safetensors": sha256(teacher_folder / "model.safetensors")}
+    assert facts == {"model.safetensors": sha256(teacher_folder / "model.safetensors"), "stored": "float32"}
     assert_is_the_tiny_model(tmp_path)
     known = tiny.tokenizer()
     assert AutoTokenizer.from_pretrained(tmp_path)("hello")["input_ids"] == known("hello")["input_ids"]
 
 
-@pytest.mark.parametrize("lacking", ["*.safetensors", "config.json", "*"])
+@pytest.mark.parametrize("lacking", ["config.json", "*"])
 def test_a_folder_that_lacks_a_part_of_the_model_is_refused_with_what_it_has(tmp_path: Path, lacking: str):
     folder = tiny.save(tmp_path / "model")
     for file in folder.glob(lacking):
@@ -138,14 +142,16 @@ def test_a_path_that_does_not_exist_is_refused(tmp_path: Path):
 def test_a_folder_with_a_truncated_file_is_refused(tmp_path: Path, file: str):
     folder = tiny.save(tmp_path / "model")
     (folder / file).write_bytes((folder / file).read_bytes()[:-500])
-    with pytest.raises(ValueError, match="cannot be loaded, a file of it may be truncated"):
+    with pytest.raises(ValueError, match=rf"model' cannot be the teacher: {file} is no whole .*, it may be truncated"):
         sources.from_path(str(folder), "", tmp_path / "out")
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path):
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens([f"<extra {i}>" for i in range(5)])
-    with pytest.raises(ValueError, match="the tokenizer has 264 tokens, the model's embedding 259 rows"):
+    with pytest.raises(
+        ValueError, match=r"embedding has 259 rows, none for these .*'<extra 0>' \(259\), .*resize_token"
+    ):
         sources.save(tiny.llama(), tokenizer, tmp_path / "out")
 
 
@@ -193,14 +199,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_model_of_the_hub_is_taken_with_the_commit_it_resolved_to(hub: Path, tmp_path: Path):
     tiny.save(hub)
     facts = sources.from_hub("owner/model", "main", tmp_path / "out")
-    assert facts == {"repo": "owner/model", "revision": "main", "commit": COMMIT}
+    assert facts == {"repo": "owner/model", "revision": "main", "commit": COMMIT, "stored": "float32"}
     assert_is_the_tiny_model(tmp_path / "out")
 
 
 OTHER = "89abcdef0123456789abcdef0123456789abcdef"
 
 
-@pytest.mark.parametrize("when", ["hf_hub_download", "AutoModelForCausalLM", "AutoTokenizer"])
+@pytest.mark.parametrize("when", ["hf_hub_download", "snapshot_download"])
 def test_a_branch_that_moves_meanwhile_does_not_mix_two_commits(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ):
@@ -221,11 +227,7 @@ def test_a_branch_that_moves_meanwhile_does_not_mix_two_commits(
 
         return call
 
-    if when == "hf_hub_download":
-        monkeypatch.setattr(sources, when, then_moves(sources.hf_hub_download))
-    else:
-        loader = getattr(sources, when)
-        monkeypatch.setattr(loader, "from_pretrained", then_moves(loader.from_pretrained))
+    monkeypatch.setattr(sources, when, then_moves(getattr(sources, when)))
     facts = sources.from_hub("owner/model", "main", tmp_path / "out")
     assert facts["commit"] == COMMIT
     assert_is_the_tiny_model(tmp_path / "out")
@@ -249,3 +251,71 @@ def test_pickled_weights_of_the_hub_are_not_loaded(hub: Path, tmp_path: Path):
     torch.save(tiny.llama().state_dict(), hub / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot give 'owner/model'"):
         sources.from_hub("owner/model", "main", tmp_path / "out")
+
+
+def test_parts_of_the_hub_are_all_taken(hub: Path, tmp_path: Path):
+    tiny.llama().save_pretrained(hub, max_shard_size="40KB")
+    tiny.tokenizer().save_pretrained(hub)
+    assert len([*hub.glob("*.safetensors")]) > 1
+    sources.from_hub("owner/model", "main", tmp_path / "out")
+    assert_is_the_tiny_model(tmp_path / "out")
+
+
+def test_a_teacher_of_the_hub_that_is_not_sound_is_refused_by_its_name(hub: Path, tmp_path: Path):
+    tiny.save(hub)
+    (hub / "config.json").write_text('{"model_type": "mynewlm", "auto_map": {"AutoConfig": "code.Config"}}')
+    with pytest.raises(
+        ValueError, match=r"teacher\.repo 'owner/model' cannot be the teacher: its type 'mynewlm' needs code"
+    ):
+        sources.from_hub("owner/model", "main", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["blk.1.ffn_down.weight", "output_norm.weight", "token_embd.weight"])
+def test_a_gguf_that_lacks_a_tensor_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    write = gguf.GGUFWriter.add_tensor
+    skip = lambda self, given, values: None if given == name else write(self, given, values)  # noqa: E731
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", skip)
+    file = write_gguf(tmp_path / "less.gguf")
+    with pytest.raises(ValueError, match=r"less\.gguf cannot be the teacher: LlamaForCausalLM lacks"):
+        sources.from_path(str(file), "", tmp_path / "out")
+
+
+def test_a_gguf_with_a_tensor_that_is_not_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Llama 3.1 has the factors of its rotary embedding in one, which transformers' reader leaves out."""
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def with_factors(self: gguf.GGUFWriter) -> None:
+        self.add_tensor("rope_freqs.weight", torch.ones(4).numpy())
+        write(self)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", with_factors)
+    file = write_gguf(tmp_path / "more.gguf")
+    with pytest.raises(ValueError, match=r"more\.gguf cannot be the teacher: .*rope_freqs\.weight"):
+        sources.from_path(str(file), "", tmp_path / "out")
+
+
+def test_one_of_several_parts_of_a_gguf_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def as_a_part(self: gguf.GGUFWriter) -> None:
+        self.add_uint16("split.count", 3)
+        write(self)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", as_a_part)
+    file = write_gguf(tmp_path / "model-00001-of-00003.gguf")
+    with pytest.raises(ValueError, match="is one of 3 parts of a model; join them"):
+        sources.from_path(str(file), "", tmp_path / "out")
+
+
+def test_a_gguf_of_an_architecture_that_transformers_does_not_know_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_architecture", lambda self: self.add_string("general.architecture", "new")
+    )
+    file = write_gguf(tmp_path / "new.gguf")
+    with pytest.raises(
+        ValueError, match=r"new\.gguf cannot be the teacher: transformers cannot load it: .*new"
+    ) as caught:
+        sources.from_path(str(file), "", tmp_path / "out")
+    assert "truncated" not in str(caught.value)
