@@ -36,9 +36,8 @@ def work() -> str:
         model, tokenizer, list(knobs.tasks), folder, knobs.limit, knobs.batch, Path("runs/datasets") / variant
     )
     scores |= agreed | accuracy | sizes(args.model, facts)
-    items.Items(items.answers(answered), items.documents(measured + by_sequence)).save(
-        args.items, {"dtype": knobs.dtype}
-    )
+    made = items.Items(items.answers(answered), items.documents(measured + by_sequence))
+    made.save(args.items, {"dtype": knobs.dtype})
     artifacts.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()})
     return variant
 
@@ -48,9 +47,7 @@ def sizes(folder: str | Path, facts: dict) -> dict[str, float]:
     stored = stored_bytes(folder)
     return {
         "weight_bytes": stored,
-        "bits_per_weight": facts["bits_per_weight"]
-        if "bits_per_weight" in facts
-        else 8 * stored / stored_weights(folder),
+        "bits_per_weight": 8 * stored / (facts.get("teacher_weights") or stored_weights(folder)),
         "bits_per_quantized_weight": facts.get("bits_per_quantized_weight", 32.0),
     }
 

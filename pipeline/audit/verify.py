@@ -202,9 +202,8 @@ def _scores(root: Path, version: Version) -> Iterator[Finding]:
                 yield Finding(file, f"it cannot be held against {source}: {error!r}")
                 whole = False
         sure = whole and folder and model and teacher
-        names = {*expected, *(found if sure else ())} - (
-            {numbers.SIZES[1]} - {*expected}
-        )  # not told by unpacked weights
+        unpacked = {numbers.SIZES[1]} - {*expected}  # of such weights the files do not tell it
+        names = {*expected, *(found if sure else ())} - unpacked
         yield from _differing(file, found, expected, sorted(names), "what it was made from gives")
         left = sorted({*found} - names) if whole else []
         if left:

@@ -20,8 +20,8 @@ from pipeline.scheme import Weights
 class RoundedLayer:
     """A layer's quantized weights, by module name.
 
-    floats: the rest of its state, as the export stores it, where a rescaling has changed them. rows: of the table of errors. skipped:
-    rescaling pairs that do not fold.
+    floats: the rest of its state, as the export stores it, where a rescaling has changed it. rows: of the table of
+    errors. skipped: rescaling pairs that do not fold.
     """
 
     rounded: dict[str, Rounded] = field(default_factory=dict)

@@ -134,9 +134,7 @@ def choose_dtype(reference: PreTrainedModel, folder: Path, tokens: Tensor) -> di
         if cost.kl <= MOST_KL:
             dtype, loss = name, cost
             break
-        passed_over[name] = (
-            f"it costs {cost.kl:.3g} nats a token" if math.isfinite(cost.kl) else "logits are no numbers"
-        )
+        passed_over[name] = f"it costs {cost.kl:.3g} nats a token, where at most {MOST_KL} are allowed"
     _name_dtype(folder, dtype)
     return _facts(dtype, loss, passed_over)
 

@@ -62,7 +62,8 @@ def _values(codes: Tensor, scale: Tensor, zero: Tensor, group: int) -> Tensor:
 def _best_scale(left: Tensor, codes: Tensor, hessian: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """A group's scales [out] with the least error for its codes less their zero point [g, out], others held.
 
-    left: the rows [g, out] of the Hessian times the error. dtype: that stores the scales. A scale that would not be above zero stays.
+    left: the rows [g, out] of the Hessian times the error. dtype: that stores the scales. A scale that would not be
+    above zero stays.
     """
     curvature = (hessian @ codes).mul_(codes).sum(dim=0)
     found = (scale + (left * codes).sum(dim=0) / curvature).to(dtype).float()

@@ -16,9 +16,7 @@ from torch import Tensor
 
 SCALE_DTYPE = torch.float16
 WIDE_SCALE_DTYPE = torch.float32  # of a weight whose scales float16 does not hold
-SCALE_ERROR = (
-    2.0**-8
-)  # of scales, root mean square against their own: what rounding them may add; 0.2 dB of SQNR at most
+SCALE_ERROR = 2.0**-8  # what rounding may move a weight's scales by, as a share of them: 0.2 dB of SQNR at most
 
 
 class Step(NamedTuple):

@@ -24,9 +24,7 @@ from pipeline.quant.kv_cache import quantize_cache
 from pipeline.scheme import KVCache, Weights
 
 FLOAT_DTYPE = torch.float16  # of embeddings, norms and whatever else is not quantized, where its range is enough
-FLOAT_ERROR = (
-    2.0**-10
-)  # of a tensor, relative: what rounding it to float16 may add; twice what it adds at most in range
+FLOAT_ERROR = 2.0**-10  # what rounding to float16 may change a tensor by, as a share of it: twice what it does in range
 CHUNK = 2**24  # values that are compared at once
 
 

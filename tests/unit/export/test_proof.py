@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import ApertusConfig, AutoModelForCausalLM, Gemma2Config, Glm4MoeConfig, PreTrainedConfig
-from transformers import PreTrainedModel
+from transformers import (
+    ApertusConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Glm4MoeConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.export.formats import EXPORT_FORMATS, export, load_exported
