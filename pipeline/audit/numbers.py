@@ -84,7 +84,8 @@ def _packed_bits(folder: Path) -> float | None:
             for name in (key.removesuffix(PACKED) for key in tensors.keys() if key.endswith(PACKED)):  # noqa: SIM118
                 scale, count = tensors.get_slice(name + SCALE), int(tensors.get_tensor(name + SHAPE).prod())
                 width = SCALE_BITS[scale.get_dtype()]
-                bits += count * bits_of.get(name, bits_of.get("Linear")) + math.prod(scale.get_shape()) * width
+                coded = bits_of[name if name in bits_of else "Linear"]
+                bits += count * coded + math.prod(scale.get_shape()) * width
                 weights += count
     if not weights:
         raise ValueError(f"{folder} holds no packed weights")

@@ -121,20 +121,18 @@ def choose_dtype(reference: PreTrainedModel, folder: Path, tokens: Tensor) -> di
     Returns:
         Facts for the manifest: the dtype and its loss, and why those before it were passed over.
     """
-    with _largest_value(reference) as seen:
-        for sequence in tokens.split(1):
-            reference(input_ids=sequence, use_cache=False)
     passed_over: dict[str, str] = {}
     dtype, loss = "float32", Loss(0.0, 0.0)
     for name in DTYPES:
+        with _largest_value(reference) as seen:
+            cost = dtype_loss(reference, models.load_model(folder, name), tokens)
         if seen["value"] * HEADROOM > torch.finfo(models.torch_dtype(name)).max:
             passed_over[name] = f"values up to {seen['value']:.3g} pass through the model"
-            continue
-        cost = dtype_loss(reference, models.load_model(folder, name), tokens)
-        if cost.kl <= MOST_KL:
+        elif not cost.kl <= MOST_KL:
+            passed_over[name] = f"it costs {cost.kl:.3g} nats a token, where at most {MOST_KL} are allowed"
+        else:
             dtype, loss = name, cost
             break
-        passed_over[name] = f"it costs {cost.kl:.3g} nats a token, where at most {MOST_KL} are allowed"
     _name_dtype(folder, dtype)
     return _facts(dtype, loss, passed_over)
 
