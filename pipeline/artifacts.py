@@ -34,7 +34,7 @@ CORPUS = Kind("corpus", 2, "synthesize")
 TARGETS = Kind("targets", 1, "targets")
 QUANTIZED = Kind("quantized", 2, "calibrate or distill")
 SIGNALS = Kind("signals", 3, "analyze or inspect")
-INT4 = Kind("int4", 2, "export")
+INT4 = Kind("int4", 3, "export")
 
 
 @dataclass

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from pipeline import artifacts, float_type, models, params, progress
 from pipeline.bench import agreement, harness, items, text
 from pipeline.corpus import Corpus, valid_mask
 from pipeline.export.formats import load_exported
+from pipeline.export.sizes import stored_bytes, stored_weights
 from stages import run
 
 
@@ -36,18 +35,19 @@ def work() -> str:
     accuracy, answered = harness.accuracy(
         model, tokenizer, list(knobs.tasks), folder, knobs.limit, knobs.batch, Path("runs/datasets") / variant
     )
-    scores |= agreed | accuracy | sizes(Path(args.model), model, facts)
-    items.Items(items.answers(answered), items.documents(measured + by_sequence)).save(args.items)
+    scores |= agreed | accuracy | sizes(args.model, facts)
+    made = items.Items(items.answers(answered), items.documents(measured + by_sequence))
+    made.save(args.items, {"dtype": knobs.dtype})
     artifacts.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()})
     return variant
 
 
-def sizes(folder: Path, model: PreTrainedModel, facts: dict) -> dict[str, float]:
-    """Bytes of the weights on disk, and bits a weight: of the file, and of the quantized linears alone."""
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+def sizes(folder: str | Path, facts: dict) -> dict[str, float]:
+    """Bytes of the weights on disk, and bits: of the file by a weight of the teacher, and of the quantized linears."""
+    stored = stored_bytes(folder)
     return {
         "weight_bytes": stored,
-        "bits_per_weight": facts.get("bits_per_weight", 8 * stored / sum(p.numel() for p in model.parameters())),
+        "bits_per_weight": 8 * stored / (facts.get("teacher_weights") or stored_weights(folder)),
         "bits_per_quantized_weight": facts.get("bits_per_quantized_weight", 32.0),
     }
 

@@ -1,11 +1,14 @@
 """export: write a quantized model in a format that others load, and check that it holds the same numbers."""
 
 from pathlib import Path
+from typing import Any
 
 from pipeline import artifacts, params
 from pipeline.export.formats import export
 from pipeline.quant.model import QuantizedModel
 from stages import run
+
+SHOWN = 8  # tensors that are named
 
 
 def work() -> str:
@@ -15,7 +18,21 @@ def work() -> str:
     quantized, _ = QuantizedModel.load(args.quantized)
     with artifacts.writing(Path(args.out), artifacts.INT4) as draft:
         draft.facts = export(quantized, args.teacher, format_name, draft.path)
+    for line in told(draft.facts):
+        print(f"export {Path(args.out).name}: {line}", flush=True)
     return Path(args.out).name
+
+
+def told(facts: dict[str, Any]) -> list[str]:
+    """What the user of an export has to know: the dtype that its config names, what that costs, and why not float16."""
+    lines = [f"its config names {facts['dtype']}, which costs {facts['dtype_kl']:.2g} nats a token against float32"]
+    lines += [f"not {dtype}: {reason}" for dtype, reason in facts["dtypes_passed_over"].items()]
+    wide = facts["wider_than_float16"]
+    if wide:
+        names = ", ".join(f"{name} ({dtype})" for name, dtype in list(wide.items())[:SHOWN])
+        more = f" and {len(wide) - SHOWN} more" if len(wide) > SHOWN else ""
+        lines.append(f"float16 has not the range for {names}{more}")
+    return lines
 
 
 if __name__ == "__main__":

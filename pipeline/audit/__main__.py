@@ -116,11 +116,15 @@ def _verify(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     count = sum(len(stage.outs) for stage in here.lock.stages.values())
     with progress.bar("verify", count, " output") as bar:
         found = verify.verify(git, here, cache, lambda _: bar.update())
-    for finding in found:
+    wrong, unchecked = ([finding for finding in found if finding.checked == checked] for checked in (True, False))
+    for finding in wrong:
         print(f"{finding.what}: {finding.problem}")
-    outcome = f"{len(found)} findings" if found else "all as they were made"
+    for finding in unchecked:
+        print(f"not checked: {finding.what}: {finding.problem}")
+    outcome = f"{len(wrong)} findings" if wrong else "all as they were made"
+    outcome += f", {len(unchecked)} not checked" if unchecked else ""
     print(f"{count} outputs of {len(here.lock.stages)} stages: {outcome}")
-    return 1 if found else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ from safetensors import safe_open
 
 from pipeline import artifacts
 from pipeline.bench.items import Items
+from pipeline.export.sizes import stored_bytes, stored_weights
 
+SCALE_BITS = {"F16": 16, "BF16": 16, "F32": 32}  # by safetensors' names
 FLOAT_BITS = 32.0  # of a weight that is not quantized, as evaluate counts it
-SIZES = ("bits_per_weight", "bits_per_quantized_weight")  # what the export says of its own file
+SIZES = ("bits_per_weight", "bits_per_quantized_weight")
+PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"  # what compressed-tensors makes of a weight
 
 
 def read(content: bytes | None) -> dict[str, float] | None:
@@ -49,24 +52,44 @@ def of_items(items: Items) -> dict[str, float]:
     return found
 
 
-def of_model(folder: Path) -> dict[str, float]:
-    """The sizes of a model's file: what its manifest says of it, or what its tensors come to.
+def of_model(folder: Path, teacher: Path) -> dict[str, float]:
+    """The sizes of a model's files, measured: bytes, bits of them by a weight of the teacher, and, of packed weights,
+    bits of codes and scales by a weight of theirs. What the manifest says of sizes is not read.
+
+    Of an export whose weights are not packed the last is left out: its files do not tell of it.
+
+    Args:
+        folder: of the model. teacher: of the teacher, by whose weights it is counted; the same where that was scored.
 
     Raises:
         OSError, SafetensorError, ValueError, KeyError, TypeError: there is no such model, or it is damaged.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    facts = artifacts.read_json(folder / artifacts.MANIFEST)["facts"]
-    stored = float(sum(file.stat().st_size for file in files))
-    if all(name in facts for name in SIZES):
-        return {"weight_bytes": stored, **{name: float(facts[name]) for name in SIZES}}
-    count = 0
-    for file in files:
+    stored = float(stored_bytes(folder))
+    sizes = {"weight_bytes": stored, SIZES[0]: 8 * stored / stored_weights(teacher)}
+    if folder == teacher:
+        return {**sizes, SIZES[1]: FLOAT_BITS}
+    bits = _packed_bits(folder)
+    return sizes if bits is None else {**sizes, SIZES[1]: bits}
+
+
+def _packed_bits(folder: Path) -> float | None:
+    """Bits of codes and scales by a packed weight; None where none is packed."""
+    section = artifacts.read_json(folder / "config.json").get("quantization_config")
+    if section is None:
+        return None
+    bits_of = {target: g["weights"]["num_bits"] for g in section["config_groups"].values() for target in g["targets"]}
+    bits = weights = 0
+    for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "np") as tensors:
-            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    if not count:
-        raise ValueError(f"{folder} holds no weights")
-    return {"weight_bytes": stored, SIZES[0]: 8 * stored / count, SIZES[1]: FLOAT_BITS}
+            for name in (key.removesuffix(PACKED) for key in tensors.keys() if key.endswith(PACKED)):  # noqa: SIM118
+                scale, count = tensors.get_slice(name + SCALE), int(tensors.get_tensor(name + SHAPE).prod())
+                width = SCALE_BITS[scale.get_dtype()]
+                coded = bits_of[name if name in bits_of else "Linear"]
+                bits += count * coded + math.prod(scale.get_shape()) * width
+                weights += count
+    if not weights:
+        raise ValueError(f"{folder} holds no packed weights")
+    return bits / weights
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:

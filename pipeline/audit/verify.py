@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,25 @@ from pipeline.environment import fits
 from pipeline.inputs import differing
 from pipeline.report import summary
 
-MODEL = "--model"  # before the path of what is scored, in evaluate's command
+MODEL, TEACHER = "--model", "--teacher"  # before the paths of what is scored and of its teacher, in evaluate's command
 UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, ArithmeticError)  # what damaged files give
 CLOSE = 1e-9  # of a number that is worked out again, relative
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be: a path or a stage, and what is wrong with it."""
+    """Something that is not as it should be: a path or a stage, and what is wrong with it.
+
+    checked: whether it was; if not, the problem is why it could not be.
+    """
 
     what: str
     problem: str
+    checked: bool = True
 
 
 def verify(git: Git, version: Version, cache: Cache, advance: Callable[[str], object]) -> list[Finding]:
-    """All that is wrong with the working tree.
+    """All that is wrong with the working tree, and all that could not be checked.
 
     Hashes of all that lies in the project against dvc.lock, and file by file against the manifests; dvc.lock against
     itself, dvc.yaml (commands, and what each stage reads and makes), the code, the knobs, and what each stage wrote
@@ -57,7 +62,7 @@ def verify(git: Git, version: Version, cache: Cache, advance: Callable[[str], ob
     stale = version.lock.stale(WorkingTree(root))  # what an edited report is, is told among the hashes
     found += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in stale.items()]
     strays = _strays(git, version.lock)
-    runs = [*_declared(root, version.lock), *_recorded(version)]
+    runs = [*_declared(root, version.lock), *_recorded(root, version)]
     return [*found, *strays, *runs, *_scores(root, version), *_summary(root, version)]
 
 
@@ -136,10 +141,18 @@ def _declared(root: Path, lock: Lock) -> Iterator[Finding]:
             yield from _unlike(name, what, wanted, had)
 
 
-def _recorded(version: Version) -> Iterator[Finding]:
-    """Where dvc.lock tells of other knobs, code or libraries than a stage wrote down of itself when it began."""
-    for name, record in version.environments.items():
-        stage = version.lock.stages[name]
+def _recorded(root: Path, version: Version) -> Iterator[Finding]:
+    """Where dvc.lock tells of other knobs, code or libraries than a stage wrote down of itself when it began.
+
+    A record is read in the project, where it is what the stage wrote, or else in the cache.
+    """
+    for name, stage in version.lock.stages.items():
+        path = stage.environment
+        record = _record_here(root / path, stage.outs.get(path)) or version.environments.get(name)
+        if not record:
+            where = f"its record {path} is neither in the project nor in the cache" if path else "it wrote no record"
+            yield Finding(name, f"what it ran with: {where}", checked=False)
+            continue
         have, knobs, code = record["libraries"], record.get("knobs"), record.get("code")
         ran_with = {key: pin if fits(pin, str(have.get(key))) else have.get(key) for key, pin in stage.pins.items()}
         compared: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("version of", ran_with, stage.pins)]
@@ -149,6 +162,15 @@ def _recorded(version: Version) -> Iterator[Finding]:
             for key in differing(ran, noted):
                 problem = f"by {LOCK} the {what} {key} was {noted.get(key)}, by its own record {ran.get(key)}"
                 yield Finding(name, problem)
+
+
+def _record_here(file: Path, md5: str | None) -> dict[str, Any]:
+    """A stage's record as it lies in the project; empty where it is missing, another or damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and _md5(file) == md5 else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("libraries"), dict) else {}
 
 
 def _unlike(stage: str, what: str, wanted: Iterable[str], had: Iterable[str]) -> Iterator[Finding]:
@@ -171,15 +193,21 @@ def _scores(root: Path, version: Version) -> Iterator[Finding]:
             yield Finding(file, "it holds no numbers by name")
             continue
         folder = next((path for path, md5 in stage.made.items() if md5 == version.items(variant)), None)
-        model = re.search(rf"{MODEL} (\S+)", stage.cmd)
-        for source, give in ((folder, _of_items), (model and model[1], numbers.of_model)):
+        model, teacher = (re.search(rf"{each} (\S+)", stage.cmd) for each in (MODEL, TEACHER))
+        give_size = partial(numbers.of_model, teacher=root / teacher[1]) if teacher else None
+        for source, give in ((folder, _of_items), (model and model[1], give_size)):
             try:
-                expected |= give(root / source) if source else {}
+                expected |= give(root / source) if source and give else {}
             except UNREADABLE as error:
                 yield Finding(file, f"it cannot be held against {source}: {error!r}")
                 whole = False
-        every = [*expected, *(found if whole and folder and model else ())]
-        yield from _differing(file, found, expected, every, "what it was made from gives")
+        sure = whole and folder and model and teacher
+        unpacked = {numbers.SIZES[1]} - {*expected}  # of such weights the files do not tell it
+        names = {*expected, *(found if sure else ())} - unpacked
+        yield from _differing(file, found, expected, sorted(names), "what it was made from gives")
+        left = sorted({*found} - names) if whole else []
+        if left:
+            yield Finding(file, f"{', '.join(left)}: nothing that it was made from tells of it", checked=False)
 
 
 def _of_items(folder: Path) -> dict[str, float]:
@@ -193,7 +221,11 @@ def _summary(root: Path, version: Version) -> Iterator[Finding]:
     scores = {variant: numbers.read(tree.read(file)) for variant, file in files.items() if file}
     read = {variant: found for variant, found in scores.items() if found is not None}
     content = tree.read(path) if path else None
-    if path is None or content is None or not {*summary.VARIANTS} <= {*read}:
+    if path is None or content is None:
+        return  # told among the hashes, if a stage made it
+    missing = [variant for variant in summary.VARIANTS if variant not in read]
+    if missing:
+        yield Finding(path, f"its numbers: there are no scores of {', '.join(missing)} to read", checked=False)
         return
     found = numbers.read(content)
     if found is None:

@@ -40,11 +40,12 @@ class Items:
     answers: pd.DataFrame
     documents: pd.DataFrame
 
-    def save(self, folder: str | Path) -> None:
-        """Write the artifact, whole or not at all."""
+    def save(self, folder: str | Path, facts: dict[str, Any] | None = None) -> None:
+        """Write the artifact, whole or not at all, with facts of how it was scored."""
         with artifacts.writing(folder, ITEMS) as draft:
             self.answers.to_parquet(draft.path / "answers.parquet", index=False)
             self.documents.to_parquet(draft.path / "documents.parquet", index=False)
+            draft.facts |= facts or {}
             draft.facts["answers"], draft.facts["documents"] = len(self.answers), len(self.documents)
 
     @classmethod

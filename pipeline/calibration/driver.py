@@ -25,7 +25,7 @@ from pipeline.quant.activations import Quantizer
 from pipeline.quant.grid import sqnr
 from pipeline.quant.kv_cache import quantize_cache
 from pipeline.quant.methods import ROUNDINGS, Rounded, output_sqnr, rtn
-from pipeline.quant.model import QuantizedModel, float_tensors, untie_head
+from pipeline.quant.model import QuantizedModel, float_tensors, state, untie_head
 from pipeline.quant.observers import static_step
 from pipeline.scheme import HEAD, Activations, Scheme, Weights
 
@@ -158,8 +158,9 @@ def calibrate(
     if bad:
         raise ValueError(f"these weights are not finite: {bad}; is the teacher sound?")
     untie_head(model, set(weighted))
+    tensors = state(model)
     for name, values in float_tensors(model, set(weighted)).items():
-        model.get_parameter(name).copy_(values)
+        tensors[name].copy_(values)
     result = QuantizedModel(kv_cache=scheme.kv_cache, schemes=weighted)
     done: list[RoundedLayer] = []
     restore = quantize_cache(model, scheme.kv_cache) if scheme.kv_cache.bits else lambda: None

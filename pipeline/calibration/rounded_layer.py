@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pipeline.quant.grid import Step
 from pipeline.quant.methods import Rounded
-from pipeline.quant.model import QuantizedModel
+from pipeline.quant.model import QuantizedModel, state
 from pipeline.scheme import Weights
 
 
@@ -20,8 +20,8 @@ from pipeline.scheme import Weights
 class RoundedLayer:
     """A layer's quantized weights, by module name.
 
-    floats: its other parameters, float16, where a rescaling has changed them. rows: of the table of errors. skipped:
-    rescaling pairs that do not fold.
+    floats: the rest of its state, as the export stores it, where a rescaling has changed it. rows: of the table of
+    errors. skipped: rescaling pairs that do not fold.
     """
 
     rounded: dict[str, Rounded] = field(default_factory=dict)
@@ -31,8 +31,9 @@ class RoundedLayer:
 
     def put_into(self, model: PreTrainedModel, result: QuantizedModel) -> None:
         """Set the model's weights, and add codes, steps and latent weights to the result."""
+        tensors = state(model)
         for name, values in self.floats.items():
-            model.get_parameter(name).copy_(values)
+            tensors[name].copy_(values)
         for name, rounded in self.rounded.items():
             model.get_submodule(name).weight.copy_(rounded.weight)
             result.codes[name], result.steps[name], result.latent[name] = rounded.codes, rounded.step, rounded.latent

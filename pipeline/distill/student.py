@@ -18,8 +18,8 @@ from pipeline.distill.freeze import Frozen
 from pipeline.distill.parallel import ALONE, Processes, local
 from pipeline.freezing import ROLES
 from pipeline.quant import weights
-from pipeline.quant.grid import SCALE_DTYPE, Step
-from pipeline.quant.model import FLOAT_DTYPE, QuantizedModel, float_tensors
+from pipeline.quant.grid import Step, stored_dtype, stored_scale
+from pipeline.quant.model import QuantizedModel, float_tensors, stored_float
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,16 @@ class Student:
     def step(self, name: str) -> Step:
         """Scales and zero points [rows, n] of a linear's trained rows: calibrated, learned, or of the master."""
         if self.learns.scale == "minmax":
-            return weights.weight_step(self.masters[f"{name}.weight"].detach(), self.start.schemes[name])
+            master = self.masters[f"{name}.weight"].detach()
+            return weights.weight_step(master, self.start.schemes[name], self._scale_dtype(name))
         if self.learns.scale == "learned":
-            return Step(_stored(self.masters[f"{name}.scale"].detach()), self.steps[name].zero)
+            scale = stored_scale(self.masters[f"{name}.scale"].detach(), self._scale_dtype(name))
+            return Step(scale, self.steps[name].zero)
         return self.steps[name]
+
+    def _scale_dtype(self, name: str) -> torch.dtype:
+        """What stores a linear's scales: the same for all of its rows, whichever of them this process holds."""
+        return stored_dtype(self.start.steps[name].scale)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -87,7 +93,7 @@ class Student:
                 if inside is not None and self.learns.scale != "minmax":
                     self.inside[name] = inside
             else:
-                module.copy_(master.to(FLOAT_DTYPE))  # what the export will store
+                module.copy_(stored_float(master))  # what the export will store
 
     def split(self, key: str) -> bool:
         """Whether a master is spread over the processes: linears' weights and scales are, where they are sharded."""
@@ -152,11 +158,6 @@ class Student:
     def head(self, dtype: torch.dtype) -> Tensor:
         """The head's weight [vocabulary, hidden] in the loss's dtype; differentiable where it learns."""
         return models.head_module(self.model).weight.to(dtype)
-
-
-def _stored(scale: Tensor) -> Tensor:
-    """A learned scale as the export holds it, and above zero."""
-    return scale.clamp(min=torch.finfo(SCALE_DTYPE).tiny).to(SCALE_DTYPE).float()
 
 
 def _add(master: nn.Parameter, gradient: Tensor) -> None:

@@ -1,10 +1,11 @@
 """compressed-tensors' pack-quantized layout: what transformers, vLLM and llm-compressor load.
 
 Each quantized linear becomes weight_packed (int32, code + 2^(bits-1), low bits first, 32 codes in as many words as
-bits), weight_scale (float16 [out, groups]) and weight_shape (int64 [2]). Embeddings, norms and whatever else is not
-quantized stay in float16. Symmetric grids only: the format has packed zero points, but transformers does not read them
-back. It has no place for activations beside packed weights either, so how inputs and KV cache are quantized lies in a
-file of its own.
+bits), weight_scale ([out, groups], float16, or float32 where that does not hold them) and weight_shape (int64 [2]).
+Embeddings, norms and whatever else is not quantized stay in the dtype that the quantized model has them in, buffers in
+their own. Whoever loads the file in float32 has codes times scales exactly, whatever the scales' dtype. Symmetric grids
+only: the format has packed zero points, but transformers does not read them back. It has no place for activations
+beside packed weights either, so how inputs and KV cache are quantized lies in a file of its own.
 """
 
 import copy
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.quant.grid import SCALE_DTYPE
+from pipeline.quant.grid import stored_dtype
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import Weights
 
@@ -42,7 +43,7 @@ def write(quantized: QuantizedModel, model: PreTrainedModel, ignored: list[str],
     for name, codes in quantized.codes.items():
         scheme, step = quantized.schemes[name], quantized.steps[name]
         tensors[f"{name}.weight_packed"] = pack_to_int32(codes, scheme.bits)
-        tensors[f"{name}.weight_scale"] = step.scale.to(SCALE_DTYPE)
+        tensors[f"{name}.weight_scale"] = step.scale.to(stored_dtype(step.scale))
         tensors[f"{name}.weight_shape"] = torch.tensor(codes.shape)
     save_file(
         {name: t.contiguous() for name, t in sorted(tensors.items())},

@@ -11,26 +11,31 @@ from transformers import PreTrainedModel
 from pipeline import models
 from pipeline.artifacts import read_json, write_json
 from pipeline.export import compressed_tensors, dequantized
+from pipeline.export.proof import EXACT, check_state, choose_dtype, probe_tokens, same_logits
+from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.names import look_up
 from pipeline.quant.activations import from_json
-from pipeline.quant.grid import Step
+from pipeline.quant.grid import Step, stored_dtype
 from pipeline.quant.model import QuantizedModel, quantize_signals
 from pipeline.scheme import KVCache, Weights
 
 SIGNALS = "activations.json"  # how inputs and KV cache are quantized
-LOGITS_TOLERANCE = 1e-3  # of the largest logit: what another order of float32 sums may change
 
 
 class Format(NamedTuple):
-    """How a format is written, and how what is packed in the file is compared with the quantized model."""
+    """How a format is written, and how what is packed in the file is compared with the quantized model.
+
+    packed: whether the weights lie there as codes, to be multiplied in the dtype that the config names.
+    """
 
     write: Callable[[QuantizedModel, PreTrainedModel, list[str], Path], None]
     check: Callable[[QuantizedModel, Path], None]
+    packed: bool
 
 
 EXPORT_FORMATS = {
-    "compressed-tensors": Format(compressed_tensors.write, compressed_tensors.check),
-    "dequantized": Format(dequantized.write, dequantized.check),
+    "compressed-tensors": Format(compressed_tensors.write, compressed_tensors.check, packed=True),
+    "dequantized": Format(dequantized.write, dequantized.check, packed=False),
 }
 
 
@@ -44,13 +49,16 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
         out: an existing folder.
 
     Returns:
-        Facts for the manifest: format, sizes, and the largest difference of the logits.
+        Facts for the manifest: format, sizes, the largest difference of the logits, the dtype that the config names
+        and what it costs, and the tensors that float16 does not hold. Bits a weight are those of the file by the
+        teacher's count of weights, so that a head which is no longer the embedding counts as the size that it adds.
 
     Raises:
         ValueError: the format is unknown, or what was written does not read back as the same numbers.
     """
     chosen = look_up("export format", format_name, EXPORT_FORMATS)
     reference = models.load_model(teacher)
+    teacher_weights = stored_weights(teacher)
     linears = [name for name, module in reference.named_modules() if isinstance(module, nn.Linear)]
     chosen.write(quantized, reference, [name for name in linears if name not in quantized.codes], out)
     reference.generation_config.save_pretrained(out)
@@ -59,23 +67,44 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
 
     chosen.check(quantized, out)
     quantized.put_into(reference)()
-    difference = same_logits(reference, models.load_model(out), quantized)
+    tokens = probe_tokens(reference)
+    difference = _read_back(reference, models.load_model(out), quantized, tokens)
+    in_dtype = choose_dtype(reference, out, tokens) if chosen.packed else EXACT
     quantized_weights = sum(codes.numel() for codes in quantized.codes.values())
     quantized_bits = sum(_bits(codes, quantized.steps[n], quantized.schemes[n]) for n, codes in quantized.codes.items())
-    total_weights = quantized_weights + sum(values.numel() for values in quantized.floats.values())
-    weight_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    weight_bytes = stored_bytes(out)
     return {
         "format": format_name,
         "weight_bytes": weight_bytes,
-        "bits_per_weight": 8 * weight_bytes / total_weights,
+        "teacher_weights": teacher_weights,
+        "bits_per_weight": 8 * weight_bytes / teacher_weights,
         "bits_per_quantized_weight": quantized_bits / quantized_weights,
         "logits_difference": difference,
+        "positions": tokens.numel(),
+        "wider_than_float16": _wide(quantized, {name for name, _ in reference.named_parameters()}),
+        **in_dtype,
     }
 
 
+def _read_back(reference: PreTrainedModel, loaded: PreTrainedModel, quantized: QuantizedModel, tokens: Tensor) -> float:
+    """The largest difference of the logits, after the whole state was compared; raises ValueError if either differs."""
+    with torch.no_grad():
+        loaded(input_ids=tokens[:1], use_cache=False)  # unpacks
+    check_state(reference, loaded, quantized)
+    return same_logits(reference, loaded, tokens)
+
+
+def _wide(quantized: QuantizedModel, parameters: set[str]) -> dict[str, str]:
+    """Parameters and scales that are stored in more than float16, since that does not hold them, with their dtype."""
+    stored = {f"{name}.weight_scale": stored_dtype(step.scale) for name, step in quantized.steps.items()}
+    stored |= {name: values.dtype for name, values in quantized.floats.items() if name in parameters}
+    return {name: str(dtype).removeprefix("torch.") for name, dtype in stored.items() if dtype != torch.float16}
+
+
 def _bits(codes: Tensor, step: Step, scheme: Weights) -> int:
-    """Bits of a quantized weight: its codes, its float16 scales, and its zero points where it has any."""
-    return codes.numel() * scheme.bits + step.scale.numel() * (16 if scheme.symmetric else 16 + scheme.bits)
+    """Bits of a quantized weight: its codes, its scales, and its zero points where it has any."""
+    scale = 8 * stored_dtype(step.scale).itemsize
+    return codes.numel() * scheme.bits + step.scale.numel() * (scale if scheme.symmetric else scale + scheme.bits)
 
 
 def load_exported(folder: str | Path, dtype: str) -> PreTrainedModel:
@@ -84,25 +113,3 @@ def load_exported(folder: str | Path, dtype: str) -> PreTrainedModel:
     stored = read_json(Path(folder) / SIGNALS)
     quantize_signals(model, from_json(stored["inputs"]), KVCache(**stored["kv_cache"]))
     return model
-
-
-@torch.no_grad()
-def same_logits(reference: PreTrainedModel, loaded: PreTrainedModel, quantized: QuantizedModel) -> float:
-    """Largest difference of the logits of some tokens, as a share of the largest logit.
-
-    Raises:
-        ValueError: it exceeds LOGITS_TOLERANCE, or a reloaded weight is not exactly its code times its scale.
-    """
-    tokens = torch.randint(
-        reference.get_input_embeddings().weight.shape[0], (2, 32), generator=torch.Generator().manual_seed(0)
-    )
-    ours, theirs = reference(input_ids=tokens).logits, loaded(input_ids=tokens).logits
-    wrong = [n for n in quantized.codes if not torch.equal(loaded.get_submodule(n).weight, quantized.weight(n))]
-    if wrong:
-        raise ValueError(f"the reloaded weights are not codes times scales in {len(wrong)} linears: {wrong[:8]}")
-    difference = float((ours - theirs).abs().max() / ours.abs().max())
-    if not difference <= LOGITS_TOLERANCE:
-        raise ValueError(
-            f"the reloaded model's logits differ by {difference:.2e} of the largest, over {LOGITS_TOLERANCE}"
-        )
-    return difference

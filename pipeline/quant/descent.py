@@ -3,14 +3,14 @@
 GPTQ takes each column once, and knows no more of those after it than that they will make up for its error. Here every
 code is taken again, with all others as they have become, and set to what is best for it (QuantEase, 2309.01885); before
 each pass over the codes every scale is set to what is best for them (COMQ, 2403.07134). No step makes the error larger,
-but for the rounding of scales to float16.
+but for the rounding of scales to the dtype that stores them.
 """
 
 import torch
 from torch import Tensor
 
 from pipeline.quant import weights
-from pipeline.quant.grid import SCALE_DTYPE, Step
+from pipeline.quant.grid import Step, stored_dtype
 from pipeline.scheme import Weights
 
 
@@ -27,7 +27,7 @@ def descend(
     Returns:
         Codes float32 [out, in], their step, and what each code was rounded from, float32 [out, in].
     """
-    grid, group = weights.grid_of(scheme), scheme.group or weight.shape[1]
+    grid, group, dtype = weights.grid_of(scheme), scheme.group or weight.shape[1], stored_dtype(step.scale)
     target, codes = weight.T.contiguous(), codes.T.contiguous()  # (in, out): a column of the weight is a row here
     scale, zero = (part.T.clone() for part in step)  # (n, out)
     latent, columns = target.clone(), len(target)
@@ -36,7 +36,7 @@ def descend(
         left = hessian @ (target - now)  # (in, out): minus half the gradient by the values
         for i, at in enumerate(range(0, columns, group)):
             part = slice(at, at + group)
-            scale[i] = _best_scale(left[part], codes[part] - zero[i], hessian[part, part], scale[i])
+            scale[i] = _best_scale(left[part], codes[part] - zero[i], hessian[part, part], scale[i], dtype)
             changed = (codes[part] - zero[i]) * scale[i] - now[part]
             left.addmm_(hessian[:, part], changed, alpha=-1)
             now[part] += changed
@@ -65,11 +65,12 @@ def _values(codes: Tensor, scale: Tensor, zero: Tensor, group: int) -> Tensor:
     return (codes - zero.repeat_interleave(group, dim=0)) * scale.repeat_interleave(group, dim=0)
 
 
-def _best_scale(left: Tensor, codes: Tensor, hessian: Tensor, scale: Tensor) -> Tensor:
+def _best_scale(left: Tensor, codes: Tensor, hessian: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """A group's scales [out] with the least error for its codes less their zero point [g, out], others held.
 
-    left: the rows [g, out] of the Hessian times the error. A scale that would not be above zero stays.
+    left: the rows [g, out] of the Hessian times the error. dtype: that stores the scales. A scale that would not be
+    above zero stays.
     """
     curvature = (hessian @ codes).mul_(codes).sum(dim=0)
-    found = (scale + (left * codes).sum(dim=0) / curvature).to(SCALE_DTYPE).float()
+    found = (scale + (left * codes).sum(dim=0) / curvature).to(dtype).float()
     return torch.where((found > 0) & found.isfinite(), found, scale)

@@ -2,7 +2,8 @@
 
 Uniform integer grids of b bits. Symmetric: codes [-2^(b-1), 2^(b-1) - 1], zero at 0. Asymmetric: codes [0, 2^b - 1] and
 an integer zero point. Rounding is half to even. A scale is rounded to the dtype that the export stores before it is
-used, so that the fake-quantized weight and the packed file hold the same numbers.
+used, so that the fake-quantized weight and the packed file hold the same numbers: float16, or float32 for a weight
+whose scales leave float16's range.
 
 Values that share a scale lie along the last dimension: all of it, or groups of it (`grouped`).
 """
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 SCALE_DTYPE = torch.float16
+WIDE_SCALE_DTYPE = torch.float32  # of a weight whose scales float16 does not hold
+SCALE_ERROR = 2.0**-8  # what rounding may move a weight's scales by, as a share of them: 0.2 dB of SQNR at most
 
 
 class Step(NamedTuple):
@@ -48,18 +51,17 @@ class Grid:
 
         Returns:
             Step of the same shape, each scale exactly representable in `dtype`. All-zero groups have scale 1; a scale
-            that falls below the least normal number of `dtype` is that number.
+            that falls below the least number of `dtype` (see `stored_scale`) is that number.
 
         Raises:
             ValueError: a scale exceeds the range of `dtype`.
         """
         least, greatest = least.float().clamp(max=0), greatest.float().clamp(min=0)
         low, high = self.range
-        width = torch.maximum(-least, greatest) / high if self.symmetric else (greatest - least) / (high - low)
-        scale = width.to(dtype).float()
+        width = self._width(least, greatest)
+        scale = stored_scale(width, dtype)
         if bool(scale.isinf().any()):
             raise ValueError(f"values up to {float(width.amax() * high):.3g} need a scale beyond the range of {dtype}")
-        scale = scale.clamp(min=torch.finfo(dtype).tiny)
         scale = torch.where((least == 0) & (greatest == 0), torch.ones_like(scale), scale)
         zero = torch.zeros_like(scale) if self.symmetric else (-least / scale).round().clamp(low, high)
         return Step(scale, zero)
@@ -68,6 +70,26 @@ class Grid:
         """Min-max step over the last dimension, which is kept with size 1."""
         least, greatest = x.aminmax(dim=-1, keepdim=True)
         return self.step(least, greatest, dtype)
+
+    def scale_dtype(self, least: Tensor, greatest: Tensor) -> torch.dtype:
+        """In what the scales of a weight are stored: float16, or float32 where float16's range is too small for them.
+
+        That is where one of them exceeds it, or where rounding moves them by more than SCALE_ERROR, as it does below
+        some 2^-18, where float16's numbers are 2^-24 apart. Large scales count for more, as their errors do; so a few
+        outputs that are next to nothing do not widen the others' scales.
+
+        Args:
+            least, greatest: of the values that share a scale, of the whole weight; any shape.
+        """
+        width = self._width(least.float().clamp(max=0), greatest.float().clamp(min=0)).double()
+        error = stored_scale(width.float(), SCALE_DTYPE).double().sub(width).where(width > 0, 0)
+        fits = bool(error.square().sum() <= SCALE_ERROR**2 * width.square().sum())  # not where one is infinite
+        return SCALE_DTYPE if fits else WIDE_SCALE_DTYPE
+
+    def _width(self, least: Tensor, greatest: Tensor) -> Tensor:
+        """The exact scale of values in a range that holds 0."""
+        low, high = self.range
+        return torch.maximum(-least, greatest) / high if self.symmetric else (greatest - least) / (high - low)
 
     def quantize(self, x: Tensor, step: Step) -> Tensor:
         """Codes clamp(round(x / scale) + zero), as float32 of x's shape."""
@@ -103,6 +125,24 @@ class Grid:
 def grouped(x: Tensor, group: int) -> Tensor:
     """A view [..., n, group] of x [..., n * group]; group 0: [..., 1, width]."""
     return x.unflatten(-1, (-1, group or x.shape[-1]))
+
+
+def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A scale as `dtype` stores it, as float32: rounded to nearest, and above zero.
+
+    Of float16 the subnormal numbers are used, too, which in float32 are like any other. They are multiples of 2^-24, so
+    far apart that a scale rounded down would clip: there it is rounded up.
+    """
+    least = torch.finfo(dtype).tiny
+    stored = scale.to(dtype).float()
+    if dtype != torch.float16:
+        return stored.clamp(min=least)
+    return torch.where(scale < least, (scale * 2.0**24).ceil().clamp(min=1) * 2.0**-24, stored)
+
+
+def stored_dtype(scale: Tensor) -> torch.dtype:
+    """The smallest dtype that holds these scales exactly: float16 or float32."""
+    return SCALE_DTYPE if torch.equal(scale.to(SCALE_DTYPE).float(), scale.float()) else WIDE_SCALE_DTYPE
 
 
 def sqnr(reference: Tensor, approximation: Tensor) -> float:

@@ -232,12 +232,13 @@ def _best_step(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor]
     """
     grid, values = weights.grid_of(scheme), grouped(weight, scheme.group)
     least, greatest = values.aminmax(dim=-1, keepdim=True)
-    best, share = grid.step(least, greatest), torch.ones_like(least)
+    dtype = grid.scale_dtype(least, greatest)
+    best, share = grid.step(least, greatest, dtype), torch.ones_like(least)
     lowest = torch.full_like(least, torch.inf)
 
     def attempt(candidate: Tensor) -> None:
         nonlocal best, share, lowest
-        step = grid.step(candidate * least, candidate * greatest)
+        step = grid.step(candidate * least, candidate * greatest, dtype)
         found = loss(grid.dequantize(grid.quantize(values, step), step).sub_(values))[..., None]
         better = found < lowest
         best = Step(*(torch.where(better, new, old) for new, old in zip(step, best, strict=True)))

@@ -1,8 +1,8 @@
 """A quantized model as an artifact: what calibrate and distill make, and analyze, distill and export read.
 
-It holds codes, scales and zero points of every quantized linear, how inputs and KV cache are quantized, the tensors
-that stay in float (rounded to the dtype that the export stores, so that nothing changes on the way out), and the latent
-weights that training starts from.
+It holds codes, scales and zero points of every quantized linear, how inputs and KV cache are quantized, all else that
+the model's state has (parameters rounded to the dtype that the export stores, so that nothing changes on the way out,
+and buffers as they are), and the latent weights that training starts from.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,23 @@ from transformers import PreTrainedModel
 from pipeline import artifacts
 from pipeline.quant import activations, weights
 from pipeline.quant.activations import Quantizer, quantize_inputs
-from pipeline.quant.grid import SCALE_DTYPE, Step
+from pipeline.quant.grid import Step, stored_dtype
 from pipeline.quant.kv_cache import quantize_cache
 from pipeline.scheme import KVCache, Weights
 
-FLOAT_DTYPE = torch.float16  # of embeddings, norms and whatever else is not quantized
+FLOAT_DTYPE = torch.float16  # of embeddings, norms and whatever else is not quantized, where its range is enough
+FLOAT_ERROR = 2.0**-10  # what rounding to float16 may change a tensor by, as a share of it: twice what it does in range
+CHUNK = 2**24  # values that are compared at once
 
 
 @dataclass
 class QuantizedModel:
-    """A causal LM's quantized linears, by module name, and its other tensors, by parameter name.
+    """A causal LM's quantized linears, by module name, and its other tensors, by their names in the model's state.
 
     schemes: of each quantized weight. codes: int8 or uint8 [out, in]. steps: scale and zero point, float32 [out, n],
-    each scale representable in float16. inputs: the quantizer of each linear's input, where it has one.
-    floats: float16. latent: float32 [out, in], empty for a finished student.
+    each scale representable in what `stored_dtype` says of them, float16 as a rule. inputs: the quantizer of each
+    linear's input, where it has one. floats: parameters in float16, or bfloat16 or float32 where that does not hold
+    them; persistent buffers in their own dtype. latent: float32 [out, in], empty for a finished student.
     """
 
     schemes: dict[str, Weights] = field(default_factory=dict)
@@ -68,7 +71,7 @@ class QuantizedModel:
         asymmetric = [name for name, scheme in self.schemes.items() if not scheme.symmetric]
         return {
             "codes": self.codes,
-            "scales": {name: step.scale.to(SCALE_DTYPE) for name, step in self.steps.items()},
+            "scales": {name: step.scale.to(stored_dtype(step.scale)) for name, step in self.steps.items()},
             "zero_points": {name: self.steps[name].zero.to(torch.uint8) for name in asymmetric},
             "floats": self.floats,
             "latent": self.latent,
@@ -120,17 +123,17 @@ class QuantizedModel:
             ValueError: the two do not have the same tensors.
         """
         self.untie(model)
-        parameters = dict(model.named_parameters())
+        tensors = state(model)
         ours = {name: values.shape for name, values in self.floats.items()}
         ours |= {f"{name}.weight": codes.shape for name, codes in self.codes.items()}
-        theirs = {name: parameter.shape for name, parameter in parameters.items()}
+        theirs = {name: tensor.shape for name, tensor in tensors.items()}
         differ = sorted({name for name, _ in ours.items() ^ theirs.items()})
         if differ:
             raise ValueError(f"the quantized model does not fit the float one: {differ[:8]} differ")
         for name, values in self.floats.items():
-            parameters[name].copy_(values)
+            tensors[name].copy_(values)
         for name in self.codes:
-            parameters[f"{name}.weight"].copy_(self.weight(name))
+            tensors[f"{name}.weight"].copy_(self.weight(name))
         return quantize_signals(model, self.inputs, self.kv_cache)
 
 
@@ -158,18 +161,52 @@ def untie_head(model: PreTrainedModel, own: set[str]) -> None:
             model.config.tie_word_embeddings = False
 
 
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's state, by name: parameters, those that are shared once, and persistent buffers."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                tensors[f"{prefix}.{name}" if prefix else name] = buffer
+    return tensors
+
+
 def float_tensors(model: nn.Module, quantized: set[str]) -> dict[str, Tensor]:
-    """The parameters that are not the weight of a quantized linear, rounded to the dtype that the export stores.
+    """All of a model's state but the weights of quantized linears, as the export stores it.
+
+    Parameters are rounded, see `stored_float`. Buffers stay as they are: a model keeps what must not be rounded there,
+    as routers' corrections (e_score_correction_bias) and activations' constants (xIELU's beta and eps).
 
     Raises:
-        ValueError: one of them does not fit that dtype's range.
+        ValueError: a parameter is not finite; all of them are named.
     """
     kept = {
-        name: p.detach().to(FLOAT_DTYPE)
-        for name, p in model.named_parameters()
+        name: stored_float(values.detach()) if isinstance(values, nn.Parameter) else values.detach().clone()
+        for name, values in state(model).items()
         if name.removesuffix(".weight") not in quantized
     }
-    bad = [name for name, values in kept.items() if not bool(values.isfinite().all())]
+    parameters = {name for name, _ in model.named_parameters()}
+    bad = [name for name in kept if name in parameters and not bool(kept[name].isfinite().all())]
     if bad:
-        raise ValueError(f"these tensors leave the range of {FLOAT_DTYPE}, in which the export stores them: {bad}")
+        raise ValueError(f"these tensors are not finite: {bad}; is the teacher sound?")
     return kept
+
+
+def stored_float(values: Tensor) -> Tensor:
+    """A parameter that is not quantized, in the dtype that the export stores.
+
+    That is float16, unless it would round the tensor by more than FLOAT_ERROR of its norm, as where values exceed its
+    range or lie, as all of them do, near its least number, 2^-24; then bfloat16, where that is exact, else float32.
+    What comes out comes out the same again.
+    """
+    if not values.is_floating_point():
+        return values
+    half = values.to(FLOAT_DTYPE)
+    error = norm = 0.0
+    for exact, rounded in zip(values.reshape(-1).split(CHUNK), half.reshape(-1).split(CHUNK), strict=True):
+        error += float((rounded.float() - exact).double().square().sum())
+        norm += float(exact.double().square().sum())
+    if error <= FLOAT_ERROR**2 * norm:
+        return half
+    wide = values.to(torch.bfloat16)
+    return wide if torch.equal(wide.to(values.dtype), values) else values.clone()

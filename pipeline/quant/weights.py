@@ -3,6 +3,7 @@
 Scales and zero points are float32 [out, n], n the number of groups; n divides the input width.
 """
 
+import torch
 from torch import Tensor
 
 from pipeline.quant.grid import Grid, Step, grouped
@@ -14,9 +15,14 @@ def grid_of(scheme: Weights) -> Grid:
     return Grid(scheme.bits, scheme.symmetric)
 
 
-def weight_step(weight: Tensor, scheme: Weights) -> Step:
-    """Min-max scale and zero point of each output channel or group: [out, n]."""
-    scale, zero = grid_of(scheme).step_of(grouped(weight, scheme.group))
+def weight_step(weight: Tensor, scheme: Weights, dtype: torch.dtype | None = None) -> Step:
+    """Min-max scale and zero point of each output channel or group: [out, n].
+
+    dtype: of the scales; None: the smallest that holds them, see `Grid.scale_dtype`.
+    """
+    grid = grid_of(scheme)
+    least, greatest = grouped(weight, scheme.group).aminmax(dim=-1, keepdim=True)
+    scale, zero = grid.step(least, greatest, dtype or grid.scale_dtype(least, greatest))
     return Step(scale.squeeze(-1), zero.squeeze(-1))
 
 

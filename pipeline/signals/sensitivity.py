@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline import models
-from pipeline.quant.model import QuantizedModel
+from pipeline.quant.model import QuantizedModel, state
 from pipeline.signals.labels import Text
 
 CHUNK = 256  # tokens whose logits are held at once, beside the teacher's of a whole batch
@@ -75,7 +75,8 @@ def _quantized_layer(model: PreTrainedModel, quantized: QuantizedModel, prefix: 
     """Let the parameters whose names begin so have the quantized model's numbers."""
     floats = {name: values for name, values in quantized.floats.items() if name.startswith(prefix)}
     weights = {f"{name}.weight": quantized.weight(name) for name in quantized.codes if name.startswith(prefix)}
-    parameters = {name: model.get_parameter(name) for name in (*floats, *weights)}
+    tensors = state(model)
+    parameters = {name: tensors[name] for name in (*floats, *weights)}
     before = {name: parameter.clone() for name, parameter in parameters.items()}
     try:
         for name, values in (*floats.items(), *weights.items()):

@@ -5,13 +5,16 @@ import math
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline import models
 from pipeline.audit import numbers
 from pipeline.bench import agreement, items, text
+from pipeline.export.formats import export
 from stages.evaluate import sizes
 from tests import tiny
+from tests.unit.export.quantized import quantized
 
 
 @pytest.mark.parametrize(
@@ -64,17 +67,35 @@ def test_accuracy_and_its_error_are_those_of_the_harness():
     assert without["accuracy.stderr"] == pytest.approx(math.hypot(mean_stderr(right["a"]), mean_stderr(right["b"])) / 2)
 
 
-def test_sizes_are_those_that_evaluate_counts(teacher_folder: Path, tmp_path: Path):
-    """Of the teacher from its tensors, tied ones once; of an export as its manifest says."""
-    model = models.load_model(teacher_folder)
-    manifest = {"kind": "teacher", "facts": {}}
-    for file in teacher_folder.glob("*.safetensors"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    expected = sizes(teacher_folder, model, {})
-    assert numbers.of_model(tmp_path) == pytest.approx(expected)
-    facts = {"bits_per_weight": 8.2, "bits_per_quantized_weight": 4.02, "weight_bytes": 1}
-    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "facts": facts}))
-    assert numbers.of_model(tmp_path) == pytest.approx(sizes(teacher_folder, model, facts))
-    with pytest.raises(OSError, match="manifest"):
-        numbers.of_model(tmp_path / "nothing")
+def test_sizes_of_the_teacher_are_those_that_evaluate_counts(teacher_folder: Path, tmp_path: Path):
+    """From its tensors, tied ones once."""
+    found = numbers.of_model(teacher_folder, teacher_folder)
+    assert found == pytest.approx(sizes(teacher_folder, {}))
+    weights = sum(p.numel() for p in models.load_model(teacher_folder).parameters())
+    assert found["bits_per_weight"] == 8 * found["weight_bytes"] / weights
+    with pytest.raises(ValueError, match="holds no weights"):
+        numbers.of_model(tmp_path, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("scheme", ["W4", "groups", "mixed"])
+def test_sizes_of_an_export_are_measured_and_come_to_what_it_says_of_itself(
+    teacher_folder: Path, tmp_path: Path, scheme: str
+):
+    """Whatever a manifest claims."""
+    facts = export(quantized(scheme), teacher_folder, "compressed-tensors", tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": "int4", "facts": {"bits_per_weight": 1.0}}))
+    said = sizes(tmp_path, facts)
+    assert numbers.of_model(tmp_path, teacher_folder) == pytest.approx(said)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(key for key in tensors if key.endswith("weight_scale"))
+    save_file({**tensors, name: tensors[name].float()}, tmp_path / "model.safetensors")
+    larger = numbers.of_model(tmp_path, teacher_folder)
+    assert all(larger[size] > said[size] for size in ("weight_bytes", *numbers.SIZES))
+
+
+def test_of_weights_that_are_not_packed_the_files_do_not_tell_what_they_would_take(
+    teacher_folder: Path, tmp_path: Path
+):
+    facts = export(quantized("W4"), teacher_folder, "dequantized", tmp_path)
+    found = numbers.of_model(tmp_path, teacher_folder)
+    assert found == pytest.approx({name: sizes(tmp_path, facts)[name] for name in ("weight_bytes", "bits_per_weight")})

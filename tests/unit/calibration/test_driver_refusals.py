@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.calibration.driver import plan
+from pipeline.quant.grid import stored_dtype
 from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 from tests import tiny
 from tests.families import family
@@ -119,11 +120,12 @@ def test_weights_that_are_not_finite_are_all_named(tokens: Tensor, valid: Tensor
     assert str(names) in str(caught.value)
 
 
-def test_a_weight_whose_scale_leaves_float16_is_named(tokens: Tensor, valid: Tensor):
+def test_a_weight_whose_scale_leaves_float16_has_scales_of_float32(tokens: Tensor, valid: Tensor):
     model = tiny.llama()
     model.get_submodule(Q).weight[0, 0] = 1e6
-    with pytest.raises(ValueError, match=rf"{Q}: values up to 1e\+06 need a scale beyond the range"):
-        run(tokens, valid, "rtn", W4A16, model, measure=False)
+    found = run(tokens, valid, "rtn", W4A16, model, measure=False).model
+    assert found.steps[Q].scale[0, 0] == torch.tensor(1e6) / 7
+    assert {name for name, step in found.steps.items() if stored_dtype(step.scale) == torch.float32} == {Q}
 
 
 def test_a_linear_that_the_forward_never_calls_is_named(tokens: Tensor, valid: Tensor):

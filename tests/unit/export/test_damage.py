@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from pipeline.export.formats import EXPORT_FORMATS, Format, export, same_logits
+from pipeline.export.formats import EXPORT_FORMATS, export
+from pipeline.export.proof import check_state, probe_tokens, same_logits
 from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
 from tests import tiny
@@ -45,14 +46,14 @@ def one_linear_less(model: QuantizedModel) -> QuantizedModel:
         (one_code_off, rf"codes or scales read back from the export differ in 1 linears: \['{Q}'\]"),
         (one_scale_off, rf"codes or scales read back from the export differ in 1 linears: \['{Q}'\]"),
         (one_linear_less, rf"the export holds other linears: \['{Q}'\]"),
-        (one_norm_off, "the reloaded model's logits differ by"),
+        (one_norm_off, r"the reloaded model's state differs in 1 tensors: \['model.norm.weight'\]"),
     ],
 )
 def test_a_writer_that_writes_other_numbers_is_caught(
     teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable, message: str
 ):
     sound = EXPORT_FORMATS["compressed-tensors"]
-    broken = Format(lambda model, *rest: sound.write(damage(model), *rest), sound.check)
+    broken = sound._replace(write=lambda model, *rest: sound.write(damage(model), *rest))
     monkeypatch.setitem(EXPORT_FORMATS, "compressed-tensors", broken)
     with pytest.raises(ValueError, match=message):
         export(quantized("groups"), teacher_folder, "compressed-tensors", tmp_path)
@@ -63,7 +64,7 @@ def test_of_a_dequantized_model_too_a_single_bit_is_caught(
     teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable
 ):
     sound = EXPORT_FORMATS["dequantized"]
-    broken = Format(lambda model, *rest: sound.write(damage(model), *rest), sound.check)
+    broken = sound._replace(write=lambda model, *rest: sound.write(damage(model), *rest))
     monkeypatch.setitem(EXPORT_FORMATS, "dequantized", broken)
     with pytest.raises(ValueError, match=rf"not codes times scales in 1 linears: \['{Q}'\]"):
         export(quantized("asymmetric"), teacher_folder, "dequantized", tmp_path)
@@ -90,15 +91,16 @@ def twins() -> tuple[PreTrainedModel, PreTrainedModel]:
 def test_a_reloaded_weight_that_is_not_code_times_scale_is_caught(twins: tuple[PreTrainedModel, PreTrainedModel]):
     """Even where the logits hardly move."""
     reference, loaded = twins
-    assert same_logits(reference, loaded, quantized("W4")) == 0
+    check_state(reference, loaded, quantized("W4"))
+    assert same_logits(reference, loaded, probe_tokens(reference)) == 0
     weight = loaded.get_submodule(Q).weight
     weight[2, 2] = torch.nextafter(weight[2, 2], torch.tensor(9.0))
     with pytest.raises(ValueError, match="not codes times scales in 1 linears"):
-        same_logits(reference, loaded, quantized("W4"))
+        check_state(reference, loaded, quantized("W4"))
 
 
 def test_logits_that_are_not_numbers_do_not_pass(twins: tuple[PreTrainedModel, PreTrainedModel]):
     reference, loaded = twins
     loaded.model.norm.weight[0] = float("nan")
     with pytest.raises(ValueError, match="the reloaded model's logits differ by nan"):
-        same_logits(reference, loaded, quantized("W4"))
+        same_logits(reference, loaded, probe_tokens(reference))
