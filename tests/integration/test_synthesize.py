@@ -47,6 +47,8 @@ def test_a_share_of_the_text_is_conversations(tmp_path: Path) -> None:
     assert 15 < chats.sum() < 45
     assert json.loads((tmp_path / "corpus/manifest.json").read_text())["facts"]["chats"] == chats.sum()
     assert not corpus.prefix[chats].any()
+    assert (corpus.sampled_from[chats] == len(opening)).all()
+    assert (corpus.sampled_from[~chats] == corpus.prefix[~chats] + 1).all()
     for tokens, length, chat in zip(corpus.tokens, corpus.lengths, chats, strict=True):
         ends = (tokens[1:] == tokenizer.eos_token_id).nonzero().flatten() + 2
         passed = 2 if chat else 0  # the end of the system's words and of the user's

@@ -122,7 +122,7 @@ def test_all_damages_are_named_at_once(tmp_path: Path):
 
 @pytest.mark.parametrize("wanted", [INT4, Kind("corpus", 2, "synthesize")])
 def test_another_kind_or_version_is_named(tmp_path: Path, wanted: Kind):
-    message = f"holds 'corpus' version 1, but '{wanted.name}' version {wanted.version} is needed.*stage: {wanted.stage}"
+    message = f"holds 'corpus' version {CORPUS.version}, but '{wanted.name}' version {wanted.version} is needed.*stage: {wanted.stage}"
     with pytest.raises(ValueError, match=message):
         reading(write(tmp_path / "corpus"), wanted)
 
@@ -166,7 +166,7 @@ def test_a_manifest_that_is_no_text_is_named(tmp_path: Path):
 def test_a_manifest_without_kind_or_version_is_another_kind_or_version(tmp_path: Path, lost: str):
     folder = write(tmp_path / "corpus")
     (folder / MANIFEST).write_text(json.dumps({key: WHOLE[key] for key in WHOLE if key != lost}))
-    with pytest.raises(ValueError, match=r"holds .*None.*but 'corpus' version 1 is needed"):
+    with pytest.raises(ValueError, match=rf"holds .*None.*but 'corpus' version {CORPUS.version} is needed"):
         reading(folder, CORPUS)
 
 

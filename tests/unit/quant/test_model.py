@@ -141,7 +141,10 @@ def test_a_changed_tensor_is_refused(name: str, tmp_path: Path):
 def test_another_artifact_is_refused(tmp_path: Path):
     with artifacts.writing(tmp_path / "corpus", artifacts.CORPUS):
         pass
-    with pytest.raises(ValueError, match=rf"holds 'corpus' version 1, but 'quantized' version {QUANTIZED.version}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"holds 'corpus' version {artifacts.CORPUS.version}, but 'quantized' version {QUANTIZED.version}",
+    ):
         QuantizedModel.load(tmp_path / "corpus")
 
 
