@@ -104,7 +104,8 @@ def _kind(said: Mapping[str, Any]) -> str:
 def _write(tensors: Tensors, read: Read, scratch: Path) -> int:
     """Write each part anew, its codes dequantized; returns how many weights were codes."""
     scratch.mkdir(parents=True, exist_ok=True)
-    held, coded = {}, 0
+    held: dict[str, str] = {}
+    coded = 0
     for file, part in tensors.parts.items():
         there = {}
         for name in part.keys():  # noqa: SIM118
