@@ -13,10 +13,11 @@ from pipeline.report import page
 HASH = 16  # digits of a sha256 in the picture; the text has all
 TEMPLATE = Path(__file__).with_name("page.html")
 METHOD = (
-    "Verdicts are about the version before (or the baseline), on the items and documents that both were scored on: "
-    "McNemar's exact test for accuracy; for perplexity, KL and top-1 agreement a paired bootstrap over documents, or a "
-    "paired t-test where that is less sure; with Holm's correction over all {count} comparisons of this page at 5 %. "
-    "They say what these models do on text and questions of this kind, not what another seed would give."
+    "Verdicts are about the version before (or the baseline) and about the number beside them, on the items and documents "
+    "that both were scored on (where these are not all, it says so): for accuracy, a mean over tasks, a permutation test "
+    "within the tasks (of one task McNemar's exact test); for perplexity, KL and top-1 agreement a paired bootstrap over "
+    "documents, or a paired t-test where that is less sure; with Holm's correction over all {count} comparisons of this "
+    "page at 5 %. They say what these models do on text and questions of this kind, not what another seed would give."
 )
 
 
