@@ -9,17 +9,20 @@ from safetensors import safe_open
 
 from pipeline import artifacts
 from pipeline.bench.items import Items
+from pipeline.bench.provenance import READ
 
 FLOAT_BITS = 32.0  # of a weight that is not quantized, as evaluate counts it
 SIZES = ("bits_per_weight", "bits_per_quantized_weight")  # what the export says of its own file
 
 
 def read(content: bytes | None) -> dict[str, float] | None:
-    """Numbers by their names, as JSON; None where there is no such thing."""
+    """Numbers by their names, as JSON; None where there is no such thing. What scores were read from is left out."""
     try:
         found = json.loads(content or b"")
     except ValueError:
         return None
+    if isinstance(found, dict):
+        found.pop(READ, None)
     if not isinstance(found, dict) or not all(type(value) in (int, float) for value in found.values()):
         return None
     try:

@@ -9,6 +9,7 @@ import pandas as pd
 from pipeline.audit import changes
 from pipeline.audit.compare import Entry
 from pipeline.audit.verdicts import BETTER, SAME, WORSE
+from pipeline.report import summary
 
 STUDENT = "student"
 HEADLINE = {
@@ -62,9 +63,11 @@ def tidy(entries: Sequence[Entry]) -> pd.DataFrame:
         version = entry.version
         same = {"version": version.name, "commit": version.commit, "stale": version.outdated}
         for name, value in version.metrics.items():
-            if not name.endswith(".stderr"):
-                error = version.metrics.get(f"{name}.stderr", math.nan)
-                rows.append({**same, "kind": "metric", "name": name, "value": value, "stderr": error})
+            if not name.endswith(summary.DETAILS):
+                details = {
+                    end: version.metrics.get(f"{name}.{end}", math.nan) for end in ("stderr", "low", "high", "p")
+                }
+                rows.append({**same, "kind": "metric", "name": name, "value": value, **details})
         for pair in entry.pairs:
             shared = {**same, "kind": "comparison", "variant": pair.variant, "against": pair.against}
             rows += [

@@ -170,7 +170,7 @@ def _scores(root: Path, version: Version) -> Iterator[Finding]:
         if found is None:
             yield Finding(file, "it holds no numbers by name")
             continue
-        folder = next((path for path, md5 in stage.made.items() if md5 == version.items(variant)), None)
+        folder = version.items_folder(variant)
         model = re.search(rf"{MODEL} (\S+)", stage.cmd)
         for source, give in ((folder, _of_items), (model and model[1], numbers.of_model)):
             try:
@@ -189,20 +189,25 @@ def _of_items(folder: Path) -> dict[str, float]:
 def _summary(root: Path, version: Version) -> Iterator[Finding]:
     """Numbers of the report that do not follow from the scores."""
     tree, path = WorkingTree(root), summary_file(version.lock)
-    files = {variant: version.scores(variant) for variant in version.variants}
-    scores = {variant: numbers.read(tree.read(file)) for variant, file in files.items() if file}
-    read = {variant: found for variant, found in scores.items() if found is not None}
     content = tree.read(path) if path else None
-    if path is None or content is None or not {*summary.VARIANTS} <= {*read}:
-        return
+    files = {variant: version.scores(variant) for variant in version.variants}
+    contents = {variant: tree.read(file) for variant, file in files.items() if file}
+    whole = {*summary.VARIANTS} <= {variant for variant, scores in contents.items() if numbers.read(scores) is not None}
+    if path is None or content is None or not whole:
+        return  # told among the hashes and the scores
     found = numbers.read(content)
     if found is None:
         yield Finding(path, "it holds no numbers by name")
         return
     try:
-        expected = summary.summarize(read)
+        scores = {variant: json.loads(contents[variant] or b"") for variant in summary.VARIANTS}
+        folders = {variant: root / (version.items_folder(variant) or "") for variant in summary.VARIANTS}
+        expected = summary.summarize(scores, {name: Items.load(at).documents for name, at in folders.items()})
     except KeyError as error:
         yield Finding(path, f"the scores that it is made from have no {error}")
+        return
+    except UNREADABLE as error:
+        yield Finding(path, f"it cannot be held against the scores and items: {error}")
         return
     yield from _differing(path, found, expected, [*expected, *found], "the scores give")
 

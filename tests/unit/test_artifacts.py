@@ -190,4 +190,6 @@ def test_scores_are_written_flat_and_finite(tmp_path: Path):
     assert (tmp_path / "scores" / "ptq.json").read_text() == '{\n "a": 0.5,\n "b": 2.0\n}\n'
     with pytest.raises(ValueError, match="kl"):
         artifacts.write_scores(tmp_path / "bad.json", {"kl": float("inf"), "top1": 1.0})
+    artifacts.write_scores(tmp_path / "scores" / "rtn.json", {"a": 0.5}, {"text": "ab"})
+    assert json.loads((tmp_path / "scores" / "rtn.json").read_text()) == {"a": 0.5, "read": {"text": "ab"}}
     assert [p.name for p in tmp_path.iterdir()] == ["scores"]
