@@ -16,7 +16,7 @@ repro: $(VENV)/ready
 ablation: $(VENV)/ready            # freeze policies x seeds, what is not finished of them; goes on where it was stopped
 	python -m pipeline.flow sweep $(SWEEP) --jobs $(JOBS)
 	dvc repro report
-	@echo "the table: $(SWEEP:.yaml=)/table.md; the curves: data/report/index.html, section Sweeps"
+	@echo "the table: $(SWEEP:.yaml=)/table.md; the curves: data/report/sweeps.html"
 
 audit: $(VENV)/ready               # the last versions and all experiments: what changed, what the differences show
 	python -m pipeline.audit
@@ -45,6 +45,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/python -m pipeline.environment
 	@touch $@
 
 clean:

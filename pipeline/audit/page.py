@@ -22,11 +22,17 @@ METHOD = (
 )
 
 
-def render(entries: Sequence[Entry], metric: str, cache: Cache, sweeps: Sequence[dict[str, Any]] = ()) -> str:
+def render(
+    entries: Sequence[Entry],
+    metric: str,
+    cache: Cache,
+    sweeps: Sequence[dict[str, Any]] = (),
+    left_out: Sequence[str] = (),
+) -> str:
     """The page of an audit, with the lineage of a metric of its last version, where that has it.
 
     Args:
-        sweeps: as `pipeline.report.sweeps.sections` gives them.
+        sweeps: as `pipeline.report.sweeps.sections` gives them. left_out: the names of those of other models.
     """
     count = sum(len(pair.found) for entry in entries for pair in entry.pairs)
     last = entries[-1].version
@@ -46,6 +52,7 @@ def render(entries: Sequence[Entry], metric: str, cache: Cache, sweeps: Sequence
         scores=picture.scores(entries, [f"{name}.{table.STUDENT}" for name in ("perplexity", "kl", "accuracy")]),
         entries=[_entry(entry) for entry in entries],
         sweeps=sweeps,
+        left_out=left_out,
         lineage=lineage,
     )
 

@@ -21,7 +21,7 @@ from pipeline.audit.locks import LOCK, PARAMS, PINS, Lock, Stage, command, overl
 from pipeline.audit.trees import Git, WorkingTree, folder_md5
 from pipeline.audit.versions import EVALUATE, Version, summary_file
 from pipeline.bench.items import Items
-from pipeline.environment import fits
+from pipeline.environment import PYTHON, TOPICS, fits
 from pipeline.inputs import differing
 from pipeline.report import summary
 
@@ -140,9 +140,14 @@ def _recorded(version: Version) -> Iterator[Finding]:
     """Where dvc.lock tells of other knobs, code or libraries than a stage wrote down of itself when it began."""
     for name, record in version.environments.items():
         stage = version.lock.stages[name]
-        have, knobs, code = record["libraries"], record.get("knobs"), record.get("code")
-        ran_with = {key: pin if fits(pin, str(have.get(key))) else have.get(key) for key, pin in stage.pins.items()}
-        compared: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("version of", ran_with, stage.pins)]
+        have, knobs, code = (
+            {PYTHON: record.get("python"), **record["libraries"]},
+            record.get("knobs"),
+            record.get("code"),
+        )
+        pins = {key: pin for key, pin in stage.pins.items() if key != PYTHON or TOPICS in stage.knobs.values()}
+        ran_with = {key: pin if fits(pin, str(have.get(key))) else have.get(key) for key, pin in pins.items()}
+        compared: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("version of", ran_with, pins)]
         if isinstance(knobs, dict) and isinstance(code, dict):  # records of before 2026-11-27 have neither
             compared += [("knob", knobs, stage.knobs), ("md5 of", code, {path: stage.deps.get(path) for path in code})]
         for what, ran, noted in compared:
