@@ -116,7 +116,8 @@ def recorded(sweep: Sweep) -> dict[str, Result]:
         for row in points.to_dict("records"):
             names = [str(key) for key in row if any(str(key) in (name, name + ERROR) for name in sweep.metrics)]
             scores = {name: float(row[name]) for name in names if pd.notna(row[name])}
-            drawn = lines.get(row["experiment"], pd.DataFrame({"step": []})).dropna(axis="columns", how="all")
+            drawn = lines.get(row["experiment"], pd.DataFrame({"step": pd.Series(dtype="int64")}))
+            drawn = drawn if drawn.empty else drawn.dropna(axis="columns", how="all")
             known = {name: str(row[name]) if pd.notna(row.get(name)) else UNKNOWN for name in ORIGIN}
             code = listed.get(known["code"], {})
             if {*sweep.metrics} <= {*scores} and {"step", *sweep.columns} <= {*drawn}:
