@@ -113,13 +113,13 @@ def _commits(git: Git, files: SweepFiles, name: str, cache: Cache, unchecked: li
 
 
 def _scores(files: SweepFiles, point: Mapping[Any, Any], content: bytes | None, file: str) -> Iterator[Finding]:
-    expected = numbers.read(content) if content is not None else None
-    for metric in files.lineage["metrics"] if expected is not None else ():
+    expected = numbers.read(content) or {}
+    for metric in files.lineage["metrics"]:
         for name in (metric, f"{metric}.stderr"):
-            if name in point and name in (expected or {}) and not _same(point[name], (expected or {})[name]):
+            if name in point and name in expected and not _same(point[name], expected[name]):
                 yield Finding(
                     file, f"{name} of {point['experiment']} is {point[name]}, its commit has {expected[name]}"
-                )  # type: ignore[index]
+                )
 
 
 def _lines(files: SweepFiles, point: Mapping[Any, Any], content: bytes | None, file: str) -> Iterator[Finding]:

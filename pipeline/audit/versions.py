@@ -199,9 +199,10 @@ def _metrics(tree: Tree, lock: Lock, stale: Container[str], cache: Cache) -> tup
         return written(tree, lock), False
     current = [variant for variant in summary.VARIANTS if f"{EVALUATE}{variant}" not in stale]
     scores = {variant: found for variant in current if (found := _scores(lock, variant, cache))}
-    items = {variant: found for variant in current if (found := cache.items(_items(lock, variant) or ""))}
+    kept = {variant: cache.items(_items(lock, variant) or "") for variant in current}
+    documents = {variant: items.documents for variant, items in kept.items() if items is not None}
     try:
-        return summary.summarize(scores, {variant: each.documents for variant, each in items.items()}), False
+        return summary.summarize(scores, documents), False
     except (KeyError, ValueError):  # a variant is behind or not in the cache, the code of then scored less, or a mix
         return written(tree, lock), True
 

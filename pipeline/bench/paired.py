@@ -44,9 +44,9 @@ def sign_flips(tasks: Sequence[np.ndarray], resamples: int = RESAMPLES) -> float
     beyond = drawn = 0
     for draws in (RESAMPLES, max(resamples, RESAMPLES)):
         if beyond == 0:
-            random = np.random.default_rng(0)
-            heads = {size: random.binomial(count, 0.5, draws) for size, count in coins.items()}
-            sums = sum((2 * heads[size] - count) / size for size, count in coins.items())
+            random, sums = np.random.default_rng(0), np.zeros(draws)
+            for size, count in coins.items():
+                sums += (2 * random.binomial(count, 0.5, draws) - count) / size
             beyond, drawn = int((np.abs(sums) >= shown - ROUNDING).sum()), draws
     return (beyond + 1) / (drawn + 1)
 
