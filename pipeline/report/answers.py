@@ -10,8 +10,8 @@ from pipeline.report import summary as summaries
 
 MEGA = 1e6
 RUN = {
-    "compressed-tensors": "Plain transformers loads it, with the weights packed as integers (compressed-tensors).",
-    "dequantized": "Plain transformers loads it, as a float32 model of the same numbers; nothing is packed.",
+    "compressed-tensors": "plain transformers reads it, the weights packed as integers (compressed-tensors).",
+    "dequantized": "plain transformers reads it, as a float32 model of the same numbers; nothing is packed.",
 }
 
 
@@ -87,16 +87,20 @@ def _good(summary: Mapping[str, float]) -> Answer:
             gap = "It is worse than round to nearest (RTN)."
     return Answer(
         "Is it good?",
-        f"KL {kl:.3f} nats a token",
-        f"RTN: {nearest:.3f}. The most likely next token is the teacher's at {100 * summary['top1.student']:.1f} % of "
-        f"positions. Perplexity {student:.2f}; teacher {teacher:.2f}, RTN {rtn:.2f}. {gap}",
+        f"KL {kl:.3f}, RTN {nearest:.3f}",
+        f"Nats a token from the teacher, which has 0. The most likely next token is the teacher's at "
+        f"{100 * summary['top1.student']:.1f} % of positions. "
+        f"Perplexity {student:.2f}; teacher {teacher:.2f}, RTN {rtn:.2f}. {gap}",
     )
 
 
 def _loses(summary: Mapping[str, float], changes: list[Change]) -> Answer:
     shown = [change for change in changes if change.p < paired.LEVEL and change.difference < 0]
+    above = 100 * (summary["perplexity.student"] / summary["perplexity.teacher"] - 1)
+    student, teacher = (100 * summary[f"accuracy.{variant}"] for variant in ("student", "teacher"))
     means = (
-        f"Mean accuracy {100 * summary['accuracy.student']:.1f} %, teacher {100 * summary['accuracy.teacher']:.1f} %."
+        f"Mean accuracy {student:.1f} %, teacher {teacher:.1f} %. Perplexity is {abs(above):.0f} % "
+        f"{'above' if above >= 0 else 'below'} the teacher's."
     )
     if shown:
         return Answer("Where does it lose?", ", ".join(change.task for change in shown), f"{_listed(shown)}. {means}")
@@ -111,7 +115,7 @@ def _large(summary: Mapping[str, float]) -> Answer:
     return Answer(
         "How large is it?",
         f"{student / MEGA:.3g} MB",
-        f"{student / teacher:.0%} of the teacher's {teacher / MEGA:.3g} MB; RTN takes {rtn / MEGA:.3g} MB. "
+        f"{100 * student / teacher:.0f} % of the teacher's {teacher / MEGA:.3g} MB; RTN takes {rtn / MEGA:.3g} MB. "
         f"{summary['bits_per_weight.student']:.2f} bits a weight in all, "
         f"{summary['bits_per_quantized_weight.student']:.2f} of a quantized one, scales included.",
     )
@@ -123,7 +127,7 @@ def _runs(export: str, inputs_quantized: bool, folder: str) -> Answer:
         if inputs_quantized
         else ""
     )
-    return Answer("Can I run it?", f"from_pretrained({folder!r})", f"{RUN[export]}{inputs}")
+    return Answer("Can I run it?", "Yes, from_pretrained loads it", f"{folder}: {RUN[export]}{inputs}")
 
 
 def _listed(changes: list[Change]) -> str:

@@ -27,6 +27,7 @@ COLOURS = {
     "other": "#000000",
 }
 VARIANT_COLOURS = {"teacher": "#333333", "rtn": "#d9a441", "ptq": "#4c78a8", "student": "#b01e3b"}
+OTHERS = ("#54a24b", "#9467bd", "#8c8c8c", "#c49c6b", "#72b7b2", "#6b5b95", "#000000")  # what is no variant
 STYLE: Any = {
     "svg.hashsalt": "permafrost",
     "svg.fonttype": "none",
@@ -202,13 +203,12 @@ def sizes(points: Sequence[tuple[str, float, float]], teacher: float) -> str:
         points: name, bytes of the weights and KL (nats a token) of each; the variants by their names, which have their
             colours. teacher: bytes of its weights; its KL is nothing.
     """
-    others = matplotlib.colormaps["tab10"]
 
     def draw(figure: Figure) -> None:
         axis: Axes = figure.subplots()
         for i, (name, stored, kl) in enumerate(points):
             own = name in VARIANT_COLOURS
-            colour, mark = (VARIANT_COLOURS[name], "o") if own else (others(i % 10), "D")
+            colour, mark = (VARIANT_COLOURS[name], "o") if own else (OTHERS[i % len(OTHERS)], "D")
             label = f"{name}: {stored / 1e6:.3g} MB, KL {kl:.3g}"
             axis.plot([stored / 1e6], [kl], marker=mark, ms=9 if own else 6, ls="", color=colour, label=label)
         axis.axvline(

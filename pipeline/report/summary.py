@@ -109,7 +109,7 @@ def gap_note(summary: Mapping[str, float]) -> str:
         return f"RTN loses nothing in log-perplexity ({size:+.2g} nats a token), so there is no gap to win back."
     return (
         f"RTN's gap in log-perplexity, {size:.2g} nats a token, is inside its own error (p = {p:.2g}), so no share of "
-        "it is given; more `evaluate.windows` might tell."
+        "it is given; more evaluate.windows might tell."
     )
 
 

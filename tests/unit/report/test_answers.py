@@ -38,15 +38,17 @@ def told(summary: dict[str, float] = SUMMARY, after: dict[str, list[bool]] = AFT
 
 def test_four_questions_have_short_and_long_answers():
     good, loses, large, runs = told().values()
-    assert good.short == "KL 0.200 nats a token"
+    assert good.short == "KL 0.200, RTN 0.600"
     assert "68 % (61 to 72) of what round to nearest (RTN) loses is won back" in good.long
-    assert all(number in good.long for number in ("26.00", "20.00", "45.00", "0.600", "79.5 %"))
+    assert all(number in good.long for number in ("26.00", "20.00", "45.00", "79.5 %"))
     assert loses.short == "piqa"
     assert "piqa -31.2 points (-42.6 to -19.9)" in loses.long
     assert large.short == "167 MB"
-    assert "31% of the teacher's 538 MB" in large.long
+    assert "31 % of the teacher's 538 MB" in large.long
     assert "9.92 bits a weight" in large.long
-    assert runs.short == "from_pretrained('data/int4/student')"
+    assert "Perplexity is 30 % above the teacher's." in loses.long
+    assert runs.short.startswith("Yes")
+    assert runs.long.startswith("data/int4/student: plain transformers reads it, the weights packed")
     assert "leaves them in float" in runs.long
 
 
