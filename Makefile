@@ -18,7 +18,7 @@ repro: $(VENV)/ready
 ablation: $(VENV)/ready            # freeze policies x seeds, what is not finished of them; goes on where it was stopped
 	python -m pipeline.flow sweep $(SWEEP) --jobs $(JOBS)
 	dvc repro report
-	@echo "the table: $(SWEEP:.yaml=)/table.md; the curves: data/report/index.html, section Sweeps"
+	@echo "the table: $(SWEEP:.yaml=)/table.md; the curves: data/report/sweeps.html"
 
 audit: $(VENV)/ready               # the last versions and all experiments: what changed, what the differences show
 	python -m pipeline.audit
@@ -51,6 +51,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "installing the versions that constraints.txt pins into $(VENV): 2.5 GB with PyTorch's CPU build, some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/python -m pipeline.environment
 	@touch $@
 
 clean:

@@ -134,8 +134,8 @@ def write_text(file: Path, text: str) -> None:
     part.replace(file)
 
 
-def write_scores(file: Path, scores: dict[str, float]) -> None:
-    """A variant's scores: one flat object of finite numbers.
+def write_scores(file: Path, scores: dict[str, float], read: dict[str, str] | None = None) -> None:
+    """A variant's scores: one flat object of finite numbers; and `read`, what they were read from, where that is given.
 
     Raises:
         ValueError: a score is not finite.
@@ -144,7 +144,7 @@ def write_scores(file: Path, scores: dict[str, float]) -> None:
     if bad:
         raise ValueError(f"these scores are not finite: {bad}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, scores)
+    write_json(file, {**scores, **({"read": read} if read else {})})
 
 
 def _files(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ a stage that ran on another machine makes nothing else stale.
 
 import os
 import platform
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,12 +18,18 @@ from pipeline import artifacts, float_type
 from pipeline.inputs import Inputs
 
 PINS = Path("versions.yaml")
+KNOBS = Path("params.yaml")
 SETTINGS = ("ATEN_", "DNNL_", "MKL_", "ONEDNN_")  # variables that change which instructions are taken
 INSTALL = "pip install --constraint constraints.txt --editable ."
+PYTHON = "python"  # its pin, whose help topics are the text that perplexity is measured on
+TOPICS = "pydoc"  # as evaluate.text names them
 
 
-def check(file: Path = PINS) -> dict[str, str]:
+def check(file: Path = PINS, knobs: Path = KNOBS) -> dict[str, str]:
     """The versions that are installed of the libraries that the file pins.
+
+    Where the knobs say that perplexity is measured on Python's own help topics, Python's version is held against its
+    pin, too; it may be any else.
 
     Raises:
         ValueError: the file is missing or no mapping of names to versions, or another version is installed of some
@@ -34,6 +41,7 @@ def check(file: Path = PINS) -> dict[str, str]:
         raise ValueError(f"{file}: {getattr(error, 'strerror', error)}; `git restore {file}`") from None
     if not isinstance(pins, dict) or not all(isinstance(pin, str) for pin in pins.values()):
         raise ValueError(f'{file}: expected library: "version", one a line, in quotes; got {pins!r}')
+    pinned_python = pins.pop(PYTHON, None)
     found = {library: _installed(library) for library in pins}
     wrong = [
         f"{library} {pins[library]} is pinned, and {have or 'none'} is installed"
@@ -43,7 +51,42 @@ def check(file: Path = PINS) -> dict[str, str]:
     if wrong:
         remedy = f"`{INSTALL}`, or pin what is installed, and the stages that depend on it run anew"
         raise ValueError("\n  ".join([f"{file} has {len(wrong)} problem(s); {remedy}:", *wrong]))
+    running = platform.python_version()
+    if pinned_python not in (None, running) and _reads_topics(knobs):
+        raise ValueError(
+            f"{file} pins Python {pinned_python}, and this is {running}. Perplexity's text (evaluate.text: {TOPICS}) "
+            "comes with Python and changes with it. `python -m pipeline.environment` pins this one, and `evaluate` "
+            f"scores all variants anew; or run Python {pinned_python}, or set evaluate.text to a file of your own"
+        )
     return found
+
+
+def pin_python(file: Path = PINS) -> str:
+    """Make the Python that runs this the pinned one; the version that was pinned before, or an empty one.
+
+    Raises:
+        ValueError: the file is missing.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}; `git restore {file}`") from None
+    line = rf'^{PYTHON}: "(.*)"$'
+    before = re.search(line, text, re.MULTILINE)
+    now = f'{PYTHON}: "{platform.python_version()}"'
+    if before is None:
+        artifacts.write_text(file, f"{text.rstrip()}\n{now}\n")
+    elif before[0] != now:
+        artifacts.write_text(file, re.sub(line, now, text, flags=re.MULTILINE))
+    return before[1] if before else ""
+
+
+def _reads_topics(knobs: Path) -> bool:
+    """Whether the knobs ask for Python's own help topics; knobs that cannot be read are for others to complain of."""
+    try:
+        return bool(yaml.safe_load(knobs.read_text(encoding="utf-8"))["evaluate"]["text"] == TOPICS)
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return False
 
 
 def fits(pin: str, installed: str) -> bool:
@@ -131,3 +174,20 @@ def _installed(library: str) -> str:
         return version(library)
     except PackageNotFoundError:
         return ""
+
+
+def main() -> None:
+    """Pin the Python that runs this, and say so where it was another."""
+    try:
+        before = pin_python()
+    except ValueError as error:
+        sys.exit(str(error))
+    if before != platform.python_version():
+        print(
+            f"{PINS}: Python {before or 'was not pinned'} -> {platform.python_version()}; the text that perplexity is "
+            "measured on comes with it, so `evaluate` scores anew"
+        )
+
+
+if __name__ == "__main__":
+    main()

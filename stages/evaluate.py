@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import artifacts, float_type, models, params, progress
-from pipeline.bench import agreement, harness, items, text
+from pipeline.bench import agreement, harness, items, provenance, text
 from pipeline.corpus import Corpus, valid_mask
 from pipeline.export.formats import load_exported
 from pipeline.export.sizes import stored_bytes, stored_weights
@@ -32,13 +32,20 @@ def work() -> str:
         scores, measured = text.perplexity(model, windows, bar.update)
         valid = valid_mask(lengths, tokens.shape[1])
         agreed, by_sequence = agreement.agreement(model, teacher, tokens, valid, bar.update)
-    accuracy, answered = harness.accuracy(
+    accuracy, answered, asked = harness.accuracy(
         model, tokenizer, list(knobs.tasks), folder, knobs.limit, knobs.batch, Path("runs/datasets") / variant
     )
     scores |= agreed | accuracy | sizes(args.model, facts)
     made = items.Items(items.answers(answered), items.documents(measured + by_sequence))
     made.save(args.items, {"dtype": knobs.dtype})
-    artifacts.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()})
+    read = {
+        "teacher": artifacts.fingerprint(args.teacher),
+        "text": text.text_sha256(prose),
+        "windows": provenance.of_tokens(windows.numpy()),
+        "held_out": provenance.of_tokens(tokens.numpy(), lengths.numpy()),
+        **asked,
+    }
+    artifacts.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()}, read)
     return variant
 
 

@@ -10,8 +10,9 @@ import pandas as pd
 import yaml
 
 from pipeline import artifacts, params
-from pipeline.bench import text
-from pipeline.report import page, plots, signals, sweeps
+from pipeline.bench.items import Items
+from pipeline.bench.provenance import READ
+from pipeline.report import answers, page, plots, signals, sweep_files, sweeps
 from pipeline.report import summary as summaries
 from stages import run
 
@@ -30,15 +31,18 @@ def work() -> None:
         "student",
         "int4",
         "scores",
+        "items",
         "sweeps",
         "page",
+        "sweeps_page",
         "summary",
         "tasks",
     )
     args = run.begin("report", *names)
     knobs = params.load()
     scores = {v: json.loads((Path(args.scores) / f"{v}.json").read_text()) for v in summaries.VARIANTS}
-    summary = summaries.summarize(scores)
+    items = {v: Items.load(Path(args.items) / v) for v in summaries.VARIANTS}
+    summary = summaries.summarize(scores, {variant: each.documents for variant, each in items.items()})
     facts = {
         "signals": artifacts.reading(args.signals, artifacts.SIGNALS),
         "student": artifacts.reading(args.student, artifacts.QUANTIZED),
@@ -51,25 +55,48 @@ def work() -> None:
     folders = {name: Path(getattr(args, name)) for name in names[:8]}
     folders |= {f"int4/{v}": Path(args.int4) / v for v in ("rtn", "ptq", "student")}
     folders |= {f"scores/{v}": Path(args.scores) / f"{v}.json" for v in summaries.VARIANTS}
+    read, changes = (
+        scores["student"].get(READ, {}),
+        answers.task_changes(items["teacher"].answers, items["student"].answers),
+    )
+    quantized_inputs = knobs.scheme.activations.bits > 0 or knobs.scheme.kv_cache.bits > 0
+    manifest = artifacts.read_json(folders["teacher"] / artifacts.MANIFEST)
+    found, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
+    sized, elsewhere = sweeps.sizes(found, sweep_files.digest(read) if read else sweep_files.UNKNOWN)
+    dtypes = _dtypes(args.environment.parent) if args.environment else {}
     content = page.render(
         title=knobs.report.title,
         subtitle=_subtitle(knobs, folders["teacher"]),
-        verdict=page.verdict(summary),
+        answers=answers.answers(
+            summary, changes, knobs.export.format, quantized_inputs, (Path(args.int4) / "student").as_posix()
+        ),
         scores=summaries.rows(summary, facts["calibration"]["method"]),
-        protocol=_protocol(knobs),
+        gap_note=summaries.gap_note(summary),
+        protocol=_protocol(knobs, read.get("text", ""), dtypes.get("evaluate@student", knobs.evaluate.dtype)),
+        size_plot=plots.sizes([*_own_sizes(summary), *sized], summary["weight_bytes.teacher"]),
+        size_note=_size_note(len(sized), elsewhere),
         task_plot=plots.tasks(summary, tasks, summaries.VARIANTS),
         benchmark_note=_benchmark_note(knobs),
         training_text=_training_text(log, facts["student"]),
         training_plot=plots.training(log),
-        sweeps=sweeps.sections(Path(args.sweeps)),
+        sweeps=[files.folder.name for files in found],
         signals=signals.section(folders["signals"], table, variants, facts["student"]["freeze"]),
         errors=_errors(folders["calibration"]),
         lineage=page.lineage(folders),
         params=yaml.safe_dump(yaml.safe_load(Path("params.yaml").read_text()), sort_keys=False),
+        dtypes=dtypes,
         libraries={name: version(name) for name in LIBRARIES},
+    )
+    sweeps_content = page.render(
+        page.TEMPLATES / "sweeps_page.html",
+        title=f"Sweeps: {knobs.report.title}",
+        subtitle=_subtitle(knobs, folders["teacher"]),
+        sweeps=sweeps.sections(found, Path()),
+        left_out=left_out,
     )
     Path(args.page).parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_text(Path(args.page), content)
+    artifacts.write_text(Path(args.sweeps_page), sweeps_content)
     artifacts.write_json(Path(args.summary), summary)
     bars = pd.DataFrame(summaries.bars(summary, tasks), columns=["task", "accuracy"])
     artifacts.write_text(Path(args.tasks), bars.to_csv(index=False, lineterminator="\n"))
@@ -82,14 +109,40 @@ def _subtitle(knobs: params.Params, teacher: Path) -> str:
     return f"{source[knobs.teacher.source]} ({kind}), {knobs.scheme}"
 
 
-def _protocol(knobs: params.Params) -> str:
+def _own_sizes(summary: dict[str, float]) -> list[sweeps.Size]:
+    """The quantized variants, as the picture of sizes shows them."""
+    quantized = [variant for variant in summaries.VARIANTS if f"kl.{variant}" in summary]
+    return [(name, summary[f"weight_bytes.{name}"], summary[f"kl.{name}"]) for name in quantized]
+
+
+def _size_note(shown: int, elsewhere: int) -> str:
+    told = "The nearer to the corner below on the left, the better; weights, embedding and head are all counted."
+    if not shown:
+        told += " `python -m pipeline.flow sweep sweeps/sizes.yaml` adds other formats of about these sizes."
+    if elsewhere:
+        told += (
+            f" {elsewhere} points of sweeps are left out: their KL was measured on another text, or it is not known."
+        )
+    return told
+
+
+def _dtypes(environments: Path) -> dict[str, str]:
+    """What each stage computed in, as far as the stages wrote it down.
+
+    The records are no dep of the report: what another dtype changes, it changes in what the stage made, which is one.
+    """
+    records = {file.stem: artifacts.read_json(file) for file in sorted(environments.glob("*.json"), key=_order)}
+    return {stage: str(record["dtype"]) for stage, record in records.items() if record.get("dtype")}
+
+
+def _protocol(knobs: params.Params, text_sha256: str, dtype: str) -> str:
     e = knobs.evaluate
-    prose = text.read_text(e.text, e.benchmarks)
-    name = "CPython's pydoc_data.topics" if e.text == text.PYDOC else e.text
+    name = "CPython's pydoc_data.topics" if e.text == "pydoc" else e.text
     return (
         f"Perplexity: {e.windows} windows of {e.window} tokens from the start of {name} (sha256 "
-        f"{text.text_sha256(prose)[:16]}), each alone, no BOS, {e.dtype}; its error is over windows. Gap won back: "
-        f"share of RTN's loss in log-perplexity. KL (nats a token) and top-1 agreement are against the teacher on "
+        f"{text_sha256[:16]}), each alone, no BOS, {dtype}; its error is over windows. Gap won back: "
+        f"share of RTN's loss in log-perplexity, in brackets its 95 % interval, from the windows in pairs. "
+        f"KL (nats a token) and top-1 agreement are against the teacher on "
         f"{knobs.synthesize.held_out} held-out sequences of its own. Accuracy: zero-shot mean over the tasks below."
     )
 

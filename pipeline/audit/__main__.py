@@ -5,13 +5,15 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from pipeline import artifacts, progress
-from pipeline.audit import compare, page, table, trace, verify, versions
+from pipeline.audit import compare, page, results, table, trace, verify, versions
 from pipeline.audit.cache import Cache
+from pipeline.audit.results import teacher
 from pipeline.audit.trees import Git
 from pipeline.audit.versions import HERE, Version
 from pipeline.names import unknown
@@ -60,8 +62,10 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     names, problems = args.versions or versions.default(git, args.commits), list[str]()
     found = _load(git, names, cache, problems if args.versions else None)
     baseline = _load(git, [args.baseline] if args.baseline else [], cache, problems)
+    drawn, left_out = list[dict[str, Any]](), list[str]()
     try:
-        drawn = sweeps.sections(git.root / SWEEPS, curves=False)  # the report draws those
+        of_model, left_out = sweeps.results(git.root / SWEEPS, teacher(git.root))
+        drawn = sweeps.sections(of_model, git.root, curves=False)  # the report draws those
     except ValueError as error:
         problems.append(str(error))
     if found and args.metric not in (METRIC, *found[-1].metrics):
@@ -76,7 +80,7 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     with progress.bar("audit", len(found), " version") as bar:
         entries = compare.audit(found, before, cache, bar.update)
     args.out.mkdir(parents=True, exist_ok=True)
-    artifacts.write_text(args.out / "index.html", page.render(entries, args.metric, cache, drawn))
+    artifacts.write_text(args.out / "index.html", page.render(entries, args.metric, cache, drawn, left_out))
     artifacts.write_text(args.out / "audit.csv", table.tidy(entries).to_csv(index=False, lineterminator="\n"))
     print(table.text(table.overview(entries), shutil.get_terminal_size().columns))
     print(f"the page: {args.out / 'index.html'}; every number: {args.out / 'audit.csv'}")
@@ -116,11 +120,13 @@ def _verify(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     count = sum(len(stage.outs) for stage in here.lock.stages.values())
     with progress.bar("verify", count, " output") as bar:
         found = verify.verify(git, here, cache, lambda _: bar.update())
-    wrong, unchecked = ([finding for finding in found if finding.checked == checked] for checked in (True, False))
+    of_sweeps, unknown = results.verify(git, git.root / SWEEPS, cache)
+    wrong = [finding for finding in (*found, *of_sweeps) if finding.checked]
+    unchecked = [f"{finding.what}: {finding.problem}" for finding in found if not finding.checked] + unknown
     for finding in wrong:
         print(f"{finding.what}: {finding.problem}")
-    for finding in unchecked:
-        print(f"not checked: {finding.what}: {finding.problem}")
+    for line in unchecked:
+        print(f"not checked: {line}")
     outcome = f"{len(wrong)} findings" if wrong else "all as they were made"
     outcome += f", {len(unchecked)} not checked" if unchecked else ""
     print(f"{count} outputs of {len(here.lock.stages)} stages: {outcome}")

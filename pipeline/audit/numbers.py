@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from pipeline import artifacts
 from pipeline.bench.items import Items
+from pipeline.bench.provenance import READ
 from pipeline.export.sizes import stored_bytes, stored_weights
 
 SCALE_BITS = {"F16": 16, "BF16": 16, "F32": 32}  # by safetensors' names
@@ -18,11 +19,13 @@ PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"  # wha
 
 
 def read(content: bytes | None) -> dict[str, float] | None:
-    """Numbers by their names, as JSON; None where there is no such thing."""
+    """Numbers by their names, as JSON; None where there is no such thing. What scores were read from is left out."""
     try:
         found = json.loads(content or b"")
     except ValueError:
         return None
+    if isinstance(found, dict):
+        found.pop(READ, None)
     if not isinstance(found, dict) or not all(type(value) in (int, float) for value in found.values()):
         return None
     try:

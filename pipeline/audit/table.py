@@ -9,6 +9,7 @@ import pandas as pd
 from pipeline.audit import changes
 from pipeline.audit.compare import Entry
 from pipeline.audit.verdicts import BETTER, SAME, WORSE
+from pipeline.report import summary
 
 STUDENT = "student"
 HEADLINE = {
@@ -23,7 +24,7 @@ NAME = 20  # letters of a name that leave room for the commit beside it
 INDENT = "    "
 COLUMNS = [
     *("version", "commit", "kind", "name", "variant", "value", "stderr", "stale"),
-    *("against", "pairs", "before", "difference", "low", "high", "p", "corrected", "verdict"),
+    *("against", "pairs", "of", "before", "difference", "low", "high", "p", "corrected", "verdict"),
 ]
 
 
@@ -37,7 +38,8 @@ def overview(entries: Sequence[Entry], variant: str = STUDENT) -> list[list[str]
 
 
 def cell(entry: Entry, variant: str, metric: str) -> str:
-    """A score with its standard error, and what its difference from the version before shows."""
+    """A score with its standard error, and what its difference from the version before shows; where they have not all
+    items in common, of how many that is said."""
     name = f"{metric}.{variant}"
     if name not in entry.version.metrics:
         return "-"
@@ -46,7 +48,9 @@ def cell(entry: Entry, variant: str, metric: str) -> str:
     if entry.version.outdated:
         return f"{text} {STALE}"
     found = entry.verdict(variant, HEADLINE[metric])
-    return f"{text} {SIGNS[found.verdict]}" if found else text
+    if not found:
+        return text
+    return f"{text} {SIGNS[found.verdict]}{'' if found.whole else f' on {found.pairs} of {found.of}'}"
 
 
 def tidy(entries: Sequence[Entry]) -> pd.DataFrame:
@@ -59,9 +63,11 @@ def tidy(entries: Sequence[Entry]) -> pd.DataFrame:
         version = entry.version
         same = {"version": version.name, "commit": version.commit, "stale": version.outdated}
         for name, value in version.metrics.items():
-            if not name.endswith(".stderr"):
-                error = version.metrics.get(f"{name}.stderr", math.nan)
-                rows.append({**same, "kind": "metric", "name": name, "value": value, "stderr": error})
+            if not name.endswith(summary.DETAILS):
+                details = {
+                    end: version.metrics.get(f"{name}.{end}", math.nan) for end in ("stderr", "low", "high", "p")
+                }
+                rows.append({**same, "kind": "metric", "name": name, "value": value, **details})
         for pair in entry.pairs:
             shared = {**same, "kind": "comparison", "variant": pair.variant, "against": pair.against}
             rows += [
@@ -71,13 +77,13 @@ def tidy(entries: Sequence[Entry]) -> pd.DataFrame:
                     "value": each.after,
                     "before": each.before,
                     "difference": each.difference,
-                    **{key: getattr(each, key) for key in ("pairs", "low", "high", "p", "corrected", "verdict")},
+                    **{key: getattr(each, key) for key in ("pairs", "of", "low", "high", "p", "corrected", "verdict")},
                 }
                 for each in pair.found
             ]
             if pair.note:
                 rows.append({**shared, "verdict": pair.note})
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"pairs": "Int64"})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"pairs": "Int64", "of": "Int64"})
 
 
 def text(rows: Sequence[Sequence[str]], width: int) -> str:

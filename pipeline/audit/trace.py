@@ -24,8 +24,10 @@ def lines(version: Version, metric: str, cache: Cache) -> Iterator[str]:
     """
     if metric not in version.metrics:
         raise ValueError(f"{version.name}: {unknown('metric', metric, version.metrics)}")
-    error = version.metrics.get(f"{metric}.stderr")
-    yield f"{metric} = {version.metrics[metric]:.6g}{'' if error is None else f' ± {error:.2g}'}"
+    error, low, high = (version.metrics.get(f"{metric}.{end}") for end in ("stderr", "low", "high"))
+    sure = "" if error is None else f" ± {error:.2g}"
+    sure += "" if low is None or high is None else f" (95 %: {low:.3g} to {high:.3g})"
+    yield f"{metric} = {version.metrics[metric]:.6g}{sure}"
     yield f"in {version.name}{f' ({version.commit[:HASH]}, {version.about})' if version.commit else ''}"
     told: set[str] = set()
     for link in links(version, metric):

@@ -1,8 +1,10 @@
 """Two versions compared item by item and document by document, and what the differences show.
 
-Accuracy by McNemar's exact test on the items that exactly one of the two answers correctly. Perplexity, KL and top-1
-agreement by a paired bootstrap over documents, whose tails are too short where the documents are few: where a paired
-t-test is less sure, its p-value stands. All comparisons that an audit makes are one family: their p-values are
+Each verdict is about the number that the scores show. Accuracy, a mean over tasks of each task's mean, by a permutation
+test within the tasks on the items that exactly one of the two answers correctly; of one task this is McNemar's exact
+test. Perplexity (by its logarithm), KL and top-1 agreement, means over documents, by a paired bootstrap over these,
+whose tails are too short where the documents are few: where a paired t-test is less sure, its p-value stands. All
+comparisons that an audit makes are one family: their p-values are
 corrected by Holm's method, so that among any number of comparisons of versions that do not differ, a difference is
 shown in one of twenty audits at most. The items are what is sampled: a verdict is about these two models on text and
 questions of this kind, not about what another seed would have given.
@@ -11,17 +13,14 @@ questions of this kind, not about what another seed would have given.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from pipeline.bench import paired
 from pipeline.bench.items import Items
+from pipeline.bench.paired import LEVEL, RESAMPLES
 
-LEVEL = 0.05
-RESAMPLES = 10_000
-NORMAL = float(stats.norm.ppf(0.975))  # 2.5 % of the normal distribution lie beyond
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 HIGHER_IS_BETTER = {"log_perplexity": False, "kl": False, "top1": True, "accuracy": True}
 Column = tuple[list[tuple[int, str]], np.ndarray]  # place and hash of each document or item, and their values [n]
@@ -33,8 +32,8 @@ class Comparison:
 
     Attributes:
         measure: log_perplexity, kl (nats a token), top1, accuracy, or accuracy.{task} (shares).
-        pairs: items or documents that both were scored on.
-        before, after: means over them.
+        pairs: items or documents that both were scored on. of: as many as the scores are over.
+        before, after: means over the pairs; the scores themselves where `pairs` is `of`.
         low, high: 95 % interval of the difference, not corrected.
         p: that the difference is chance, not corrected. corrected: by Holm, over all of an audit.
         verdict: better, worse or no difference shown, by the corrected p.
@@ -47,6 +46,7 @@ class Comparison:
     low: float
     high: float
     p: float
+    of: int = 0
     corrected: float = math.nan
     verdict: str = ""
 
@@ -54,6 +54,11 @@ class Comparison:
     def difference(self) -> float:
         """Mean after less mean before."""
         return self.after - self.before
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is about all that the scores are over, so about the scores themselves."""
+        return self.pairs == self.of
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,20 @@ def compare(before: Scored, after: Scored, resamples: int = RESAMPLES) -> list[C
     documents, answers = _paired(before.documents, after.documents), _paired(before.answers, after.answers)
     found = [bootstrap(measure, *values, resamples) for measure, values in documents.items()]
     if answers:
-        found.append(_accuracy("accuracy", *(np.concatenate(values) for values in zip(*answers.values(), strict=True))))
-    return found + [_accuracy(f"accuracy.{task}", *answers[task]) for task in sorted(answers)]
+        found.append(_accuracy("accuracy", [answers[task] for task in sorted(answers)], resamples))
+    found += [_accuracy(f"accuracy.{task}", [answers[task]], resamples) for task in sorted(answers)]
+    return [replace(each, of=_asked(each.measure, before, after)) for each in found]
+
+
+def _asked(measure: str, before: Scored, after: Scored) -> int:
+    """How many items or documents the larger of two scores of a measure is over."""
+
+    def count(scored: Scored) -> int:
+        task = measure.partition(".")[2]
+        columns = scored.documents.items() if measure in scored.documents else scored.answers.items()
+        return sum(len(rows) for name, (rows, _) in columns if name in (measure, task) or measure == "accuracy")
+
+    return max(count(before), count(after))
 
 
 def _columns(table: pd.DataFrame, group: str, place: str, value: str) -> dict[str, Column]:
@@ -120,45 +137,12 @@ def judged(found: Sequence[Comparison]) -> list[Comparison]:
 
 
 def bootstrap(measure: str, before: np.ndarray, after: np.ndarray, resamples: int) -> Comparison:
-    """The mean difference of paired values [n], its percentile interval, and twice the smaller tail beyond nothing.
+    """The mean difference of paired values [n], as `paired.bootstrap` judges it.
 
-    The interval is of RESAMPLES; where none of them lies beyond nothing, p is of all `resamples`, and at least
-    2 / (resamples + 1). Every measure of the same number of pairs sees the same ones. Student's p stands where it is
-    larger.
+    Every measure of the same number of pairs sees the same resamples.
     """
-    apart, n = after - before, len(after)
-    weights = _resampled(n, max(resamples, RESAMPLES))
-    means = weights[:RESAMPLES] @ apart
-    low, high = np.quantile(means, [0.025, 0.975])
-    if _tail(means) == 0:
-        means = weights @ apart
-    p = max(min(1.0, 2 * (_tail(means) + 1) / (len(means) + 1)), _student(apart))
-    return Comparison(measure, n, float(before.mean()), float(after.mean()), float(low), float(high), p)
-
-
-def _student(apart: np.ndarray) -> float:
-    """Two-sided p-value of a paired t-test; one difference alone says nothing, and equal ones leave no doubt."""
-    if len(apart) < 2:
-        return 1.0
-    error = float(apart.std(ddof=1)) / math.sqrt(len(apart))
-    return float(2 * stats.t.sf(abs(float(apart.mean())) / error, len(apart) - 1)) if error else 0.0
-
-
-def _tail(means: np.ndarray) -> int:
-    """How many lie on the other side of nothing than most do, or on it."""
-    return min(int((means <= 0).sum()), int((means >= 0).sum()))
-
-
-@lru_cache(maxsize=4)
-def _resampled(n: int, resamples: int) -> np.ndarray:
-    """Weights [resamples, n] of n documents drawn with replacement; those of a mean."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples) / n
-
-
-@cache
-def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p-value: under no difference, each item that one alone answers correctly is a fair coin."""
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    low, high, p = paired.bootstrap(after - before, resamples)
+    return Comparison(measure, len(after), float(before.mean()), float(after.mean()), low, high, p)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -176,14 +160,13 @@ def resamples_for(comparisons: int) -> int:
     return max(RESAMPLES, math.ceil(4 * comparisons / LEVEL))
 
 
-def _accuracy(measure: str, before: np.ndarray, after: np.ndarray) -> Comparison:
-    """McNemar's test, and the interval of the difference of two paired shares (Wald)."""
-    n, apart = len(before), after - before
-    gained, lost = int((apart > 0).sum()), int((apart < 0).sum())
-    reach = NORMAL * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0.0)) / n
-    mean = float(apart.mean())
-    p = mcnemar(gained, lost)
-    return Comparison(measure, n, float(before.mean()), float(after.mean()), mean - reach, mean + reach, p)
+def _accuracy(measure: str, tasks: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int) -> Comparison:
+    """The mean over tasks of each task's mean, and the interval of its difference; of each task before and after."""
+    before, after = (math.fsum(float(pair[i].mean()) for pair in tasks) / len(tasks) for i in (0, 1))
+    apart = [other - one for one, other in tasks]
+    reach, p = paired.reach_over_tasks(apart), paired.sign_flips(apart, resamples)
+    mean = after - before
+    return Comparison(measure, sum(map(len, apart)), before, after, mean - reach, mean + reach, p)
 
 
 def _direction(each: Comparison) -> str:

@@ -22,7 +22,7 @@ from pipeline.audit.locks import LOCK, PARAMS, PINS, Lock, Stage, command, overl
 from pipeline.audit.trees import Git, WorkingTree, folder_md5
 from pipeline.audit.versions import EVALUATE, Version, summary_file
 from pipeline.bench.items import Items
-from pipeline.environment import fits
+from pipeline.environment import PYTHON, TOPICS, fits
 from pipeline.inputs import differing
 from pipeline.report import summary
 
@@ -153,9 +153,11 @@ def _recorded(root: Path, version: Version) -> Iterator[Finding]:
             where = f"its record {path} is neither in the project nor in the cache" if path else "it wrote no record"
             yield Finding(name, f"what it ran with: {where}", checked=False)
             continue
-        have, knobs, code = record["libraries"], record.get("knobs"), record.get("code")
-        ran_with = {key: pin if fits(pin, str(have.get(key))) else have.get(key) for key, pin in stage.pins.items()}
-        compared: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("version of", ran_with, stage.pins)]
+        have = {PYTHON: record.get("python"), **record["libraries"]}
+        knobs, code = record.get("knobs"), record.get("code")
+        pins = {key: pin for key, pin in stage.pins.items() if key != PYTHON or TOPICS in stage.knobs.values()}
+        ran_with = {key: pin if fits(pin, str(have.get(key))) else have.get(key) for key, pin in pins.items()}
+        compared: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("version of", ran_with, pins)]
         if isinstance(knobs, dict) and isinstance(code, dict):  # records of before 2026-11-27 have neither
             compared += [("knob", knobs, stage.knobs), ("md5 of", code, {path: stage.deps.get(path) for path in code})]
         for what, ran, noted in compared:
@@ -192,7 +194,7 @@ def _scores(root: Path, version: Version) -> Iterator[Finding]:
         if found is None:
             yield Finding(file, "it holds no numbers by name")
             continue
-        folder = next((path for path, md5 in stage.made.items() if md5 == version.items(variant)), None)
+        folder = version.items_folder(variant)
         model, teacher = (re.search(rf"{each} (\S+)", stage.cmd) for each in (MODEL, TEACHER))
         give_size = partial(numbers.of_model, teacher=root / teacher[1]) if teacher else None
         for source, give in ((folder, _of_items), (model and model[1], give_size)):
@@ -217,13 +219,12 @@ def _of_items(folder: Path) -> dict[str, float]:
 def _summary(root: Path, version: Version) -> Iterator[Finding]:
     """Numbers of the report that do not follow from the scores."""
     tree, path = WorkingTree(root), summary_file(version.lock)
-    files = {variant: version.scores(variant) for variant in version.variants}
-    scores = {variant: numbers.read(tree.read(file)) for variant, file in files.items() if file}
-    read = {variant: found for variant, found in scores.items() if found is not None}
     content = tree.read(path) if path else None
+    files = {variant: version.scores(variant) for variant in version.variants}
+    contents = {variant: tree.read(file) for variant, file in files.items() if file}
     if path is None or content is None:
         return  # told among the hashes, if a stage made it
-    missing = [variant for variant in summary.VARIANTS if variant not in read]
+    missing = [variant for variant in summary.VARIANTS if numbers.read(contents.get(variant)) is None]
     if missing:
         yield Finding(path, f"its numbers: there are no scores of {', '.join(missing)} to read", checked=False)
         return
@@ -232,9 +233,14 @@ def _summary(root: Path, version: Version) -> Iterator[Finding]:
         yield Finding(path, "it holds no numbers by name")
         return
     try:
-        expected = summary.summarize(read)
+        scores = {variant: json.loads(contents[variant] or b"") for variant in summary.VARIANTS}
+        folders = {variant: root / (version.items_folder(variant) or "") for variant in summary.VARIANTS}
+        expected = summary.summarize(scores, {name: Items.load(at).documents for name, at in folders.items()})
     except KeyError as error:
         yield Finding(path, f"the scores that it is made from have no {error}")
+        return
+    except UNREADABLE as error:
+        yield Finding(path, f"it cannot be held against the scores and items: {error}")
         return
     yield from _differing(path, found, expected, [*expected, *found], "the scores give")
 

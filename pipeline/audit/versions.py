@@ -52,8 +52,12 @@ class Version:
 
     def items(self, variant: str) -> str | None:
         """The md5 of the answers and documents of a variant, where the version kept them."""
-        stage = self.lock.stages.get(f"{EVALUATE}{variant}")
-        return next((md5 for md5 in stage.made.values() if md5.endswith(".dir")), None) if stage else None
+        return _items(self.lock, variant)
+
+    def items_folder(self, variant: str) -> str | None:
+        """Where they lie."""
+        made = self.lock.stages[f"{EVALUATE}{variant}"].made
+        return next((path for path, md5 in made.items() if md5 == self.items(variant)), None)
 
     def scores(self, variant: str) -> str | None:
         """The file of a variant's scores."""
@@ -63,7 +67,7 @@ class Version:
     def sources(self, metric: str) -> list[str]:
         """The scores that a metric was made from: those of the variant that it names, or of all variants."""
         named = [variant for variant in self.variants if variant in metric.split(".")]
-        every = metric.startswith("recovered.") or not named
+        every = metric.startswith(("recovered.", "gap.")) or not named
         return [*filter(None, map(self.scores, self.variants if every else named))]
 
 
@@ -195,9 +199,11 @@ def _metrics(tree: Tree, lock: Lock, stale: Container[str], cache: Cache) -> tup
         return written(tree, lock), False
     current = [variant for variant in summary.VARIANTS if f"{EVALUATE}{variant}" not in stale]
     scores = {variant: found for variant in current if (found := _scores(lock, variant, cache))}
+    kept = {variant: cache.items(_items(lock, variant) or "") for variant in current}
+    documents = {variant: items.documents for variant, items in kept.items() if items is not None}
     try:
-        return summary.summarize(scores), False
-    except KeyError:  # a variant is behind or not in the cache, or the code of then scored less
+        return summary.summarize(scores, documents), False
+    except (KeyError, ValueError):  # a variant is behind or not in the cache, the code of then scored less, or a mix
         return written(tree, lock), True
 
 
@@ -205,6 +211,11 @@ def _scores(lock: Lock, variant: str, cache: Cache) -> dict[str, float]:
     """A variant's scores; empty where the version or the cache has none."""
     stage = lock.stages.get(f"{EVALUATE}{variant}")
     return next((cache.scores(md5) for md5 in stage.made.values() if not md5.endswith(".dir")), {}) if stage else {}
+
+
+def _items(lock: Lock, variant: str) -> str | None:
+    stage = lock.stages.get(f"{EVALUATE}{variant}")
+    return next((md5 for md5 in stage.made.values() if md5.endswith(".dir")), None) if stage else None
 
 
 def environments(lock: Lock, cache: Cache) -> dict[str, dict[str, Any]]:

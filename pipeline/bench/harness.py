@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel
 
+from pipeline.bench import provenance
 from pipeline.bench.items import HASH
 
 PREFIX = "permafrost_"
@@ -118,7 +119,7 @@ def accuracy(
     limit: int,
     batch: int,
     scratch: Path,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, str]]:
     """Zero-shot accuracy of each task, with standard errors, as lm-eval's simple_evaluate gives them.
 
     Args:
@@ -130,7 +131,8 @@ def accuracy(
 
     Returns:
         accuracy.{task} and accuracy.{task}.stderr of each task's headline metric (TASKS), and accuracy, the mean over
-        tasks, with its standard error; and the row of each item for `items.answers`.
+        tasks, with its standard error; the row of each item for `items.answers`; and what was read, as
+        pipeline/bench/provenance.py has it.
 
     Raises:
         ValueError: the folder is not sound, or the hub's data cannot be had.
@@ -151,9 +153,10 @@ def accuracy(
             names = {name: PREFIX + name for name in tasks}
         try:
             with _tables_in(scratch):
+                loaded = manager.load([*names.values()])["tasks"]
                 results = lm_eval.simple_evaluate(
                     model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
-                    tasks=list(names.values()),
+                    tasks=[*loaded.values()],
                     task_manager=manager,
                     limit=limit or None,
                     bootstrap_iters=100,  # 0 would drop the standard errors, which are analytic for accuracy
@@ -166,7 +169,13 @@ def accuracy(
                 "check the network, or set evaluate.source to folder"
             ) from None
     rows = [_answer(name, sample) for name, full in names.items() for sample in results["samples"][full]]
-    return _headline({name: results["results"][full] for name, full in names.items()}), rows
+    read = {
+        f"benchmark.{name}": provenance.of_benchmark(
+            name, None if folder is None else Path(folder), loaded[full].dataset
+        )
+        for name, full in names.items()
+    } | {f"items.{name}": provenance.of_items(results["samples"][full]) for name, full in names.items()}
+    return _headline({name: results["results"][full] for name, full in names.items()}), rows, read
 
 
 @contextmanager

@@ -12,7 +12,7 @@
     metrics: [log_perplexity, kl]        # names in the scores, each with `<name>.stderr` beside it where it has one; or
                                          # end.kl: the mean of a column over the last quarter of the curves
     scores: data/scores/student.json
-    curves: data/student/log.csv         # a row a step
+    curves: data/student/log.csv         # a row a step; null where nothing trains
     columns: [kl, gradient_norm]         # of it, to lay over each other; `gradient_norm.o` and the like come along
 
 `seeds`, `metrics` and one of `grid` and `points` are needed; the rest is as above if it is left out (`name` is the
@@ -105,6 +105,9 @@ def load(file: Path, params_file: Path = Path("params.yaml")) -> Sweep:
     if not isinstance(tree, dict):
         raise ValueError(f"{file}: expected a mapping with seeds, metrics, and grid or points, got {tree!r}")
     reader = _Reader(tree)
+    trains = tree.get("curves", "") is not None
+    if not trains:
+        reader.tree = {key: value for key, value in tree.items() if key != "curves"}
     name, problems = reader.take("name", str, file.stem), reader.problems
     space = Space(
         grid=reader.take("grid", dict, {}),
@@ -121,6 +124,11 @@ def load(file: Path, params_file: Path = Path("params.yaml")) -> Sweep:
         "curves": reader.take("curves", str, "data/student/log.csv"),
         "columns": reader.take("columns", list, ["kl", "gradient_norm"], entries=str),
     }
+    if not trains:
+        problems += [f"columns: without curves there is none, got {tree['columns']!r}"] if "columns" in tree else []
+        ends = [name for name in measured["metrics"] if name.startswith(END)]
+        problems += [f"metrics: without curves there is no {', '.join(ends)}"] if ends else []
+        measured |= {"curves": "", "columns": []}
     problems += [unknown("entry", key, reader.taken) for key in tree if key not in reader.taken]
     if not re.fullmatch(NAME, name):
         problems.append(f"name: expected small letters, digits and single dashes, got {name!r}")

@@ -66,7 +66,8 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
         keys, outs = _keys(checkout, sweep.target, problems)
         params_file.write_bytes(before)
         wanted = [("scores", sweep.scores)] if sweep.scored else []
-        for entry, path in [*wanted, ("curves", sweep.curves)]:
+        wanted += [("curves", sweep.curves)] if sweep.curves else []
+        for entry, path in wanted:
             if keys and not any(_overlap(path, out) for out in outs):
                 problems.append(
                     f"{entry}: {path} is no output of {sweep.target} or of what it needs: {', '.join(outs)}"

@@ -19,6 +19,7 @@ from pipeline.flow.processes import DVC, StageError
 
 RETRIES = {"teacher": 2}  # the one stage that needs the network
 HEADLINES = ("perplexity", "recovered", "accuracy", "bits_per_weight")
+DETAILS = (".stderr", ".low", ".high", ".p")  # after a number's name: its error, interval, and p-value
 TAIL = 4  # lines of output that a failure's message repeats
 
 
@@ -102,8 +103,8 @@ def publish(summary: dict[str, float], page: Path) -> None:
 
 
 def scores(summary: dict[str, float]) -> list[dict[str, str]]:
-    """The flat summary, {metric}.{variant} with {metric}.{variant}.stderr, as a row a metric and a column a variant."""
-    values = {key: value for key, value in summary.items() if not key.endswith(".stderr")}
+    """The flat summary, {metric}.{variant} with .stderr or .low and .high, as a row a metric and a column a variant."""
+    values = {key: value for key, value in summary.items() if not key.endswith(DETAILS)}
     variants = list(dict.fromkeys(key.rpartition(".")[2] for key in values))
     rows: dict[str, dict[str, str]] = {}
     for key, value in values.items():
@@ -111,4 +112,6 @@ def scores(summary: dict[str, float]) -> list[dict[str, str]]:
         row = rows.setdefault(metric, {"metric": metric, **dict.fromkeys(variants, "-")})
         error = summary.get(f"{key}.stderr")
         row[variant] = f"{value:.5g}" if error is None else f"{value:.5g} ± {error:.2g}"
+        if f"{key}.low" in summary:
+            row[variant] += f" ({summary[f'{key}.low']:.3g} to {summary[f'{key}.high']:.3g})"
     return list(rows.values())

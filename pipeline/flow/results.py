@@ -1,35 +1,42 @@
-"""A sweep's results: read from the experiments, and written as points.csv, curves.csv, table.csv and table.md.
+"""A sweep's results: read from the experiments, and written as points.csv, curves.csv, lineage.json, and the table.
 
-The files hold no time and no commit, so the same results give the same bytes. They are tracked by Git and count: a
+Each point has the commit of its experiment, the digest of the code that it ran, and the model that it was made from
+(`pipeline.report.sweep_files`); the table is worked out from the points. The files are tracked by Git and count: a
 point that they hold under the name that it has now is finished, also in a clone without its experiment or the cache.
 """
 
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from dvc.api import DVCFileSystem
 
 from pipeline import artifacts
 from pipeline.flow import knobs
 from pipeline.flow.definition import END, Sweep
 from pipeline.flow.plan import Run
-from pipeline.report import comparison
+from pipeline.report import comparison, sweep_files
+from pipeline.report.sweep_files import ORIGIN, UNKNOWN, Origin
 
+TEACHER = "data/teacher/manifest.json"  # of what a point was made from
+READ = "read"  # among the scores: what they were read from
 CURVE_ROWS = 400  # of a point's curves at most, evenly spaced: what a picture can show
 ERROR = ".stderr"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a point came to: its metrics, each with its standard error where it has one, and its curves by step."""
+    """What a point came to: its metrics, each with its standard error where it has one, its curves by step, and where
+    they come from."""
 
     scores: dict[str, float]
     curves: pd.DataFrame
+    origin: Origin = field(default_factory=Origin)
 
 
 def read(root: Path, commit: str, sweep: Sweep) -> Result:
@@ -41,7 +48,8 @@ def read(root: Path, commit: str, sweep: Sweep) -> Result:
     """
     files = DVCFileSystem(str(root), rev=commit)
     scores = json.loads(files.read_text(sweep.scores)) if sweep.scored else {}
-    curves = pd.read_csv(io.StringIO(files.read_text(sweep.curves)), float_precision="round_trip")
+    asked = scores.pop(READ, None)
+    curves = _curves(files, sweep)
     scores |= _ends(curves)
     if missing := [name for name in sweep.metrics if name not in scores]:
         there = ", ".join(name for name in scores if not name.endswith(ERROR))
@@ -53,13 +61,39 @@ def read(root: Path, commit: str, sweep: Sweep) -> Result:
     names = [form for name in sweep.metrics for form in (name, name + ERROR) if form in scores]
     if bad := [name for name in names if not isinstance(scores[name], (int, float)) or not math.isfinite(scores[name])]:
         raise ValueError(f"{sweep.scores}: {', '.join(bad)}: not a finite number")
+    origin = _origin(files, commit, sweep.target, asked)
     chosen = [column for column in curves if any(_of(str(column), name) for name in ("step", *sweep.columns))]
     stride = math.ceil(len(curves) / CURVE_ROWS)
-    return Result({name: float(scores[name]) for name in names}, curves[chosen].iloc[::stride].reset_index(drop=True))
+    thinned = curves[chosen].iloc[:: max(1, stride)].reset_index(drop=True)
+    return Result({name: float(scores[name]) for name in names}, thinned, origin)
+
+
+def _curves(files: DVCFileSystem, sweep: Sweep) -> pd.DataFrame:
+    """The curves of a commit; a sweep that trains nothing has none."""
+    if not sweep.curves:
+        return pd.DataFrame({"step": pd.Series(dtype="int64")})
+    return pd.read_csv(io.StringIO(files.read_text(sweep.curves)), float_precision="round_trip")
+
+
+def _origin(files: DVCFileSystem, commit: str, target: str, read: dict[str, str] | None) -> Origin:
+    """Where the result of a commit comes from, as far as the commit tells."""
+    lock, manifest = _text(files, "dvc.lock"), _text(files, TEACHER)
+    code = sweep_files.source_files(yaml.safe_load(lock), target) if lock else {}
+    teacher = sweep_files.teacher_of(json.loads(manifest)) if manifest else UNKNOWN
+    return Origin(commit, code, teacher, sweep_files.digest(read) if read else UNKNOWN)
+
+
+def _text(files: DVCFileSystem, path: str) -> str:
+    try:
+        return files.read_text(path)
+    except FileNotFoundError:
+        return ""
 
 
 def _ends(curves: pd.DataFrame) -> dict[str, float]:
     """The mean of each column over the last quarter of its rows, and its standard error where there are two."""
+    if curves.empty:
+        return {}
     last = curves.iloc[-max(1, len(curves) // 4) :]
     means = {f"{END}{column}": mean for column, mean in last.mean().to_dict().items()}
     if len(last) < 2:
@@ -73,16 +107,24 @@ def recorded(sweep: Sweep) -> dict[str, Result]:
     if not all(file.is_file() for file in files):
         return {}
     try:
-        points, curves = (pd.read_csv(file, float_precision="round_trip") for file in files)
+        text = dict.fromkeys(("experiment", *ORIGIN), str)
+        points, curves = (pd.read_csv(file, float_precision="round_trip", dtype=text) for file in files)
         lines = {name: part.drop(columns="experiment") for name, part in curves.groupby("experiment", sort=False)}
+        lineage = sweep.folder / sweep_files.LINEAGE  # results of before 2026-11-29 have none
+        listed = json.loads(lineage.read_text(encoding="utf-8"))["code"] if lineage.is_file() else {}
         found = {}
         for row in points.to_dict("records"):
             names = [str(key) for key in row if any(str(key) in (name, name + ERROR) for name in sweep.metrics)]
             scores = {name: float(row[name]) for name in names if pd.notna(row[name])}
-            drawn = lines.get(row["experiment"], pd.DataFrame()).dropna(axis="columns", how="all")
+            drawn = lines.get(row["experiment"], pd.DataFrame({"step": pd.Series(dtype="int64")}))
+            drawn = drawn if drawn.empty else drawn.dropna(axis="columns", how="all")
+            known = {name: str(row[name]) if pd.notna(row.get(name)) else UNKNOWN for name in ORIGIN}
+            code = listed.get(known["code"], {})
             if {*sweep.metrics} <= {*scores} and {"step", *sweep.columns} <= {*drawn}:
-                found[str(row["experiment"])] = Result(scores, drawn.reset_index(drop=True))
-    except (ValueError, KeyError, TypeError) as error:
+                found[str(row["experiment"])] = Result(
+                    scores, drawn.reset_index(drop=True), Origin(known["commit"], code, known["teacher"], known["read"])
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{files[0]} or {files[1].name} is damaged ({error}); remove both, or `git restore` them"
         ) from None
@@ -101,6 +143,7 @@ def write(sweep: Sweep, runs: list[Run], found: dict[str, Result]) -> list[list[
     lines = pd.concat(curves, ignore_index=True)
     lines = lines[["experiment", "step", *lines.columns.drop(["experiment", "step"])]]
     table = comparison.compare(points, sweep.knobs, sweep.seed_knob, sweep.metrics, _cells(sweep.baseline))
+    artifacts.write_json(sweep.folder / sweep_files.LINEAGE, _lineage(sweep, found))
     _write_csv(sweep.folder / "points.csv", points)
     _write_csv(sweep.folder / "curves.csv", lines)
     _write_csv(sweep.folder / "table.csv", table)
@@ -108,12 +151,28 @@ def write(sweep: Sweep, runs: list[Run], found: dict[str, Result]) -> list[list[
     return comparison.rows(table)
 
 
+def _lineage(sweep: Sweep, found: dict[str, Result]) -> dict[str, Any]:
+    """What lineage.json holds."""
+    code = [dict(result.origin.code) for result in found.values() if result.origin.code]
+    return {
+        "knobs": sweep.knobs,
+        "seed": sweep.seed_knob,
+        "metrics": sweep.metrics,
+        "baseline": _cells(sweep.baseline),
+        "target": sweep.target,
+        "scores": sweep.scores if sweep.scored else "",
+        "curves": sweep.curves,
+        "code": {sweep_files.digest(listing): listing for listing in code},
+    }
+
+
 def _points(sweep: Sweep, runs: list[Run], found: dict[str, Result]) -> pd.DataFrame:
     """A row a point, finished or not; what an unfinished one has not is left empty."""
     metrics = [form for name in sweep.metrics for form in (name, name + ERROR)]
     rows = []
     for run in runs:
-        row: dict[str, Any] = {"experiment": run.name, "setting": run.point.label()}
+        origin = found[run.name].origin.row() if run.name in found else dict.fromkeys(ORIGIN, "")
+        row: dict[str, Any] = {"experiment": run.name, **origin, "setting": run.point.label()}
         row |= _cells(run.point.setting) | {sweep.seed_knob: run.point.seed}
         rows.append(row | dict.fromkeys(metrics, math.nan) | (found[run.name].scores if run.name in found else {}))
     points = pd.DataFrame(rows)

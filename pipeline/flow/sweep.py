@@ -21,7 +21,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pipeline.flow import definition, knobs, plan, processes, results, workspaces
 from pipeline.flow.processes import DVC, StageError
-from pipeline.flow.results import Result
+from pipeline.flow.results import UNKNOWN, Result
 from pipeline.flow.workspaces import Workspaces
 
 SHARED_BY = "PERMAFROST_JOBS"  # among how many the cores are divided, for a stage that starts processes of its own
@@ -239,7 +239,7 @@ def _finished(sweep: definition.Sweep, runs: list[plan.Run], desk: Workspaces) -
     known, experiments = results.recorded(sweep), desk.experiments()
     found = {run.name: known[run.name] for run in runs if run.name in known}
     for run in runs:
-        if run.name in experiments and run.name not in found:
+        if run.name in experiments and (run.name not in found or found[run.name].origin.commit == UNKNOWN):
             try:
                 found[run.name] = results.read(desk.root, experiments[run.name], sweep)
             except FileNotFoundError:  # `dvc gc` took it

@@ -31,18 +31,6 @@ def render(template: Path = TEMPLATES / "page.html", **content: Any) -> str:
     return environment.get_template(template.name).render(**content)
 
 
-def verdict(summary: dict[str, float]) -> str:
-    """One sentence that says what came out."""
-    ours, rtn, float_model = (summary[f"perplexity.{variant}"] for variant in ("student", "rtn", "teacher"))
-    won, better = 100 * summary["recovered.student"], float_model < rtn and ours < rtn
-    back = f", which wins back {won:.0f} % of what rounding to nearest loses in log-perplexity" if better else ""
-    return (
-        f"The INT4 student has perplexity {ours:.2f}, where the float model has {float_model:.2f} and round to nearest "
-        f"{rtn:.2f}{back}. Its KL to the teacher is {summary['kl.student']:.3f} nats a token, that of round to nearest "
-        f"{summary['kl.rtn']:.3f}."
-    )
-
-
 def lineage(folders: dict[str, Path]) -> list[dict[str, str]]:
     """Kind, stage's folder, manifest hash and file hashes of each artifact, in the order given."""
     found = []

@@ -27,6 +27,7 @@ COLOURS = {
     "other": "#000000",
 }
 VARIANT_COLOURS = {"teacher": "#333333", "rtn": "#d9a441", "ptq": "#4c78a8", "student": "#b01e3b"}
+OTHERS = ("#54a24b", "#9467bd", "#8c8c8c", "#c49c6b", "#72b7b2", "#6b5b95", "#000000")  # what is no variant
 STYLE: Any = {
     "svg.hashsalt": "permafrost",
     "svg.fonttype": "none",
@@ -193,6 +194,33 @@ def tasks(summary: dict[str, float], names: list[str], variants: tuple[str, ...]
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
     return svg(draw, (10, 3.2))
+
+
+def sizes(points: Sequence[tuple[str, float, float]], teacher: float) -> str:
+    """KL to the teacher against megabytes, a mark a model, its numbers in the legend.
+
+    Args:
+        points: name, bytes of the weights and KL (nats a token) of each; the variants by their names, which have their
+            colours. teacher: bytes of its weights; its KL is nothing.
+    """
+
+    def draw(figure: Figure) -> None:
+        axis: Axes = figure.subplots()
+        for i, (name, stored, kl) in enumerate(points):
+            own = name in VARIANT_COLOURS
+            colour, mark = (VARIANT_COLOURS[name], "o") if own else (OTHERS[i % len(OTHERS)], "D")
+            label = f"{name}: {stored / 1e6:.3g} MB, KL {kl:.3g}"
+            axis.plot([stored / 1e6], [kl], marker=mark, ms=9 if own else 6, ls="", color=colour, label=label)
+        axis.axvline(
+            teacher / 1e6, color=VARIANT_COLOURS["teacher"], lw=1, ls="--", label=f"teacher: {teacher / 1e6:.3g} MB"
+        )
+        axis.set(xlabel="MB on disk", ylabel="KL to the teacher, nats a token")
+        axis.set_xlim(0, 1.08 * max(teacher, *(stored for _, stored, _ in points)) / 1e6)
+        if all(kl > 0 for _, _, kl in points):
+            axis.set_yscale("log")
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+
+    return svg(draw, (10, 3.6 + 0.2 * max(0, len(points) - 8)))
 
 
 def _finish(axes: Sequence[Axes], titles: list[str], label: str) -> None:

@@ -2,17 +2,36 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.bench import provenance
+from pipeline.report import gap
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")
+DETAILS = (".stderr", ".low", ".high", ".p")  # after a number's name: its error, interval, and p-value
 
 
-def summarize(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+def summarize(scores: Mapping[str, Mapping[str, Any]], documents: Mapping[str, pd.DataFrame]) -> dict[str, float]:
     """Flat summary {metric}.{variant} of the four variants' scores, each with .stderr beside it where it has one.
 
-    recovered.{variant} is the share of round to nearest's gap in log-perplexity that a variant wins back:
-    (log rtn - log variant) / (log rtn - log teacher). It says something only where rtn is worse than the teacher.
+    recovered.{variant} is the share of round to nearest's gap in log-perplexity that a variant wins back, with its 95 %
+    interval as .low and .high. Where that gap is not above 0 beyond its error there is none of them (`gap.won_back`).
+
+    Args:
+        scores: as `evaluate` writes them, with what they were read from. documents: as it keeps them, of `Items`.
+
+    Raises:
+        ValueError: they were not all read from the same; each text, data set or model that differs is named.
+        KeyError: a variant or a score is missing.
     """
+    read = {variant: scores[variant].get(provenance.READ) for variant in VARIANTS}
+    if problems := provenance.mixed(read, VARIANTS):
+        remedy = "`dvc repro -f --single-item evaluate@VARIANT` scores the older ones anew"
+        raise ValueError("\n  ".join([f"the scores were not all read from the same; {remedy}:", *problems]))
     summary: dict[str, float] = {}
     for variant in VARIANTS:
         mine = scores[variant]
@@ -27,14 +46,11 @@ def summarize(scores: dict[str, dict[str, float]]) -> dict[str, float]:
         summary[f"bits_per_weight.{variant}"] = mine["bits_per_weight"]
         summary[f"weight_bytes.{variant}"] = mine["weight_bytes"]
     summary["bits_per_quantized_weight.student"] = scores["student"]["bits_per_quantized_weight"]
-    rtn, teacher = (scores[variant]["log_perplexity"] for variant in ("rtn", "teacher"))
-    for variant in ("ptq", "student"):
-        won = rtn - scores[variant]["log_perplexity"]
-        summary[f"recovered.{variant}"] = won / (rtn - teacher) if rtn != teacher else 0.0
+    summary |= gap.won_back(documents, ("ptq", "student"))
     return summary
 
 
-def task_names(scores: dict[str, dict[str, float]]) -> list[str]:
+def task_names(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The tasks that the teacher was scored on."""
     keys = (key.split(".") for key in scores["teacher"])
     return sorted({parts[1] for parts in keys if parts[0] == "accuracy" and len(parts) == 2 and parts[1] != "stderr"})
@@ -47,7 +63,6 @@ def bars(summary: dict[str, float], names: list[str]) -> list[tuple[str, float]]
 
 def rows(summary: dict[str, float], method: str) -> list[list[str]]:
     """The score table, a header first: strings ready to print, values with their standard errors."""
-    gap = summary["perplexity.rtn"] > summary["perplexity.teacher"]  # without one there is nothing to win back
     names = {"teacher": "teacher (float)", "rtn": "RTN", "ptq": f"PTQ ({method})", "student": "student"}
 
     def cell(metric: str, variant: str, digits: int, factor: float = 1.0) -> str:
@@ -60,12 +75,11 @@ def rows(summary: dict[str, float], method: str) -> list[list[str]]:
 
     table = [["", "perplexity", "gap won back", "KL", "top-1 %", "accuracy %", "bits/weight", "MB"]]
     for variant in VARIANTS:
-        won = summary.get(f"recovered.{variant}")
         table.append(
             [
                 names[variant],
                 cell("perplexity", variant, 2),
-                f"{100 * won:.1f} %" if gap and won is not None else "-",
+                _won_back(summary, variant),
                 cell("kl", variant, 3),
                 cell("top1", variant, 1, 100),
                 cell("accuracy", variant, 1, 100),
@@ -76,10 +90,34 @@ def rows(summary: dict[str, float], method: str) -> list[list[str]]:
     return table
 
 
+def _won_back(summary: Mapping[str, float], variant: str) -> str:
+    """A share with its interval; summaries of before 2026-11-29 have none."""
+    name = f"recovered.{variant}"
+    if name not in summary:
+        return "-"
+    share = f"{100 * summary[name]:.1f} %"
+    ends = [summary[f"{name}.{end}"] for end in ("low", "high") if f"{name}.{end}" in summary]
+    return f"{share} ({' to '.join(f'{100 * end:.0f}' for end in ends)})" if ends else share
+
+
+def gap_note(summary: Mapping[str, float]) -> str:
+    """What is to be said of a gap that has no shares: that it is inside its error, or no gap; else nothing."""
+    size, p = (summary.get(f"gap.{gap.NEAREST}{end}") for end in ("", ".p"))
+    if gap.significant(summary) or size is None or p is None:
+        return ""
+    if size <= 0:
+        return f"RTN loses nothing in log-perplexity ({size:+.2g} nats a token), so there is no gap to win back."
+    return (
+        f"RTN's gap in log-perplexity, {size:.2g} nats a token, is inside its own error (p = {p:.2g}), so no share of "
+        "it is given; more evaluate.windows might tell."
+    )
+
+
 def main() -> None:
     """Print the score table of a summary.json."""
     file = Path(sys.argv[1])
-    table = rows(json.loads(file.read_text()), "calibrated")
+    summary = json.loads(file.read_text())
+    table = rows(summary, "calibrated")
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
         print(
@@ -90,6 +128,8 @@ def main() -> None:
                 ]
             )
         )
+    if note := gap_note(summary):
+        print(note)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import environment as environment_of_stages
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,7 @@ def checkout(where: Path, teacher: Path) -> Path:
         if (ROOT / name).is_file() and not result:
             (where / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, where / name)
+    environment_of_stages.pin_python(where / "versions.yaml")
     change_params(where, {**KNOBS, "teacher": {**KNOBS["teacher"], "path": str(teacher)}})
     for command in (["init", "-q"], ["config", "user.email", "test@example.org"], ["config", "user.name", "Test"]):
         run(["git", *command], where)

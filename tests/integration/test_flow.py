@@ -24,6 +24,10 @@ SUMMARY = {
     "kl.student": 0.01,
     "task.piqa.teacher": 0.75,
     "recovered.student": 0.9,
+    "recovered.student.low": 0.8,
+    "recovered.student.high": 0.95,
+    "gap.rtn": 0.5,
+    "gap.rtn.p": 0.001,
 }
 
 # Against the DAG's order, so that the order in which they run is nobody's accident.
@@ -144,10 +148,11 @@ def test_stages_run_in_order_the_teacher_is_retried_and_the_scores_are_published
     }
     assert set(found) == {"scores", "report"}
     assert found["scores"] == [
-        {"metric": "perplexity", "teacher": "20.125 ± 0.2", "student": "22.5 ± 0.25"},
-        {"metric": "kl", "teacher": "-", "student": "0.01"},
-        {"metric": "task.piqa", "teacher": "0.75", "student": "-"},
-        {"metric": "recovered", "teacher": "-", "student": "0.9"},
+        {"metric": "perplexity", "teacher": "20.125 ± 0.2", "student": "22.5 ± 0.25", "rtn": "-"},
+        {"metric": "kl", "teacher": "-", "student": "0.01", "rtn": "-"},
+        {"metric": "task.piqa", "teacher": "0.75", "student": "-", "rtn": "-"},
+        {"metric": "recovered", "teacher": "-", "student": "0.9 (0.8 to 0.95)", "rtn": "-"},
+        {"metric": "gap", "teacher": "-", "student": "-", "rtn": "0.5"},
     ]
     assert "22.5 ± 0.25" in found["report"]
     assert "task.piqa" not in found["report"]

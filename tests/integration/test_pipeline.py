@@ -34,8 +34,11 @@ def test_every_artifact_is_made_and_every_number_is_finite(pipeline: Path) -> No
     expected = {f"{metric}.{variant}" for metric in ("perplexity", "accuracy") for variant in VARIANTS}
     expected |= {f"kl.{variant}" for variant in VARIANTS[1:]}
     expected |= {f"{name}.stderr" for name in expected}
-    expected |= {"recovered.ptq", "recovered.student", "bits_per_weight.student"}
+    expected |= {"gap.rtn", "gap.rtn.p", "bits_per_weight.student"}
     assert expected <= summary.keys()
+    shares = {f"recovered.{variant}{end}" for variant in ("ptq", "student") for end in ("", ".low", ".high")}
+    significant = summary["gap.rtn"] > 0 and summary["gap.rtn.p"] < 0.05
+    assert shares & summary.keys() == (shares if significant else set())
     assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in summary.values())
 
 
@@ -56,10 +59,42 @@ def test_report_names_no_outside_resource_and_no_path_of_the_machine(pipeline: P
     page = (pipeline / "data/report/index.html").read_text()
     sources = re.findall(r"""(?:src|href)=["']?([^"'> ]+)""", page)
     assert {s for s in sources if not s.startswith("#")} == {"usage.js"}
+    assert "no sweep of this model" in (pipeline / "data/report/sweeps.html").read_text()
     usage = (pipeline / "data/report/usage.js").read_text()
     assert '"stage": "distill"' in usage
     for file in pipeline.glob("data/**/*.json"):
         assert str(pipeline) not in file.read_text(), file
+
+
+def test_scores_say_what_they_were_read_from_and_a_mix_is_refused(pipeline: Path, tmp_path: Path) -> None:
+    """Scores of another text, whose hashes DVC was made to believe."""
+    read = {v: json.loads((pipeline / f"data/scores/{v}.json").read_text())["read"] for v in VARIANTS}
+    assert len({json.dumps(each) for each in read.values()}) == 1
+    names = {"teacher", "text", "windows", "held_out", "benchmark.piqa", "items.piqa"}
+    assert names <= read["rtn"].keys()
+    copy = tmp_path / "copy"
+    shutil.copytree(pipeline, copy, symlinks=True)
+    file = copy / "data/scores/rtn.json"
+    scores = json.loads(file.read_text())
+    file.unlink()
+    file.write_text(json.dumps({**scores, "read": {**scores["read"], "text": "0" * 64}}))
+    run(["dvc", "commit", "--force", "evaluate@rtn"], copy)
+    done = run(["dvc", "repro", "report"], copy, check=False)
+    assert done.returncode
+    assert f"text is {read['teacher']['text']} for teacher, {'0' * 64} for rtn" in done.stdout + done.stderr
+
+
+def test_another_python_makes_evaluate_stale_and_nothing_else(pipeline: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pipeline, copy, symlinks=True)
+    pins = copy / "versions.yaml"
+    pins.write_text(re.sub('python: ".*"', 'python: "3.9.1"', pins.read_text()))
+    found = json.loads(run(["dvc", "status", "--json"], copy).stdout)
+    assert {stage for stage, reasons in found.items() if "python" in json.dumps(reasons)} == {
+        f"evaluate@{variant}" for variant in VARIANTS
+    }
+    done = run(["dvc", "repro", "--single-item", "evaluate@rtn"], copy, check=False)
+    assert "python -m pipeline.environment" in done.stdout + done.stderr
 
 
 def test_repro_with_nothing_changed_runs_nothing(pipeline: Path) -> None:

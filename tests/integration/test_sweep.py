@@ -287,7 +287,12 @@ def test_two_policies_through_the_true_stages_to_the_report(pipeline: Path, tmp_
     assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["report"]
     page = (project / "data/report/index.html").read_text()
     assert "<h2>Sweeps</h2>" in page
-    assert "<h3>tiny</h3>" in page
+    assert "<h3>tiny</h3>" in (project / "data/report/sweeps.html").read_text()
+    assert {row["commit"] for row in found.values()} == {
+        line.split()[0] for line in run(["git", "for-each-ref", "refs/exps"], project).stdout.splitlines()
+    }
+    checked = run([sys.executable, "-m", "pipeline.audit", "verify"], project, check=False).stdout
+    assert "sweeps/tiny" not in checked, "points are what their commits hold"
     assert "<h2>Sweeps</h2>" not in (pipeline / "data/report/index.html").read_text()
     applied = run(["dvc", "exp", "apply", found["none", "0"]["experiment"]], project)
     assert "have been applied" in applied.stdout, applied.stdout

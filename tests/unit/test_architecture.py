@@ -50,6 +50,7 @@ READ_BY_SWEEPS = {
     "pipeline.artifacts",
     "pipeline.report",
     "pipeline.report.comparison",
+    "pipeline.report.sweep_files",
 }
 
 
@@ -98,6 +99,7 @@ def stages() -> Iterator[tuple[str, dict]]:
 
 STAGES = dict(stages())
 PINS = yaml.safe_load((ROOT / "versions.yaml").read_text())
+OWN_TEXT = {"pydoc_data": "python"}  # what comes with another version of Python, and numbers come from
 BROUGHT = {
     "transformers": ["tokenizers"],
     "pandas": ["numpy"],
@@ -116,7 +118,7 @@ def sections(stage: str) -> list[str]:
 @cache
 def outside(name: str) -> frozenset[str]:
     """The libraries that a module names in its import statements, wherever they stand in it, as versions.yaml calls
-    them; and "parquet", where it lets pandas read or write that."""
+    them; "parquet", where it lets pandas read or write that; and "python", where it reads Python's own help topics."""
     found = {"parquet"} if re.search("(read|to)_parquet", MODULES[name].read_text()) else set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
@@ -124,6 +126,7 @@ def outside(name: str) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module or "")
     names = {other.partition(".")[0] for other in found}
+    names |= {"python"} & {OWN_TEXT.get(name, "") for name in names}
     return frozenset(library for library in [*PINS, "parquet"] if library.replace("-", "_") in names)
 
 
@@ -203,7 +206,9 @@ def test_a_stage_depends_on_the_version_of_every_library_that_its_numbers_come_f
 def test_the_versions_that_stages_depend_on_are_those_that_are_installed_from_the_constraints():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     constraints = dict(line.split("==") for line in lines if "==" in line)
-    assert {library: constraints.get(library) for library in PINS} == PINS
+    assert {library: constraints.get(library) for library in PINS if library != "python"} | {
+        "python": PINS["python"]
+    } == PINS
     assert {*PINS} == {library for stage in STAGES for library in STAGES[stage]["params"][-1]["versions.yaml"]}
 
 

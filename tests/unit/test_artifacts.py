@@ -120,10 +120,10 @@ def test_all_damages_are_named_at_once(tmp_path: Path):
     assert all(name in str(caught.value) for name in named)
 
 
-@pytest.mark.parametrize("wanted", [INT4, Kind("corpus", 2, "synthesize")])
+@pytest.mark.parametrize("wanted", [INT4, Kind("corpus", CORPUS.version + 1, "synthesize")])
 def test_another_kind_or_version_is_named(tmp_path: Path, wanted: Kind):
-    message = f"holds 'corpus' version {CORPUS.version}, but '{wanted.name}' version {wanted.version} is needed.*stage: {wanted.stage}"
-    with pytest.raises(ValueError, match=message):
+    held = f"holds 'corpus' version {CORPUS.version}"
+    with pytest.raises(ValueError, match=rf"{held}, but '{wanted.name}' version {wanted.version} .*stage: {wanted.stage}"):
         reading(write(tmp_path / "corpus"), wanted)
 
 
@@ -190,4 +190,6 @@ def test_scores_are_written_flat_and_finite(tmp_path: Path):
     assert (tmp_path / "scores" / "ptq.json").read_text() == '{\n "a": 0.5,\n "b": 2.0\n}\n'
     with pytest.raises(ValueError, match="kl"):
         artifacts.write_scores(tmp_path / "bad.json", {"kl": float("inf"), "top1": 1.0})
+    artifacts.write_scores(tmp_path / "scores" / "rtn.json", {"a": 0.5}, {"text": "ab"})
+    assert json.loads((tmp_path / "scores" / "rtn.json").read_text()) == {"a": 0.5, "read": {"text": "ab"}}
     assert [p.name for p in tmp_path.iterdir()] == ["scores"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from importlib.metadata import version
@@ -47,6 +48,34 @@ def test_another_build_of_the_same_version_will_do(tmp_path: Path, monkeypatch: 
     assert environment.check(pinned(tmp_path, 'torch: "2.13.0+cu126"')) == {"torch": "2.13.0+cu126"}
     with pytest.raises(ValueError, match=r"numpy 2\.4\.6 is pinned, and 2\.4\.60 is installed"):
         environment.check(pinned(tmp_path, 'numpy: "2.4.6"'))
+
+
+KNOBS = {"pydoc": "evaluate: {text: pydoc}", "own": "evaluate: {text: prose}", "none": "seed: 0", "torn": "{"}
+
+
+@pytest.mark.parametrize("text", KNOBS)
+def test_python_is_held_to_its_pin_where_the_text_is_its_own(tmp_path: Path, text: str):
+    """With the way out, which is then enough; other texts leave any Python alone."""
+    torch = version("torch")
+    file, knobs = pinned(tmp_path, f'# pins\npython: "3.9.1"\ntorch: "{torch}"\n'), tmp_path / "params.yaml"
+    knobs.write_text(KNOBS[text])
+    if text == "pydoc":
+        with pytest.raises(ValueError, match=r"pins Python 3\.9\.1, and this is .*python -m pipeline\.environment"):
+            environment.check(file, knobs)
+    else:
+        assert {*environment.check(file, knobs)} == {"torch"}
+    assert environment.pin_python(file) == "3.9.1"
+    assert {*environment.check(file, knobs)} == {"torch"}
+    assert file.read_text().startswith(f'# pins\npython: "{platform.python_version()}"\ntorch: ')
+    before = file.read_bytes()
+    assert environment.pin_python(file) == platform.python_version()
+    assert file.read_bytes() == before
+
+
+def test_a_file_without_a_pin_of_python_is_given_one(tmp_path: Path):
+    file = pinned(tmp_path, 'torch: "2"')
+    assert environment.pin_python(file) == ""
+    assert file.read_text() == f'torch: "2"\npython: "{platform.python_version()}"\n'
 
 
 @pytest.mark.parametrize("text", ["torch: 2.1", "[torch]", "torch", "torch: {a: b}", "{", ""])

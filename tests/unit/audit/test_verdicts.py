@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.audit import verdicts
+from pipeline.audit import numbers, verdicts
 from pipeline.audit.verdicts import Scored
-from pipeline.bench import items
+from pipeline.bench import items, paired
 
 TASKS = ("arc_easy", "piqa")
 
@@ -82,7 +82,7 @@ def test_pairs_are_found_in_whatever_order_the_rows_are():
 def test_mcnemars_test_is_the_binomial_tail(gained: int, lost: int):
     n = gained + lost
     expected = min(1.0, 2 * stats.binom.cdf(min(gained, lost), n, 0.5)) if n else 1.0
-    assert verdicts.mcnemar(gained, lost) == pytest.approx(expected)
+    assert paired.sign_flips([np.array([1.0] * gained + [-1.0] * lost + [0.0])]) == pytest.approx(expected)
 
 
 def test_the_bootstraps_interval_is_scipys():
@@ -146,3 +146,90 @@ def test_no_verdict_is_more_sure_than_a_t_test(apart: list[float]):
 def test_one_document_says_nothing_and_equal_differences_leave_no_doubt():
     assert verdicts.bootstrap("kl", np.zeros(1), np.ones(1), 100).p == 1.0
     assert verdicts.bootstrap("kl", np.zeros(8), np.ones(8), 100).p < 1e-3
+
+
+SIZES = {
+    "piqa": 1838,
+    "hellaswag": 10042,
+    "winogrande": 1267,
+    "openbookqa": 500,
+    "arc_easy": 2376,
+    "arc_challenge": 1172,
+}
+
+
+def answered(shares: dict[str, float], sizes: dict[str, int]) -> items.Items:
+    """The first items of each task right, up to its share."""
+    rows = [
+        {
+            "task": task,
+            "item": i,
+            "hash": f"{task}{i}",
+            "prediction": 0,
+            "correct": i < round(shares[task] * size),
+            "log_likelihoods": [],
+        }
+        for task, size in sizes.items()
+        for i in range(size)
+    ]
+    return items.Items(items.answers(rows), items.documents([]))
+
+
+def test_a_mean_over_tasks_that_fell_is_not_called_better_for_its_largest_task():
+    """At the public sets' sizes: 0.425 to 0.397 by the page, while 500 more items are answered than before."""
+    before = answered({**dict.fromkeys(SIZES, 0.44), "hellaswag": 0.35}, SIZES)
+    after = answered({**dict.fromkeys(SIZES, 0.39), "hellaswag": 0.4325}, SIZES)
+    assert after.answers["correct"].sum() > before.answers["correct"].sum()
+    shown = [numbers.of_items(each)["accuracy"] for each in (before, after)]
+    assert shown == pytest.approx([0.425, 0.397], abs=0.001)
+    accuracy = found(before, after)["accuracy"]
+    assert [accuracy.before, accuracy.after] == pytest.approx(shown)
+    assert accuracy.verdict == verdicts.WORSE
+    assert accuracy.low < accuracy.difference < accuracy.high < 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_verdict_is_about_the_number_that_the_scores_show(seed: int):
+    """All measures, over tasks and documents of many sizes: before and after are the scores', and so is the sign."""
+    random = np.random.default_rng(seed)
+    sizes = {"arc_easy": 20, "openbookqa": 7, "piqa": 300}
+
+    def scored(shift: float) -> items.Items:
+        documents = [
+            {"measure": measure, "document": i, "hash": f"{i}", "tokens": 1 + 40 * i, "value": value}
+            for measure, level in (("log_perplexity", 3.0), ("kl", 0.4), ("top1", 0.5))
+            for i, value in enumerate(random.normal(level + shift, 0.01, 12))
+        ]
+        rows = answered(dict.fromkeys(sizes, 0), sizes).answers
+        rows["correct"] = random.random(len(rows)) < 0.5 + shift
+        return items.Items(rows, items.documents(documents))
+
+    before, after = scored(-0.05), scored(0.05)
+    shown, then = numbers.of_items(before), numbers.of_items(after)
+    judged = found(before, after)
+    assert {*judged} == {*verdicts.HIGHER_IS_BETTER} | {f"accuracy.{task}" for task in sizes}
+    for name, comparison in judged.items():
+        assert comparison.whole
+        assert (comparison.before, comparison.after) == pytest.approx((shown[name], then[name])), name
+        rose = then[name] > shown[name]
+        if name == "log_perplexity":
+            assert rose == (then["perplexity"] > shown["perplexity"])
+        better = rose == verdicts.HIGHER_IS_BETTER[name.partition(".")[0]]
+        allowed = {verdicts.SAME, verdicts.BETTER if better else verdicts.WORSE}
+        assert comparison.verdict in allowed, name
+    assert judged["kl"].verdict == verdicts.WORSE
+    assert judged["top1"].verdict == verdicts.BETTER
+
+
+def test_a_verdict_on_a_part_of_the_items_is_not_one_about_the_scores():
+    whole, part = made(np.full(8, 0.2), np.ones(16)), made(np.full(4, 0.2), np.ones(16), shift=3)
+    each = found(whole, part)
+    assert [(each[name].pairs, each[name].of) for name in ("kl", "accuracy", "accuracy.piqa")] == [
+        (4, 8),
+        (10, 16),
+        (5, 8),
+    ]
+    assert not each["accuracy"].whole
+    alone = items.Items(whole.answers[whole.answers["task"] == "piqa"], whole.documents)
+    assert (found(whole, alone)["accuracy"].pairs, found(whole, alone)["accuracy"].of) == (8, 16)
+    assert found(whole, alone)["accuracy.piqa"].whole

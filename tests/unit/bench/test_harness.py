@@ -9,6 +9,7 @@ import lm_eval
 import pytest
 import torch
 
+from pipeline import artifacts
 from pipeline.bench import items
 from pipeline.bench.harness import TASKS, accuracy, check_folder
 from tests import tiny
@@ -82,12 +83,12 @@ def share_right(task: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def found(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], list[dict]]:
+def found(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], list[dict], dict[str, str]]:
     return accuracy(tiny.llama(), tiny.tokenizer(), list(TASKS), small, 0, 4, tmp_path_factory.mktemp("tables"))
 
 
 @pytest.fixture(scope="module")
-def scores(found: tuple[dict[str, float], list[dict]]) -> dict[str, float]:
+def scores(found: tuple[dict[str, float], list[dict], dict[str, str]]) -> dict[str, float]:
     return found[0]
 
 
@@ -100,7 +101,9 @@ def test_accuracy_is_that_of_likelihoods_computed_by_hand(scores: dict[str, floa
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_item_has_its_answer_and_likelihoods(found: tuple[dict[str, float], list[dict]], task: str):
+def test_each_item_has_its_answer_and_likelihoods(
+    found: tuple[dict[str, float], list[dict], dict[str, str]], task: str
+):
     table = items.answers(found[1])
     mine = table[table["task"] == task]
     assert [*mine["item"]] == [*range(ITEMS)]
@@ -120,7 +123,7 @@ def test_the_headline_is_the_mean_over_tasks_with_its_error(scores: dict[str, fl
 
 
 def test_the_limit_takes_the_first_items(small: Path, tmp_path: Path):
-    scores, _ = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], SHIPPED, ITEMS, 4, tmp_path)
+    scores, _, _ = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], SHIPPED, ITEMS, 4, tmp_path)
     assert scores["accuracy.piqa"] == pytest.approx(share_right("piqa"))
 
 
@@ -225,3 +228,14 @@ def test_a_malformed_folder_is_refused_before_the_harness_starts(tmp_path: Path)
     with pytest.raises(ValueError, match="line 1: not JSON"):
         accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], write(tmp_path, "piqa", "{"), 0, 4, tmp_path / "tables")
     assert not (tmp_path / "tables").exists()
+
+
+def test_what_was_read_and_asked_is_told_by_hashes(
+    small: Path, found: tuple[dict[str, float], list[dict], dict[str, str]], tmp_path: Path
+):
+    read = found[2]
+    assert {*read} == {f"{what}.{task}" for what in ("benchmark", "items") for task in TASKS}
+    assert read["benchmark.piqa"] == artifacts.sha256(small / "piqa.jsonl")
+    part = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")[2]
+    assert part["benchmark.piqa"] == read["benchmark.piqa"]
+    assert part["items.piqa"] != read["items.piqa"], "fewer items were asked"

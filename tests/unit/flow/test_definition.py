@@ -191,3 +191,15 @@ def test_the_projects_own_sweeps_load():
     ablation = definition.load(ROOT / "sweeps/ablation.yaml")
     policies = [*dict.fromkeys(point.setting["distill.freeze"] for point in ablation.points)]
     assert policies == ["none", "o", "v", "ov", "qk", "qkv", "qkvo", "mlp", "auto"]
+
+
+def test_a_sweep_that_trains_nothing_needs_no_curves(tmp_path: Path):
+    text = yaml.safe_dump(SOUND) + "curves: null\n"
+    (tmp_path / "tiny.yaml").write_text(text)
+    found = definition.load(tmp_path / "tiny.yaml")
+    assert (found.curves, found.columns) == ("", [])
+    (tmp_path / "tiny.yaml").write_text(text.replace("perplexity", "end.kl") + "columns: [kl]\n")
+    with pytest.raises(ValueError, match=r"has 2 problem\(s\)") as caught:
+        definition.load(tmp_path / "tiny.yaml")
+    assert "columns: without curves there is none" in str(caught.value)
+    assert "metrics: without curves there is no end.kl" in str(caught.value)

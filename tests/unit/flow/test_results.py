@@ -11,6 +11,8 @@ from pipeline.flow.definition import Sweep
 from pipeline.flow.plan import Run
 from pipeline.flow.points import Point
 from pipeline.flow.results import Result
+from pipeline.report import sweep_files
+from pipeline.report.sweep_files import Origin
 
 RUNS = [
     Run(Point({"distill.freeze": freeze}, seed, {}), f"s-{freeze}-{seed}-0123abcd", {})
@@ -35,9 +37,13 @@ def sweep(folder: Path, **changes: Any) -> Sweep:
     return Sweep(**{**fields, **changes})
 
 
+# Names that a reader of numbers would change.
+ORIGIN = Origin("1" * 40, {"stages/distill.py": "a" * 32}, "12e4", "1234567890123456")
+
+
 def result(kl: float) -> Result:
     curves = pd.DataFrame({"step": [1, 2], "kl": [kl + 0.1, kl + 1 / 3], "kl.o": [0.5, 0.25]})
-    return Result({"perplexity": 10 + kl, "perplexity.stderr": 0.1, "kl": kl}, curves)
+    return Result({"perplexity": 10 + kl, "perplexity.stderr": 0.1, "kl": kl}, curves, ORIGIN)
 
 
 FOUND = {run.name: result(0.1 + i / 7) for i, run in enumerate(RUNS[:3])}
@@ -47,7 +53,8 @@ def test_every_point_has_a_row_and_every_finished_one_its_curves(tmp_path: Path)
     results.write(sweep(tmp_path), RUNS, FOUND)
     points, curves, table = (pd.read_csv(tmp_path / "s" / f"{name}.csv") for name in ("points", "curves", "table"))
     assert [*points] == [
-        "experiment", "setting", "distill.freeze", "distill.seed", "perplexity", "perplexity.stderr", "kl",
+        "experiment", "commit", "code", "teacher", "read", "setting",
+        "distill.freeze", "distill.seed", "perplexity", "perplexity.stderr", "kl",
     ]  # fmt: skip
     assert [*points["experiment"]] == [run.name for run in RUNS]
     assert [*points["distill.seed"]] == [0, 1, 0, 1]
@@ -65,10 +72,43 @@ def test_what_was_written_reads_back_and_writes_the_same_bytes(tmp_path: Path):
     assert {*known} == {*FOUND}
     for name, found in FOUND.items():
         assert known[name].scores == found.scores
+        assert known[name].origin == ORIGIN
         pd.testing.assert_frame_equal(known[name].curves, found.curves)
     results.write(sweep(tmp_path), RUNS, known)
     assert {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()} == before
-    assert {*before} == {"points.csv", "curves.csv", "table.csv", "table.md"}
+    assert {*before} == {"points.csv", "curves.csv", "table.csv", "table.md", "lineage.json"}
+
+
+def test_the_table_follows_from_the_points_as_they_lie_there(tmp_path: Path):
+    """To the byte, with settings that a reader of numbers would change."""
+    results.write(sweep(tmp_path, baseline={"distill.freeze": "none"}), RUNS, FOUND)
+    files = sweep_files.load(tmp_path / "s")
+    assert files.table.to_csv(index=False, lineterminator="\n") == (tmp_path / "s/table.csv").read_text()
+    assert files.markdown() == (tmp_path / "s/table.md").read_text()
+    assert {*files.points["commit"].dropna()} == {"1" * 40}
+    assert files.code({"code": sweep_files.digest(ORIGIN.code)}) == ORIGIN.code
+
+
+def test_results_of_before_there_was_a_lineage_count_and_are_of_unknown_origin(tmp_path: Path):
+    results.write(sweep(tmp_path), RUNS, FOUND)
+    file = tmp_path / "s/points.csv"
+    pd.read_csv(file, dtype=str).drop(columns=[*sweep_files.ORIGIN]).to_csv(file, index=False)
+    (tmp_path / "s/lineage.json").unlink()
+    known = results.recorded(sweep(tmp_path))
+    assert {*known} == {*FOUND}
+    assert {each.origin.commit for each in known.values()} == {"unknown"}
+    results.write(sweep(tmp_path), RUNS, known)
+    assert {*sweep_files.load(tmp_path / "s").finished["teacher"]} == {"unknown"}
+
+
+def test_a_sweep_that_trains_nothing_has_no_curves(tmp_path: Path):
+    plain = sweep(tmp_path, curves="", columns=[])
+    nothing = pd.DataFrame({"step": pd.Series(dtype="int64")})
+    results.write(plain, RUNS, {name: Result(found.scores, nothing, ORIGIN) for name, found in FOUND.items()})
+    known = results.recorded(plain)
+    assert {name: found.scores for name, found in known.items()} == {name: f.scores for name, f in FOUND.items()}
+    results.write(plain, RUNS, known)
+    assert (tmp_path / "s/curves.csv").read_text() == "experiment,step\n"
 
 
 def test_what_lacks_something_that_is_asked_for_now_does_not_count(tmp_path: Path):
@@ -93,6 +133,8 @@ class Files:
         self.texts = {"data/scores/student.json": scores, "data/student/log.csv": curves}
 
     def read_text(self, path: str) -> str:
+        if path not in self.texts:
+            raise FileNotFoundError(path)
         return self.texts[path]
 
 
@@ -140,3 +182,58 @@ def test_long_curves_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch):
 def test_what_a_result_lacks_is_named(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         read(monkeypatch, SCORES, CURVES, **changes)
+
+
+LOCK = """
+schema: '2.0'
+stages:
+  distill:
+    cmd: d
+    deps: [{path: data/teacher, md5: 1.dir}, {path: stages/distill.py, md5: a1}, {path: pipeline/models.py, md5: b2}]
+    outs: [{path: data/student, md5: 2.dir}]
+  evaluate@student:
+    cmd: e
+    deps: [{path: data/student, md5: 2.dir}, {path: data/benchmarks, md5: 3.dir}, {path: stages/evaluate.py, md5: c3}]
+    outs: [{path: data/scores/student.json, md5: d4}]
+  teacher:
+    cmd: t
+    deps: [{path: stages/teacher.py, md5: e5}]
+    outs: [{path: data/teacher, md5: 1.dir}]
+  report:
+    cmd: r
+    deps: [{path: data/scores/student.json, md5: d4}, {path: stages/report.py, md5: f6}]
+    outs: [{path: data/report, md5: 4.dir}]
+"""
+
+
+def test_a_result_knows_its_commit_the_code_that_it_needs_its_model_and_its_texts(monkeypatch: pytest.MonkeyPatch):
+    files = Files('{"kl": 0.25, "read": {"text": "ab"}}', CURVES)
+    files.texts["dvc.lock"] = LOCK
+    files.texts["data/teacher/manifest.json"] = '{"facts": {"sha256": "bcc8", "file_sha256": "x"}, "files": {}}'
+    monkeypatch.setattr(results, "DVCFileSystem", lambda root, rev: files)
+    found = results.read(Path(), "0123", sweep(Path(), metrics=["kl"]))
+    assert found.scores == {"kl": 0.25}
+    assert found.origin == Origin(
+        "0123",
+        {"pipeline/models.py": "b2", "stages/distill.py": "a1", "stages/evaluate.py": "c3", "stages/teacher.py": "e5"},
+        "bcc8",
+        sweep_files.digest({"text": "ab"}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        ({"facts": {"package": "p==1", "sha256": "aa", "file_sha256": "bb"}}, "aa"),
+        ({"facts": {"file": "m.gguf", "file_sha256": "bb"}}, "bb"),
+        ({"facts": {"repo": "o/n", "revision": "main", "commit": "c0"}}, "o/n@c0"),
+        (
+            {"facts": {"m.safetensors": "dd"}, "files": {"model.safetensors": "ee"}},
+            sweep_files.digest({"m.safetensors": "dd"}),
+        ),
+        ({"facts": {}, "files": {"model.safetensors": "ee"}}, sweep_files.digest({"model.safetensors": "ee"})),
+        ({}, "unknown"),
+    ],
+)
+def test_a_model_is_known_by_the_file_or_commit_that_it_came_in(manifest: dict[str, Any], expected: str):
+    assert sweep_files.teacher_of(manifest) == expected

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline import artifacts, models
-from pipeline.artifacts import CORPUS, QUANTIZED
+from pipeline.artifacts import QUANTIZED
 from pipeline.quant import weights
 from pipeline.quant.activations import Quantizer
 from pipeline.quant.grid import Step

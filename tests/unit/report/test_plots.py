@@ -155,3 +155,16 @@ def test_every_role_has_a_colour_of_its_own():
     assert set(plots.COLOURS) == {*ROLES, "other"}
     assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
     assert set(plots.VARIANT_COLOURS) == set(VARIANTS)
+
+
+def test_sizes_are_drawn_with_their_numbers_in_the_legend():
+    points = [("rtn", 110e6, 0.923), ("student", 167e6, 0.119), ("sizes: scheme=W8A16", 163e6, 0.0042)]
+    words = words_of(plots.sizes(points, 538e6))
+    assert {
+        "rtn: 110 MB, KL 0.923",
+        "student: 167 MB, KL 0.119",
+        "sizes: scheme=W8A16: 163 MB, KL 0.0042",
+        "teacher: 538 MB",
+        "MB on disk",
+    } <= words
+    assert plots.sizes([("rtn", 1e6, 0.0)], 2e6).startswith("<svg"), "no logarithm of nothing"

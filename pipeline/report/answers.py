@@ -1,0 +1,134 @@
+"""The first screen: is the student good, where does it lose, how large is it, can it be run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pipeline.bench import paired
+from pipeline.report import summary as summaries
+
+MEGA = 1e6
+RUN = {
+    "compressed-tensors": "plain transformers reads it, the weights packed as integers (compressed-tensors).",
+    "dequantized": "plain transformers reads it, as a float32 model of the same numbers; nothing is packed.",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question of the first screen, its answer in a few words, and what there is to say of it."""
+
+    question: str
+    short: str
+    long: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a task's accuracy changed from the teacher: difference, 95 % interval (shares), and p, corrected by
+    Bonferroni for the number of tasks."""
+
+    task: str
+    difference: float
+    reach: float
+    p: float
+
+    def __str__(self) -> str:
+        low, high = (100 * (self.difference + sign * self.reach) for sign in (-1, 1))
+        return f"{self.task} {100 * self.difference:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+
+def answers(
+    summary: Mapping[str, float], changes: list[Change], export: str, inputs_quantized: bool, folder: str
+) -> list[Answer]:
+    """The four questions with their answers.
+
+    Args:
+        summary: as `summarize` makes it. changes: as `task_changes` finds them. export: the format of the student's
+            folder. inputs_quantized: whether inputs or the KV cache are, too.
+    """
+    return [_good(summary), _loses(summary, changes), _large(summary), _runs(export, inputs_quantized, folder)]
+
+
+def task_changes(teacher: pd.DataFrame, student: pd.DataFrame) -> list[Change]:
+    """Each task's change, the largest loss first.
+
+    Args:
+        teacher, student: answers as `Items.answers`: task, item, hash, correct.
+    """
+    both = teacher.merge(student, on=["task", "item", "hash"], suffixes=("", "_student"), validate="one_to_one")
+    tasks = {
+        str(task): part["correct_student"].to_numpy(float) - part["correct"].to_numpy(float)
+        for task, part in both.groupby("task")
+    }
+    found = [
+        Change(
+            task,
+            float(apart.mean()),
+            paired.reach_over_tasks([apart]),
+            min(1.0, len(tasks) * paired.sign_flips([apart])),
+        )
+        for task, apart in tasks.items()
+    ]
+    return sorted(found, key=lambda change: (change.difference, change.task))
+
+
+def _good(summary: Mapping[str, float]) -> Answer:
+    student, teacher, rtn = (summary[f"perplexity.{name}"] for name in ("student", "teacher", "rtn"))
+    share = summary.get("recovered.student")
+    kl, nearest = summary["kl.student"], summary["kl.rtn"]
+    if share is None:
+        gap = summaries.gap_note(summary)
+    else:
+        low, high = (100 * summary[f"recovered.student.{end}"] for end in ("low", "high"))
+        gap = f"{100 * share:.0f} % ({low:.0f} to {high:.0f}) of what round to nearest (RTN) loses is won back."
+        if share < 0:
+            gap = "It is worse than round to nearest (RTN)."
+    return Answer(
+        "Is it good?",
+        f"KL {kl:.3f}, RTN {nearest:.3f}",
+        f"Nats a token from the teacher, which has 0. The most likely next token is the teacher's at "
+        f"{100 * summary['top1.student']:.1f} % of positions. "
+        f"Perplexity {student:.2f}; teacher {teacher:.2f}, RTN {rtn:.2f}. {gap}",
+    )
+
+
+def _loses(summary: Mapping[str, float], changes: list[Change]) -> Answer:
+    shown = [change for change in changes if change.p < paired.LEVEL and change.difference < 0]
+    above = 100 * (summary["perplexity.student"] / summary["perplexity.teacher"] - 1)
+    student, teacher = (100 * summary[f"accuracy.{variant}"] for variant in ("student", "teacher"))
+    means = (
+        f"Mean accuracy {student:.1f} %, teacher {teacher:.1f} %. Perplexity is {abs(above):.0f} % "
+        f"{'above' if above >= 0 else 'below'} the teacher's."
+    )
+    if shown:
+        return Answer("Where does it lose?", ", ".join(change.task for change in shown), f"{_listed(shown)}. {means}")
+    if not changes or changes[0].difference >= 0:
+        return Answer("Where does it lose?", "on no task", f"No task's accuracy fell. {means}")
+    worst = f"The largest drop, {changes[0]}, is inside its error."
+    return Answer("Where does it lose?", "no loss shown on any task", f"{worst} {means}")
+
+
+def _large(summary: Mapping[str, float]) -> Answer:
+    student, teacher, rtn = (summary[f"weight_bytes.{name}"] for name in ("student", "teacher", "rtn"))
+    return Answer(
+        "How large is it?",
+        f"{student / MEGA:.3g} MB",
+        f"{100 * student / teacher:.0f} % of the teacher's {teacher / MEGA:.3g} MB; RTN takes {rtn / MEGA:.3g} MB. "
+        f"{summary['bits_per_weight.student']:.2f} bits a weight in all, "
+        f"{summary['bits_per_quantized_weight.student']:.2f} of a quantized one, scales included.",
+    )
+
+
+def _runs(export: str, inputs_quantized: bool, folder: str) -> Answer:
+    inputs = (
+        " Inputs or KV cache are quantized in the scores; plain transformers leaves them in float."
+        if inputs_quantized
+        else ""
+    )
+    return Answer("Can I run it?", "Yes, from_pretrained loads it", f"{folder}: {RUN[export]}{inputs}")
+
+
+def _listed(changes: list[Change]) -> str:
+    return "; ".join(map(str, changes))
