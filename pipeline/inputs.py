@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from pipeline import reading
+
 STAGES, KNOBS = Path("dvc.yaml"), Path("params.yaml")
 ABSENT = object()  # the value of a knob that is not there; None is one
 
@@ -71,7 +73,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def _mapping(file: Path) -> dict[str, Any]:
     """A YAML file; empty where there is none, or it is none, which is for others to complain of."""
     try:
-        content = yaml.load(file.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(file.read_bytes(), Loader=reading.Loader)
     except (OSError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
