@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"names", "scheme", "freezing", "reading", "sections", "params", "artifacts", "progress", "environment", "inputs"},
     {"quant"},
-    {"models", "corpus", "conversation", "texts", "sources"},
+    {"models", "experts", "corpus", "conversation", "texts", "sources"},
     {"synth", "signals", "calibration", "distill", "export", "bench", "report"},
     {"audit"},
     {"stages"},
