@@ -92,6 +92,7 @@ def _facts(
         "lr_knob": knobs.lr,
         "method": calibration.get("method", ""),
         "rotation_seed": calibration.get("rotation_seed"),
+        **{fact: calibration[fact] for fact in ("coverage", "in_float") if fact in calibration},
     }
 
 

@@ -55,7 +55,11 @@ POST_NORMS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "gemma3": (Gemma3TextConfig, {"head_dim": 8}),
     "glm4": (Glm4Config, {"head_dim": 8}),
     "olmo2": (Olmo2Config, {}),
-    "gemma4": (Gemma4TextConfig, {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma4": (
+        Gemma4TextConfig,
+        {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 259},
+    ),
 }
 DENSE: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "starcoder2": (Starcoder2Config, {}),

@@ -157,7 +157,7 @@ def _embeddings(model: PreTrainedModel) -> set[str]:
 def _replayed(calls: dict[nn.Module, _Layer]) -> Iterator[None]:
     """Within: each layer gives what it gave, whatever it reads."""
     for layer, call in calls.items():
-        layer.forward = lambda *_, call=call, **__: call.out  # type: ignore[method-assign]
+        layer.forward = lambda *_, call=call, **__: call.out
     try:
         yield
     finally:

@@ -140,7 +140,7 @@ def test_a_rotated_expert_is_its_weight_times_the_rotation():
         ("gemma2", r"layers\.\*\.post_attention_layernorm, model\.layers\.\*\.post_feedforward_layernorm"),
         ("gemma3", r"layers\.\*\.post_attention_layernorm, model\.layers\.\*\.post_feedforward_layernorm"),
         ("glm4", r"layers\.\*\.post_self_attn_layernorm, model\.layers\.\*\.post_mlp_layernorm"),
-        ("olmo2", r"other than a norm reads the stream, .* post_attention_layernorm"),
+        ("olmo2", r"other than a norm reads the stream, .*post_attention_layernorm"),
         ("gemma4", "a norm stands between"),
         ("opt-350m", r"its embeddings have 16 channels, and its layers give \[32\]"),
         ("bloom", "word_embeddings_layernorm"),
