@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import reading
 from pipeline.artifacts import MANIFEST, sha256
 
 STAGES, KNOBS = Path("dvc.yaml"), Path("params.yaml")
@@ -115,7 +116,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def _mapping(file: Path) -> dict[str, Any]:
     """A YAML file; empty where there is none, or it is none, which is for others to complain of."""
     try:
-        content = yaml.load(file.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(file.read_bytes(), Loader=reading.Loader)
     except (OSError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -3,7 +3,7 @@
 The roles are the seven of a gated transformer block: q, k, v, o of attention, gate, up, down of the MLP; and Mamba's
 in, x, out. They are read off the last parts of a module's name. A fused projection (query_key_value, qkv_proj,
 gate_up_proj) has several, each of which is some of its rows. What is not in the tables is quantized all the same, under
-the role `other`.
+the role `other`, but for what chooses among experts.
 """
 
 import re
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline import loading, plain_head
+from pipeline.experts import routers
 
 ROLE_OF_NAME = {
     "q_proj": "q",
@@ -148,15 +149,17 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def linears(model: PreTrainedModel) -> list[Linear]:
-    """Every linear that the decoder's layers call, in the model's order. Embeddings and the head are not among them.
+    """Every linear that the decoder's layers call, in the model's order.
+
+    Embeddings and the head are not among them, nor are routers and gates of experts.
 
     Raises:
         ValueError: the layers hold no torch.nn.Linear.
     """
     prefix, layers = decoder_layers(model)
-    found = []
+    found, choosing = [], routers(layers)
     for name, module in layers.named_modules():
-        if isinstance(module, nn.Linear) and not name.endswith(NEVER_CALLED):
+        if isinstance(module, nn.Linear) and not name.endswith(NEVER_CALLED) and name not in choosing:
             rows = _fused_rows(name.rsplit(".", 1)[-1], module, model.config.get_text_config())
             role = "".join(rows) or _role(name)
             found.append(Linear(f"{prefix}.{name}", int(name.split(".")[0]), role, rows))

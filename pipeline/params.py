@@ -5,6 +5,7 @@ into plain values; the library never sees it.
 """
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,7 +23,7 @@ def load(path: str | Path = "params.yaml") -> Params:
     """
     text = Path(path).read_text()
     try:
-        tree = yaml.safe_load(text)
+        tree = parsed(text)
         problems = reading.twice(yaml.compose(text, yaml.SafeLoader), "")
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
@@ -32,6 +33,15 @@ def load(path: str | Path = "params.yaml") -> Params:
     if problems:
         raise ValueError(f"{path} has {len(problems)} bad knob(s):\n  " + "\n  ".join(problems))
     return params
+
+
+def parsed(text: str) -> Any:
+    """A YAML text, its numbers as YAML 1.2 has them.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, Loader=reading.Loader)
 
 
 def _ranges(p: Params) -> list[str]:
@@ -76,7 +86,7 @@ def _ranges(p: Params) -> list[str]:
     ]
     above_zero = {
         "synthesize.temperature": p.synthesize.temperature,
-        "distill.lr": p.distill.lr,
+        "distill.lr": 1.0 if p.distill.lr == "auto" else p.distill.lr,
         "distill.scale_lr": p.distill.scale_lr,
         "distill.clip": p.distill.clip,
         "distill.temperature": p.distill.temperature,
@@ -88,6 +98,7 @@ def _ranges(p: Params) -> list[str]:
         "distill.warmup": p.distill.warmup,
         "distill.min_lr": p.distill.min_lr,
         "calibrate.migration": p.calibrate.migration,
+        "calibrate.coverage": p.calibrate.coverage,
     }
     problems += [f"{name}: must lie in 0 to 1, got {value}" for name, value in shares.items() if not 0 <= value <= 1]
 

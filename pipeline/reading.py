@@ -1,7 +1,7 @@
 """A YAML mapping as frozen dataclasses: what is unknown, missing, there twice or ill-typed is named, all of it at once.
 
-A field's type says what may stand there: a plain type, a `Literal` of names, a list of either, another dataclass, a
-freeze `Policy`, or a `Scheme`, which is written short or long.
+A field's type says what may stand there: a plain type, a `Literal` of names, a list of either, a number or a name
+(`float | Literal["auto"]`), another dataclass, a freeze `Policy`, or a `Scheme`, which is written short or long.
 """
 
 import math
@@ -16,6 +16,35 @@ import yaml
 from pipeline import freezing, scheme
 from pipeline.names import unknown
 from pipeline.scheme import Scheme
+
+INTEGER, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML's safe loader, with numbers as YAML 1.2 has them (core schema, section 10.3.2), and DVC with it.
+
+    So 2e-05, which DVC writes, is a number, as are 1.0e-4 and 1e5; 1_000 and 1:30 are text, and 010 is ten.
+    """
+
+    def integer(self, node: yaml.ScalarNode) -> int:
+        """Of a scalar that is an integer: decimal, 0o octal or 0x hexadecimal."""
+        text = str(self.construct_scalar(node))
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (INTEGER, FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(INTEGER, re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), [*"-+0123456789"])
+Loader.add_implicit_resolver(
+    FLOAT,
+    re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    [*"-+.0123456789"],
+)
+Loader.add_constructor(INTEGER, Loader.integer)
 
 
 def twice(node: yaml.Node | None, name: str) -> list[str]:
@@ -123,8 +152,7 @@ def _override(base: _SchemeLong | None, entry: Any, prefix: str, problems: list[
 def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
     """A knob's value, an int widened to float where a float is due; what is wrong is added to `problems`."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        list_hint, other = sorted(typing.get_args(hint), key=lambda arm: typing.get_origin(arm) is not list)
-        return _value(list_hint if isinstance(value, list) else other, value, name, problems)
+        return _value(_arm(typing.get_args(hint), value), value, name, problems)
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if not any(value == choice and type(value) is type(choice) for choice in choices):
@@ -143,14 +171,30 @@ def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
     elif hint is float and type(value) is float and not math.isfinite(value):
         problems.append(f"{name}: expected a finite number, got {value}")
     elif type(value) is not hint:
-        wayout = f"; in YAML this is text, write {_yaml_float(value)}" if hint is float and _yaml_float(value) else ""
-        problems.append(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__}){wayout}")
+        problems.append(
+            f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__}){_wayout(hint, value)}"
+        )
     return value
 
 
-def _yaml_float(text: object) -> str | None:
-    """How YAML 1.1 writes a number that has an exponent: with a point and a sign, 1.0e-4 for 1e-4. None: it is none."""
-    found = re.fullmatch(r"([-+]?)(\d*)\.?(\d*)[eE]([-+]?)(\d+)", text) if isinstance(text, str) else None
-    if found is None or not found[2] + found[3]:
-        return None
-    return f"{found[1]}{found[2] or 0}.{found[3] or 0}e{found[4] or '+'}{found[5]}"
+def _arm(arms: tuple[Any, ...], value: Any) -> Any:
+    """Which arm of a union a value is meant for: a list for a list's, a name for a `Literal`'s, the rest for the other.
+
+    A number in quotes is meant for the number.
+    """
+    special, other = sorted(arms, key=lambda arm: typing.get_origin(arm) not in (list, Literal))
+    if typing.get_origin(special) is list:
+        return special if isinstance(value, list) else other
+    return special if isinstance(value, str) and not _wayout(other, value) else other
+
+
+def _wayout(hint: Any, value: Any) -> str:
+    """How to write what has the wrong type, where that is plain: a number in quotes, or a text that looks like one."""
+    try:
+        if hint is float and isinstance(value, str) and value.strip()[-1:].isdigit():
+            return f"; without quotes it is a number, {float(value)!r}"
+    except ValueError:
+        return ""
+    return (
+        "; put it in quotes" if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+    )

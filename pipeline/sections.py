@@ -54,7 +54,8 @@ class Calibrate:
     descent: int
     fisher: bool
     migration: float
-    rotation: Literal["hadamard", "none"]
+    rotation: Literal["auto", "hadamard", "none"]
+    coverage: float
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Distill:
     steps: int
     batch: int
     accumulate: int
-    lr: float
+    lr: float | Literal["auto"]
     warmup: float
     min_lr: float
     weight_decay: float

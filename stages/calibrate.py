@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from pipeline import artifacts, float_type, models, params, progress
 from pipeline.calibration import fisher
+from pipeline.calibration.coverage import coverage
 from pipeline.calibration.driver import PTQ_METHODS, Calibrated, Options, calibrate, plan
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.rotation import rotate
@@ -45,40 +46,53 @@ def work() -> None:
         with progress.bar(f"calibrate {options.method}", len(models.decoder_layers(model)[1]), " layer") as bar:
             return calibrate(model, tokens, valid, scheme, options, scratch, bar.update, weighed)
 
-    nearest = dataclasses.replace(chosen, method="rtn", measure=False)
-    baseline = run_one(models.load_model(args.teacher), nearest, None, None)
-    baseline.model.latent = {}  # training starts from the other one
-    baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences}, {})
+    model = models.load_model(args.teacher)
+    planned = plan(model, scheme)
+    covered = coverage(model, planned)
+    covered.check(knobs.coverage)
+    print(f"calibrate: {covered}", flush=True)
+    rotated = _rotate(model, loaded.seed, knobs.rotation)
     scratch = progress.scratch("calibrate", inputs)
     kept = len(list(scratch.glob("layer-*.safetensors")))
     if kept:
         print(f"calibrate: going on after {kept} layers", flush=True)
-    model, seed = _rotated(args.teacher, loaded.seed if knobs.rotation == "hadamard" else None)
-    weighed = _fisher(model, tokens, valid, sampled, plan(model, scheme), knobs, scratch)
+    weighed = _fisher(model, tokens, valid, sampled, planned, knobs, scratch)
     quantized = run_one(model, chosen, scratch, weighed)
     facts: dict[str, Any] = {
         "method": knobs.method,
         "sequences": knobs.sequences,
         "fisher": bool(weighed),
-        "rotation_seed": seed,
+        **rotated,
+        **covered.facts,
     }
     tables = {"errors": quantized.errors}
     if quantized.skipped:
         print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
         tables["skipped"] = pd.DataFrame({"pair": quantized.skipped})
     quantized.model.save(args.out, facts, tables)
+    del model, quantized, weighed, tables
+    nearest = dataclasses.replace(chosen, method="rtn", measure=False)
+    baseline = run_one(models.load_model(args.teacher), nearest, None, None)
+    baseline.model.latent = {}  # training starts from the other one
+    baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences, **covered.facts}, {})
 
 
-def _rotated(teacher: str, seed: int | None) -> tuple[PreTrainedModel, int | None]:
-    """The teacher, rotated by a seed (None: not rotated) where it allows that, and the seed by which it was."""
-    model = models.load_model(teacher)
-    if seed is None:
-        return model, None
+def _rotate(model: PreTrainedModel, seed: int, knob: str) -> dict[str, Any]:
+    """Rotate the model by a seed, if that is asked for, or where it allows that; returns what was done, and why not.
+
+    Raises:
+        ValueError: it is asked for, and the model does not allow it.
+    """
+    if knob == "none":
+        return {"rotation_seed": None, "rotation": "none", "rotation_reason": "calibrate.rotation is none"}
     try:
-        return rotate(model, seed), seed
+        rotate(model, seed)
     except ValueError as error:
+        if knob == "hadamard":
+            raise ValueError(f"calibrate.rotation is hadamard, but {error}; take auto or none") from None
         print(f"calibrate: goes on without rotation: {error}", flush=True)
-        return models.load_model(teacher), None
+        return {"rotation_seed": None, "rotation": "none", "rotation_reason": str(error)}
+    return {"rotation_seed": seed, "rotation": "hadamard", "rotation_reason": f"calibrate.rotation is {knob}"}
 
 
 def _fisher(

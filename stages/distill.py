@@ -13,7 +13,7 @@ from pipeline import artifacts, float_type, models, params, progress
 from pipeline.calibration.rotation import unturned
 from pipeline.distill import loop, losses, parallel
 from pipeline.distill.freeze import Frozen, frozen_rows
-from pipeline.distill.schedule import Schedule
+from pipeline.distill.schedule import Schedule, fitting_rate
 from pipeline.distill.student import Learns, prepare
 from pipeline.distill.targets import Targets
 from pipeline.freezing import AUTO
@@ -25,7 +25,7 @@ from stages import run
 def work() -> None:
     args = run.begin("distill", "teacher", "targets", "calibration", "signals", "out", accelerated=True)
     loaded = params.load()
-    knobs = float_type.settled(loaded.distill, models.device().type)
+    asked = knobs = float_type.settled(loaded.distill, models.device().type)
     if knobs.processes > 1 and not parallel.launched():
         parallel.launch("stages.distill", sys.argv[1:], knobs.processes)
         return
@@ -36,6 +36,7 @@ def work() -> None:
     processes = parallel.join(knobs.shard)
     if knobs.batch % (processes.count * knobs.accumulate):  # a launcher of the user's may have started any number
         raise ValueError(f"distill.batch {knobs.batch} does not divide among {processes.count} x {knobs.accumulate}")
+    knobs = dataclasses.replace(asked, lr=_rate(asked.lr, calibration, processes.first))
     model = models.load_model(args.teacher)
     teacher_head = models.head_weight(model).detach().to(models.torch_dtype(knobs.dtype), copy=True)
     rotation_seed = calibration.get("rotation_seed")
@@ -69,7 +70,7 @@ def work() -> None:
     log = loop.train(student, teacher_head, data, schedule, weights, scratch, begin, knobs.kl_reduction == "batchmean")
     trained = student.finished()
     if processes.first:
-        trained.save(args.out, _facts(knobs, freeze, frozen, schedule.seed, calibration), {"log": pd.DataFrame(log)})
+        trained.save(args.out, _facts(asked, freeze, frozen, schedule, calibration), {"log": pd.DataFrame(log)})
     processes.leave()
 
 
@@ -79,7 +80,7 @@ def _schedule(knobs: Distill, seed: int) -> Schedule:
 
 
 def _facts(
-    knobs: Distill, freeze: str | list[str], frozen: Frozen, seed: int, calibration: dict[str, Any]
+    knobs: Distill, freeze: str | list[str], frozen: Frozen, schedule: Schedule, calibration: dict[str, Any]
 ) -> dict[str, Any]:
     """What the artifact tells of the training."""
     return {
@@ -88,10 +89,25 @@ def _facts(
         "frozen": {name: "all" if rows is None else len(rows) for name, rows in sorted(frozen.items())},
         "scale": knobs.scale,
         "steps": knobs.steps,
-        "seed": seed,
+        "seed": schedule.seed,
+        "lr": schedule.lr,
+        "lr_knob": knobs.lr,
         "method": calibration.get("method", ""),
         "rotation_seed": calibration.get("rotation_seed"),
+        **{fact: calibration[fact] for fact in ("coverage", "in_float") if fact in calibration},
     }
+
+
+def _rate(knob: float | str, calibration: dict[str, Any], says: bool) -> float:
+    """The peak learning rate: the knob, or what fits the start, which is said."""
+    if not isinstance(knob, str):
+        return knob
+    rotated, fisher = calibration.get("rotation_seed") is not None, bool(calibration.get("fisher"))
+    rate = fitting_rate(rotated, fisher)
+    if says:
+        start = f"{'rotated' if rotated else 'not rotated'}, {'with' if fisher else 'without'} Fisher information"
+        print(f"distill: lr auto: {rate}, as the start is {start}", flush=True)
+    return rate
 
 
 def _suggested(folder: str) -> str:

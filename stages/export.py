@@ -15,9 +15,10 @@ def work() -> str:
     args = run.begin("export", "teacher", "quantized", "out")
     format_name = params.load().export.format
     artifacts.reading(args.teacher, artifacts.TEACHER)
-    quantized, _ = QuantizedModel.load(args.quantized)
+    quantized, made = QuantizedModel.load(args.quantized)
     with artifacts.writing(Path(args.out), artifacts.INT4) as draft:
         draft.facts = export(quantized, args.teacher, format_name, draft.path)
+        draft.facts |= {fact: made[fact] for fact in ("coverage", "in_float") if fact in made}
     for line in told(draft.facts):
         print(f"export {Path(args.out).name}: {line}", flush=True)
     return Path(args.out).name

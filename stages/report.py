@@ -83,7 +83,7 @@ def work() -> None:
         signals=signals.section(folders["signals"], table, variants, facts["student"]["freeze"]),
         errors=_errors(folders["calibration"]),
         lineage=page.lineage(folders),
-        params=yaml.safe_dump(yaml.safe_load(Path("params.yaml").read_text()), sort_keys=False),
+        params=yaml.safe_dump(params.parsed(Path("params.yaml").read_text()), sort_keys=False),
         dtypes=dtypes,
         libraries={name: version(name) for name in LIBRARIES},
     )

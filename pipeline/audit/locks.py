@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import reading
 from pipeline.audit.trees import Tree, md5
 from pipeline.inputs import differing, flat, under
 
@@ -152,19 +153,9 @@ def load(tree: Tree) -> Lock:
         raise ValueError(f"{LOCK} is damaged ({str(error).splitlines()[0]}); {tree.remedy(LOCK)}") from None
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """By libyaml where PyYAML has it: ten times faster, and an audit reads many locks."""
-
-
-# DVC writes YAML 1.2, where 1e-05 is a number; PyYAML reads 1.1, where it is text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def parsed(content: bytes) -> Any:
     """YAML as DVC reads it."""
-    return yaml.load(content, Loader=_Loader)
+    return yaml.load(content, Loader=reading.Loader)
 
 
 def mapping(tree: Tree, file: str) -> dict[str, Any]:

@@ -102,9 +102,9 @@ def fisher(
     sums = {name: _Sums(torch.zeros(module.out_features, module.out_features)) for name, module in modules.items()}
     current: dict[str, Tensor] = {}
 
-    def see(name: str, x: Tensor, out: Tensor) -> None:
+    def see(name: str, x: Tensor, out: object) -> None:
         lengths, mask = x.detach().flatten(0, -2).float().norm(dim=-1), current["mask"]
-        if len(lengths) == mask.numel():
+        if isinstance(out, Tensor) and len(lengths) == mask.numel():
             out.register_hook(lambda g: sums[name].add(g, lengths, mask, read))
 
     handles = [

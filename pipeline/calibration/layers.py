@@ -1,7 +1,7 @@
 """Run a decoder one layer at a time over the calibration tokens, so that memory holds the activations of one layer."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline import models
+from pipeline.calibration.arguments import Arguments, collect
 from pipeline.calibration.gram import add_gram, mirror
 from pipeline.quant.observers import Observed
-
-
-class _Stop(Exception):
-    """Ends a forward once the first layer's inputs are known."""
 
 
 @dataclass
@@ -58,47 +55,30 @@ class Inputs:
 class Runner:
     """The inputs of the layer that is next: hidden states [batch, length, hidden], a batch each.
 
-    kwargs: a layer's other arguments, a batch each; layers of one kind (sliding or full attention) share them. masks:
-    which positions count, bool [batch, length]. dtype: of the forward's autocast.
+    arguments: what else each layer is called with, a batch each. masks: which positions count, bool [batch, length].
+    dtype: of the forward's autocast.
     """
 
     model: PreTrainedModel
     states: list[Tensor]
-    kwargs: Mapping[nn.Module, list[dict[str, Any]]]
+    arguments: Mapping[nn.Module, list[Arguments]]
     masks: tuple[Tensor, ...]
     dtype: str
 
     @classmethod
     def start(cls, model: PreTrainedModel, tokens: Tensor, valid: Tensor, batch: int, dtype: str) -> "Runner":
-        """Before the first decoder layer. The model runs up to the first layer of the last kind that it has."""
-        layers = models.decoder_layers(model)[1]
-        kinds = getattr(model.config.get_text_config(), "layer_types", None) or [""] * len(layers)
-        firsts = {kind: layers[kinds.index(kind)] for kind in kinds}
-        last = layers[max(kinds.index(kind) for kind in firsts)]
-        states: list[Tensor] = []
-        kwargs: dict[nn.Module, list[dict[str, Any]]] = {layer: [] for layer in firsts.values()}
+        """Before the first decoder layer.
 
-        def catch(layer: nn.Module, args: tuple[Tensor, ...], given: dict[str, Any]) -> None:
-            if layer is layers[0]:
-                states.append(given["hidden_states"] if "hidden_states" in given else args[0])
-            kwargs[layer].append({name: value for name, value in given.items() if name != "hidden_states"})
-            if layer is last:
-                raise _Stop
-
-        handles = [layer.register_forward_pre_hook(catch, with_kwargs=True) for layer in kwargs]
-        for part in _batches(tokens, batch):
-            with models.autocast(dtype), suppress(_Stop):
-                model(input_ids=part, use_cache=False)
-        for handle in handles:
-            handle.remove()
-        shared = {layer: kwargs[firsts[kind]] for layer, kind in zip(layers, kinds, strict=True)}
-        return cls(model, states, shared, _batches(valid, batch), dtype)
+        Raises:
+            ValueError: the model does not run layer by layer.
+        """
+        states, arguments = collect(model, _batches(tokens, batch), dtype)
+        return cls(model, states, arguments, _batches(valid, batch), dtype)
 
     def call(self, layer: nn.Module, index: int) -> Tensor:
         """Run a layer on one batch; returns its hidden states."""
         with models.autocast(self.dtype):
-            out = layer(self.states[index], **self.kwargs[layer][index])
-        return out[0] if isinstance(out, tuple) else out
+            return self.arguments[layer][index].call(layer, self.states[index])
 
     def gather(
         self, layer: nn.Module, group: list[models.Linear], weights: Mapping[str, Tensor] | None = None

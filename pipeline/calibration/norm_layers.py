@@ -4,10 +4,17 @@ import torch
 from torch import nn
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm: it has one weight a channel, and no parts."""
+def is_norm(module: nn.Module, weightless: bool = False) -> bool:
+    """Whether a module is a norm: it has one weight a channel, and no parts.
+
+    weightless: or it has no weights (OLMo's), which its name alone tells.
+    """
+    if list(module.children()):
+        return False
+    if weightless and type(module).__name__.endswith("Norm") and not list(module.parameters()):
+        return True
     weight = getattr(module, "weight", None)
-    return weight is not None and weight.ndim == 1 and not list(module.children())
+    return weight is not None and weight.ndim == 1
 
 
 @torch.no_grad()

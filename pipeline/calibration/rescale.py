@@ -145,14 +145,8 @@ def _moved(before: Tensor, after: Tensor, states: Tensor) -> float:
 
 def _one_run(runner: Runner, layer: nn.Module) -> Tensor:
     """The layer's output on the first batch, a sequence alone, in float32."""
-    wide = {name: _widened(value) for name, value in runner.kwargs[layer][0].items()}
+    wide = runner.arguments[layer][0].widened()
     return Runner(runner.model, [runner.states[0].float()], {layer: [wide]}, (), "float32").call(layer, 0)
-
-
-def _widened(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_widened(part) for part in value)
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def awq(weights: list[Tensor], inputs: Inputs, schemes: list[Weights], strength: float) -> Tensor:

@@ -6,6 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 
 
+def fitting_rate(rotated: bool, fisher: bool) -> float:
+    """The peak learning rate that fits the start that training has (LOG.md has the trials).
+
+    rotated: whether its residual stream was. fisher: whether its errors were weighed by the Fisher information. Without
+    rotation it makes no difference to the rate (none was tried with the one and without the other).
+    """
+    if not rotated:
+        return 1e-4
+    return 2e-4 if fisher else 2e-5
+
+
 @dataclass(frozen=True)
 class Schedule:
     """See the section `distill` of params.yaml for the units.

@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import params
 from pipeline.flow.points import Point, Space
 from pipeline.names import unknown
 
@@ -97,7 +98,7 @@ def load(file: Path, params_file: Path = Path("params.yaml")) -> Sweep:
             not, gives one a value that it cannot have, or its baseline is none of its points: all of it, a line each.
     """
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = params.parsed(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -27,7 +27,7 @@ def read(file: Path) -> dict[str, Any]:
         params.load(file)
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}; run this in the project's own folder") from None
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    return params.parsed(file.read_text(encoding="utf-8"))
 
 
 def value(tree: dict[str, Any], knob: str) -> Any:
@@ -72,7 +72,7 @@ def refused(file: Path, base: dict[str, Any], points: dict[str, dict[str, Any]])
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / file.name
         for label, overrides in points.items():
-            trial.write_text(yaml.safe_dump(changed(base, overrides)), encoding="utf-8")
+            trial.write_text(json.dumps(changed(base, overrides), default=str), encoding="utf-8")  # JSON is YAML
             try:
                 params.load(trial)
             except ValueError as error:

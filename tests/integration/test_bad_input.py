@@ -15,6 +15,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from tests import families, tiny
 from tests.integration.conftest import ROOT, change_params, environment
+from tests.others import other
 
 Stage = Callable[..., str]
 
@@ -140,6 +141,7 @@ def calibrated(desk: Path, source: Path) -> str:
 
 def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> None:
     """Mamba, from the source to the calibration: without KV in the scheme it goes through."""
+    change_params(desk, {"calibrate": {"coverage": 0.9}})  # a tiny one's small tensors are a tenth of it
     calibrated(desk, families.save(desk / "mamba", "mamba"))
     paths = {"teacher": "own/teacher", "corpus": "own/corpus", "rtn": "made/rtn"}
     found = refused("calibrate", {"scheme": "W4A16KV4"}, **paths)
@@ -156,6 +158,35 @@ def test_a_model_that_cannot_be_rotated_is_quantized_without(desk: Path) -> None
     facts = [json.loads((desk / f"own/{name}/manifest.json").read_text())["facts"] for name in ("ptq", "rtn")]
     assert [each.get("rotation_seed") for each in facts] == [None, None]
     assert facts[0]["fisher"]
+    assert facts[0]["rotation"] == "none"
+    assert "word_embeddings_layernorm" in facts[0]["rotation_reason"]
+    change_params(desk, {"calibrate": {"rotation": "hadamard"}})
+    done = run_stage(desk, "calibrate", teacher="own/teacher", corpus="own/corpus", out="made/ptq", rtn="made/rtn")
+    assert done.returncode != 0
+    assert done.stderr.startswith("calibrate: calibrate.rotation is hadamard, but BloomForCausalLM does not allow")
+    assert done.stderr.endswith("take auto or none\n")
+    assert not (desk / "made").exists()
+
+
+def test_a_mixture_whose_experts_would_stay_in_float_is_refused_unless_less_will_do(desk: Path) -> None:
+    model = other("mixtral")
+    model.save_pretrained(desk / "mixtral")
+    tiny.tokenizer().save_pretrained(desk / "mixtral")
+    change_params(desk, {"calibrate": {"coverage": 0.05}})
+    said = calibrated(desk, desk / "mixtral")
+    assert "model.layers.*.mlp.experts.gate_up_proj: 59." in said
+    for name in ("ptq", "rtn"):
+        facts = json.loads((desk / f"own/{name}/manifest.json").read_text())["facts"]
+        assert facts["coverage"] == pytest.approx(0.1, abs=0.01)
+        assert facts["in_float"].keys() == {
+            f"model.layers.*.mlp.{part}" for part in ("gate", "experts.gate_up_proj", "experts.down_proj")
+        }
+    change_params(desk, {"calibrate": {"coverage": 0.95}})
+    done = run_stage(desk, "calibrate", teacher="own/teacher", corpus="own/corpus", out="made/ptq", rtn="made/rtn")
+    assert done.returncode != 0
+    assert "That is less than calibrate.coverage, 0.95" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (desk / "made").exists()
 
 
 def test_a_model_whose_logits_are_no_plain_product_is_quantized_with_all_errors_alike(desk: Path) -> None:

@@ -21,8 +21,8 @@ LAYERS = [
     },
     {"quant"},
     {
-        *("loading", "codes", "stored", "soundness", "models", "plain_head", "corpus", "conversation", "texts"),
-        "sources",
+        *("loading", "codes", "stored", "soundness", "models", "experts", "plain_head", "corpus", "conversation"),
+        *("texts", "sources"),
     },
     {"synth", "decoding", "decode_attention", "signals", "calibration", "distill", "export", "bench", "report"},
     {"limits", "estimate"},

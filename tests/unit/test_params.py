@@ -1,13 +1,15 @@
 """params.yaml as a file: its shape, the names and types of its knobs, and YAML's traps."""
 
+import math
 import re
 import typing
 from pathlib import Path
 
 import pytest
 import yaml
+from ruamel.yaml import YAML
 
-from pipeline import params, sections
+from pipeline import params, reading, sections
 from pipeline.bench.harness import TASKS
 from pipeline.calibration.driver import PTQ_METHODS
 from pipeline.distill.losses import DIVERGENCES
@@ -146,27 +148,82 @@ def test_an_integer_may_stand_where_a_float_is_due(tmp_path: Path):
     assert (value, type(value)) == (1.0, float)
 
 
+def load_written(tmp_path: Path, knob: str, written: str) -> params.Params:
+    """The shipped file with another text after a knob's name, comments and all."""
+    changed, count = re.subn(rf"(?m)^(  )?{knob}: \S+", rf"\g<1>{knob}: {written}", (ROOT / "params.yaml").read_text())
+    assert count == 1
+    return load_text(tmp_path, changed)
+
+
 @pytest.mark.parametrize(
-    ("written", "meant"),
-    [("1e-4", "1.0e-4"), ("1.5e3", "1.5e+3"), ("2E-5", "2.0e-5"), ("-1e-4", "-1.0e-4"), (".5e2", "0.5e+2")],
+    ("written", "value"),
+    [
+        ("2e-05", 2e-5),  # as `dvc exp run -S distill.lr=2.0e-5` writes it
+        ("1e-4", 1e-4),
+        ("1.5e3", 1.5e3),
+        ("2E-5", 2e-5),
+        ("1.", 1.0),
+        ("2.0e-4", 2e-4),
+        ("3", 3.0),
+        ("010", 10.0),
+    ],
 )
-def test_a_number_that_yaml_reads_as_text_is_answered_with_how_to_write_it(tmp_path: Path, written: str, meant: str):
-    """YAML 1.1 knows no exponent without a point before and a sign in it."""
-    text = (ROOT / "params.yaml").read_text()
-    changed, found = re.subn(r"(?m)^  lr: \S+", f"  lr: {written}", text)
-    assert found == 1
-    with pytest.raises(ValueError, match="bad knob") as caught:
-        load_text(tmp_path, changed)
-    assert lines(caught.value) == [
-        f"distill.lr: expected float, got '{written}' (str); in YAML this is text, write {meant}"
-    ]
-    assert yaml.safe_load(meant) == float(written)
+def test_a_number_is_read_as_yaml_1_2_has_it(tmp_path: Path, written: str, value: float):
+    """As DVC reads it. YAML 1.1, which PyYAML reads, takes most of these for text, and 010 for eight."""
+    assert load_written(tmp_path, "lr", written).distill.lr == value
+    (ours,) = reading_of(written)
+    theirs = YAML(typ="safe").load(f"lr: {written}")["lr"]
+    assert (ours, type(ours)) == (theirs, type(theirs))
 
 
-@pytest.mark.parametrize("text", ["e5", "1e", "1e5x", "1 e5", ".e5", "true"])
-def test_a_text_that_is_no_number_gets_no_such_answer(tmp_path: Path, text: str):
+def reading_of(*written: str) -> list[object]:
+    return [yaml.load(f"x: {text}", Loader=reading.Loader)["x"] for text in written]
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("0o17", 15),
+        (".5e2", 50.0),
+        ("0x1F", 31),
+        ("-12", -12),
+        ("+3", 3),
+        ("-.inf", -math.inf),
+        ("-1e-4", -1e-4),
+        ("0", 0),
+        ("-0.0", 0.0),
+    ],
+)
+def test_other_numbers_are_the_core_schemas(written: str, value: float):
+    assert reading_of(written) == [value]
+
+
+@pytest.mark.parametrize("written", ["1_000", "1:30", "0b11", "e5", "1e", "1e5x", ".e5", "1.0.1", "0x", ".", "+.5.1"])
+def test_what_is_no_number_in_yaml_1_2_is_text(written: str):
+    assert reading_of(written) == [written]
+
+
+@pytest.mark.parametrize("written", ['"2.0e-5"', "'0.1'"])
+def test_a_number_in_quotes_is_answered_with_the_way_out(tmp_path: Path, written: str):
+    with pytest.raises(ValueError, match=r"distill\.lr: expected float, .*; without quotes it is a number"):
+        load_written(tmp_path, "lr", written)
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "1e5x", "1 e5", ".e5", "fast", "AUTO", ""])
+def test_a_rate_that_is_no_number_may_only_be_auto(tmp_path: Path, text: str):
     (found,) = problems(tmp_path, distill__lr=text)
-    assert found == f"distill.lr: expected float, got {text!r} (str)"
+    assert found.startswith(f"distill.lr: unknown value {text!r}")
+    assert "auto" in found
+
+
+def test_a_rate_may_be_auto(tmp_path: Path):
+    assert load_with(tmp_path, distill__lr="auto").distill.lr == "auto"
+
+
+def test_a_commit_that_yaml_reads_as_a_number_is_to_be_quoted(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"teacher\.revision: expected str, got .*; put it in quotes"):
+        load_written(tmp_path, "revision", "12e4567")
+    assert load_written(tmp_path, "revision", '"12e4567"').teacher.revision == "12e4567"
 
 
 def test_knobs_that_stand_twice_are_all_named_with_their_lines(tmp_path: Path):

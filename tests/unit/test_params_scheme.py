@@ -42,7 +42,7 @@ WRONG = [
     ("activations__bits", False),
     ("activations__dynamic", None),
     ("activations__observer", "max"),
-    ("activations__percentile", "1e2"),
+    ("activations__percentile", "1e"),
 ]
 OUT_OF_RANGE = [("weights__group", -1), ("activations__percentile", 50.0), ("activations__percentile", 100.5)]
 OF_THE_CACHE = [("kv_cache__bits", 16), ("kv_cache__bits", 1), ("kv_cache__group", -8), ("kv_cache__group", 8.0)]

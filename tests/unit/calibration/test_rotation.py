@@ -4,14 +4,19 @@ import pytest
 import torch
 from scipy.linalg import hadamard as scipy_hadamard
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pipeline import models
-from pipeline.calibration.rotation import paley, random_rotation, rotate, sylvester, unturned
+from pipeline.calibration import rotation as rotation_module
+from pipeline.calibration.hadamard import paley, random_rotation, sylvester
+from pipeline.calibration.probing import Stream
+from pipeline.calibration.rotation import rotate, unturned
 from pipeline.quant.methods import rtn
 from pipeline.quant.model import QuantizedModel, float_tensors
 from pipeline.scheme import Weights
 from tests import tiny
 from tests.families import FAMILIES, family
+from tests.others import MIXTURES, other
 from tests.unit.calibration.runs import run
 
 WIDTHS = [2, 7, 32, 96, 576, 960, 2048]
@@ -93,9 +98,104 @@ def test_the_last_hidden_states_of_a_rotated_model_come_back(tokens: Tensor, nam
     assert torch.autograd.gradcheck(back, exact[:1, :2])
 
 
-def test_an_embedding_that_is_normed_first_is_refused():
-    with pytest.raises(ValueError, match=r"BloomForCausalLM does not allow .* \(the logits would move by .* largest\)"):
-        rotate(family("bloom"), 0)
+def same(model: PreTrainedModel, before: dict[str, Tensor]) -> bool:
+    """Whether a model has exactly these parameters, each under every name that it had."""
+    now = dict(model.named_parameters(remove_duplicate=False))
+    return now.keys() == before.keys() and all(torch.equal(now[name], values) for name, values in before.items())
+
+
+def parameters(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: parameter.clone() for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+INNER = ("_norm", "layernorm.weight", "q_b_proj", "kv_b_proj")  # of what neither reads nor writes the stream
+
+
+@pytest.mark.parametrize("name", [*MIXTURES, "starcoder2", "olmo", "cohere"])
+def test_experts_routers_and_linears_of_any_name_are_rotated(tokens: Tensor, name: str):
+    """Experts in one tensor with inputs last or outputs last, their biases, routers, Starcoder's c_proj."""
+    model = other(name)
+    before, expected = parameters(model), model(input_ids=tokens, use_cache=False).logits
+    found = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    for key, values in before.items():
+        if values.ndim > 1 and not any(part in key for part in INNER) and not key.endswith("gate_up_proj_bias"):
+            assert not torch.allclose(model.get_parameter(key), values, atol=0.01), key
+
+
+def test_a_rotated_expert_is_its_weight_times_the_rotation():
+    """Against the matrix itself, in float64: inputs of Mixtral's gate and up, outputs of its down."""
+    plain, turned, by = other("mixtral"), rotate(other("mixtral"), 3), matrix(32, 3)
+    layer, rotated = plain.model.layers[0], turned.model.layers[0]
+    level = layer.post_attention_layernorm.weight.double() / rotated.post_attention_layernorm.weight.double()
+    for name in ("gate_up_proj", "down_proj"):
+        old, new = (getattr(each.mlp.experts, name).double() for each in (layer, rotated))
+        expected = (old * level) @ by if name == "gate_up_proj" else (old.mT @ by).mT
+        torch.testing.assert_close(new, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gemma2", r"layers\.\*\.post_attention_layernorm, model\.layers\.\*\.post_feedforward_layernorm"),
+        ("gemma3", r"layers\.\*\.post_attention_layernorm, model\.layers\.\*\.post_feedforward_layernorm"),
+        ("glm4", r"layers\.\*\.post_self_attn_layernorm, model\.layers\.\*\.post_mlp_layernorm"),
+        ("olmo2", r"other than a norm reads the stream, .*post_attention_layernorm"),
+        ("gemma4", "a norm stands between"),
+        ("opt-350m", r"its embeddings have 16 channels, and its layers give \[32\]"),
+        ("bloom", "word_embeddings_layernorm"),
+    ],
+)
+def test_what_stands_in_the_way_is_named_in_a_line_and_the_model_stays_as_it_was(name: str, reason: str):
+    model = family(name) if name == "bloom" else other(name)
+    before, tied = parameters(model), model.config.tie_word_embeddings
+    with pytest.raises(ValueError, match=rf"does not allow its residual stream to be rotated \(.*{reason}") as caught:
+        rotate(model, 0)
+    assert "\n" not in str(caught.value)
+    assert same(model, before)
+    assert model.config.tie_word_embeddings == tied
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "glm4"])
+def test_a_norm_after_a_linear_that_weighs_all_channels_alike_stands_in_no_ones_way(tokens: Tensor, name: str):
+    model = other(name, even_norms=True)
+    expected = model(input_ids=tokens, use_cache=False).logits
+    found = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_model_that_moves_once_it_is_rotated_gets_its_weights_back(tie: bool, monkeypatch: pytest.MonkeyPatch):
+    """A writer that is overlooked."""
+    find = rotation_module.find
+
+    def overlooking(model: PreTrainedModel) -> Stream:
+        found = find(model)
+        found.writers = [side for side in found.writers if "layers.1.mlp.down_proj" not in side.parameter]
+        return found
+
+    monkeypatch.setattr(rotation_module, "find", overlooking)
+    model = tiny.llama(tie=tie)
+    before = parameters(model)
+    with pytest.raises(ValueError, match=r"\(the logits would move by .* of the largest\)"):
+        rotate(model, 0)
+    assert same(model, before)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tie == model.config.tie_word_embeddings
+
+
+def test_a_model_whose_own_code_fails_in_parts_is_refused_in_a_line():
+    model = tiny.llama()
+
+    def fail(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if len(args[0][0]) != 32:
+            raise RuntimeError("two\nlines")
+
+    model.model.layers[1].mlp.down_proj.register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match=r"\(RuntimeError: two lines\)"):
+        rotate(model, 0)
 
 
 def test_a_head_parts_from_its_embedding_and_its_norm_keeps_its_size():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from pipeline.distill.schedule import Schedule
+from pipeline.distill.schedule import Schedule, fitting_rate
 
 LR = 1e-3
 REST = {
@@ -63,3 +63,11 @@ def test_processes_and_forwards_share_a_step_evenly_and_miss_nothing():
         parts = [plan.parts(sequences, rank, processes) for rank in range(processes)]
         assert {len(part) for mine in parts for part in mine} == {12 // processes // accumulate}
         assert sorted(i for mine in parts for part in mine for i in part) == sequences
+
+
+@pytest.mark.parametrize(
+    ("rotated", "fisher", "rate"), [(True, True, 2e-4), (True, False, 2e-5), (False, True, 1e-4), (False, False, 1e-4)]
+)
+def test_the_rate_fits_the_start(rotated: bool, fisher: bool, rate: float):
+    """As params.yaml says of distill.lr."""
+    assert fitting_rate(rotated, fisher) == rate
