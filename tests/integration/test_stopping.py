@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import change_params, environment, run
+from tests.integration.conftest import change_params, checkout, environment, run
 from tests.integration.stopping import alive, wait_for
 
 DVC = ["dvc", "repro", "synthesize"]
@@ -26,12 +26,13 @@ WAYS = [
 
 
 @pytest.fixture
-def project(pipeline: Path, tmp_path: Path) -> Path:
-    """A copy of the pipeline whose corpus is to be made anew, in 100 batches; the environment counts as made."""
-    where = shutil.copytree(pipeline, tmp_path / "project", symlinks=True)
+def project(tiny_teacher: Path, tmp_path: Path) -> Path:
+    """A checkout with a teacher, whose corpus is to be made in 100 batches; the environment counts as made."""
+    where = checkout(tmp_path / "project", tiny_teacher)
     change_params(where, {"synthesize": {"sequences": 600}})
     (where / ".venv").mkdir()
     (where / ".venv/ready").touch()
+    assert "teacher: the whole run: about " in run(["dvc", "repro", "teacher"], where).stdout
     return where
 
 
