@@ -201,6 +201,7 @@ def _is_along(change: Tensor, push: Tensor) -> bool:
     """Whether a change [..., width] is a multiple of a vector [width] at every token, but for rounding."""
     if change.shape[-1:] != push.shape or not bool(change.isfinite().all()):
         return False
+    push = push.to(change.dtype)
     along = (change @ push / push.dot(push))[..., None] * push
     return bool((change - along).norm() <= STRAY * change.norm())
 

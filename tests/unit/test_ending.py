@@ -122,6 +122,9 @@ def test_by_hand_it_outlives_the_shell_that_started_it(project: Path):
 
 
 def test_whoever_imports_the_stages_keeps_its_own_handler():
-    code = "import signal, stages.run; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    code = (
+        "import signal; before = signal.getsignal(signal.SIGINT); import stages.run; "
+        "print(signal.getsignal(signal.SIGINT) is before)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"

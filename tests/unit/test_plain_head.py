@@ -1,6 +1,5 @@
 """Heads of which something is left to do after, told apart from plain ones whatever the weights are."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline import models
-from pipeline.calibration.driver import Options, calibrate
-from pipeline.scheme import Activations, Override, Weights, from_short
 from tests import tiny
 from tests.families import FAMILIES, family
 from tests.unit.test_decoding import SHAPE
@@ -82,18 +79,6 @@ def test_what_the_head_reads_is_looked_at_too():
 def test_a_bias_is_refused():
     with pytest.raises(ValueError, match="PhiForCausalLM has no plain linear head"):
         models.head_weight(made("PhiConfig", 0.2))
-
-
-def test_a_head_whose_input_is_quantized_is_plain(tokens: Tensor, valid: Tensor):
-    model = tiny.llama(tie=False)
-    scheme = replace(from_short("W4A4"), overrides=(Override("lm_head", Weights(8), Activations(4, dynamic=True)),))
-    quantized = calibrate(
-        tiny.llama(tie=False), tokens, valid, scheme, Options("rtn", {}, batch=4, measure=False), None, lambda: None
-    ).model
-    undo = quantized.put_into(model)
-    assert "lm_head" in quantized.inputs
-    assert models.head_weight(model) is model.lm_head.weight
-    undo()
 
 
 def test_the_model_is_left_as_it_was(tokens: Tensor):
