@@ -59,7 +59,9 @@ def check_rounded(found: Rounded, weight: Tensor, scheme: Weights) -> None:
     assert low <= found.codes.min() <= found.codes.max() <= high
     for part in found.step:
         assert (part.shape, part.dtype) == ((len(weight), groups), torch.float32)
-    assert torch.equal(found.step.scale.half().float(), found.step.scale)
+    ranges = weight.unflatten(1, (groups, -1)).aminmax(dim=-1)
+    stored = weights.grid_of(scheme).scale_dtype(*ranges)
+    assert torch.equal(found.step.scale.to(stored).float(), found.step.scale)
     assert torch.equal(found.step.zero, found.step.zero.round().clamp(0, 0 if scheme.symmetric else high))
     assert torch.equal(weights.quantize(found.latent, found.step, scheme), found.codes.float())
     assert torch.equal(found.weight, weights.dequantize(found.codes, found.step, scheme))

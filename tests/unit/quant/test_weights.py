@@ -46,10 +46,11 @@ def test_each_group_of_each_row_has_its_own_min_max_step(case: tuple[Weights, Te
     scheme, weight = case
     step = weights.weight_step(weight, scheme)
     grid, size = Grid(scheme.bits, scheme.symmetric), scheme.group or weight.shape[1]
+    dtype = grid.scale_dtype(*weight.unflatten(1, (-1, size)).aminmax(dim=-1))  # one for the whole weight
     for row in range(len(weight)):
         for n in range(weight.shape[1] // size):
             values = weight[row, n * size : (n + 1) * size]
-            alone = grid.step(values.min(), values.max())
+            alone = grid.step(values.min(), values.max(), dtype)
             assert (alone.scale, alone.zero) == (step.scale[row, n], step.zero[row, n])
 
 
