@@ -73,7 +73,7 @@ class Probe:
         }
         self.generator = torch.Generator().manual_seed(0)
         self.made: dict[tuple[str, int], Tensor] = {}
-        self.nudged: tuple[str, Tensor | float] = "", 0.0
+        self.nudged: tuple[str, Tensor] = "", torch.zeros(width)
         self.stream: set[tuple[str, int]] = {OUTPUT}
 
     def __enter__(self) -> "Probe":
@@ -98,7 +98,7 @@ class Probe:
         key = name, sum(point == name for point, _ in self.points)
         self.points[key] = args[0].clone()
         made = self.made.setdefault(key, out.clone())
-        return made + self.nudged[1] if name == self.nudged[0] else made.clone()
+        return made + self.nudged[1].to(made) if name == self.nudged[0] else made.clone()
 
     def _points(self, run: Callable[[], Tensor]) -> dict[tuple[str, int], Tensor]:
         self.points = {}
@@ -120,7 +120,7 @@ class Probe:
 
         ends: the output is no stream.
         """
-        push = self._vector() * self.base[OUTPUT].square().mean().sqrt()
+        push = self._vector().to(self.base[OUTPUT]) * self.base[OUTPUT].square().mean().sqrt()
         changes = self._changes(lambda: run(push))
         self.stream = {key for key, change in changes.items() if _is_along(change, push)}
         others = {key for key in changes if key not in self.stream}
@@ -159,7 +159,7 @@ class Probe:
         push = self._vector()
         self.nudged = norm, push
         changes = self._changes(self.run)
-        self.nudged = "", 0.0
+        self.nudged = "", push
         return any(key in self.stream and _is_along(change, push) for key, change in changes.items())
 
     def _verdict(self, parameter: Tensor, dim: int, posts: list[str]) -> str | None:
@@ -188,7 +188,7 @@ class Probe:
         others = [1 if d == dim else n for d, n in enumerate(parameter.shape)]
         multiples = torch.randn(others, generator=torch.Generator().manual_seed(1))
         try:
-            parameter += push.view(shape) * multiples * (size * kept.square().mean().sqrt().clamp(min=1e-6))
+            parameter += (push.view(shape) * multiples).to(kept) * (size * kept.square().mean().sqrt().clamp(min=1e-6))
             return self._changes(self.run)
         finally:
             parameter.copy_(kept)
@@ -201,7 +201,7 @@ def _is_along(change: Tensor, push: Tensor) -> bool:
     """Whether a change [..., width] is a multiple of a vector [width] at every token, but for rounding."""
     if change.shape[-1:] != push.shape or not bool(change.isfinite().all()):
         return False
-    push = push.to(change.dtype)
+    push = push.to(change)
     along = (change @ push / push.dot(push))[..., None] * push
     return bool((change - along).norm() <= STRAY * change.norm())
 
