@@ -1,6 +1,5 @@
 """Heads of which something is left to do after, told apart from plain ones whatever the weights are."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline import models
-from pipeline.calibration.driver import Options, calibrate
-from pipeline.scheme import Activations, Override, Weights, from_short
+from pipeline.quant.activations import Quantizer, quantize_inputs
+from pipeline.scheme import Activations
 from tests import tiny
 from tests.families import FAMILIES, family
 from tests.unit.test_decoding import SHAPE
@@ -84,16 +83,10 @@ def test_a_bias_is_refused():
         models.head_weight(made("PhiConfig", 0.2))
 
 
-def test_a_head_whose_input_is_quantized_is_plain(tokens: Tensor, valid: Tensor):
-    model = tiny.llama(tie=False)
-    scheme = replace(from_short("W4A4"), overrides=(Override("lm_head", Weights(8), Activations(4, dynamic=True)),))
-    quantized = calibrate(
-        tiny.llama(tie=False), tokens, valid, scheme, Options("rtn", {}, batch=4, measure=False), None, lambda: None
-    ).model
-    undo = quantized.put_into(model)
-    assert "lm_head" in quantized.inputs
+def test_a_head_whose_input_is_quantized_is_plain():
+    model = tiny.llama()
+    quantize_inputs(model, {"lm_head": Quantizer(Activations(4, dynamic=True))})
     assert models.head_weight(model) is model.lm_head.weight
-    undo()
 
 
 def test_the_model_is_left_as_it_was(tokens: Tensor):
