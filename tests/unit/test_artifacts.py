@@ -122,10 +122,9 @@ def test_all_damages_are_named_at_once(tmp_path: Path):
 
 @pytest.mark.parametrize("wanted", [INT4, Kind("corpus", CORPUS.version + 1, "synthesize")])
 def test_another_kind_or_version_is_named(tmp_path: Path, wanted: Kind):
-    held = f"holds 'corpus' version {CORPUS.version}"
-    with pytest.raises(
-        ValueError, match=rf"{held}, but '{wanted.name}' version {wanted.version} .*stage: {wanted.stage}"
-    ):
+    message = f"holds 'corpus' version {CORPUS.version}, but '{wanted.name}' version {wanted.version} is needed"
+    message += f".*stage: {wanted.stage}"
+    with pytest.raises(ValueError, match=message):
         reading(write(tmp_path / "corpus"), wanted)
 
 

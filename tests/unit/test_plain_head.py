@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline import models
+from pipeline.quant.activations import Quantizer, quantize_inputs
+from pipeline.scheme import Activations
 from tests import tiny
 from tests.families import FAMILIES, family
 from tests.unit.test_decoding import SHAPE
@@ -79,6 +81,12 @@ def test_what_the_head_reads_is_looked_at_too():
 def test_a_bias_is_refused():
     with pytest.raises(ValueError, match="PhiForCausalLM has no plain linear head"):
         models.head_weight(made("PhiConfig", 0.2))
+
+
+def test_a_head_whose_input_is_quantized_is_plain():
+    model = tiny.llama()
+    quantize_inputs(model, {"lm_head": Quantizer(Activations(4, dynamic=True))})
+    assert models.head_weight(model) is model.lm_head.weight
 
 
 def test_the_model_is_left_as_it_was(tokens: Tensor):
