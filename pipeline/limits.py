@@ -33,6 +33,18 @@ def check(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> None:
         raise ValueError(f"{type(model).__name__} and the knobs in params.yaml do not fit:\n  {lines}")
 
 
+def warning(model: PreTrainedModel) -> str:
+    """What a whole run would come to, hours later, though a part of it is sound; empty where there is nothing.
+
+    A model whose logits are more than its head times its last hidden states can be quantized, but not distilled.
+    """
+    try:
+        models.head_weight(model)
+    except ValueError as error:
+        return f"targets and distill will refuse this model; `dvc repro export@ptq` quantizes it without them: {error}"
+    return ""
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """The tokens that a model's positions hold; None where it has no such limit, as with ALiBi or a state space."""
     config = model.config.get_text_config(decoder=True)
@@ -113,8 +125,8 @@ def _tokens(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[s
 
 
 def _linears(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
-    """What calibrate, targets and distill would refuse."""
-    checks: list[Callable[[], object]] = [lambda: models.head_weight(model), lambda: driver.plan(model, knobs.scheme)]
+    """What calibrate and distill would refuse."""
+    checks: list[Callable[[], object]] = [lambda: driver.plan(model, knobs.scheme)]
     if knobs.distill.freeze != AUTO:
         checks.append(lambda: frozen_rows(knobs.distill.freeze, models.linears(model)))
     for attempt in checks:

@@ -19,7 +19,12 @@ def work() -> None:
     }[knobs.source]
     with artifacts.writing(Path(args.out), artifacts.TEACHER) as draft:
         draft.facts = {"source": knobs.source, **fetch(draft.path)}
-        limits.check(models.load_model(draft.path), models.load_tokenizer(draft.path), loaded)
+        model = models.load_model(draft.path)
+        limits.check(model, models.load_tokenizer(draft.path), loaded)
+    warning = limits.warning(model)
+    del model
+    if warning:
+        print(f"teacher: warning: {warning}", flush=True)
     pace = estimate.measure(args.out, loaded)
     for line in estimate.lines(estimate.seconds(loaded, pace, torch.cuda.is_available())):
         print(f"teacher: {line}", flush=True)

@@ -9,6 +9,8 @@ from transformers import (
     FalconConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     MambaConfig,
     PreTrainedConfig,
@@ -112,6 +114,17 @@ def test_what_calibrate_and_distill_would_refuse_is_refused_here(tmp_path: Path)
     assert "nothing is called 'nothing'" in " ".join(found)
     assert "does not divide" in " ".join(found)
     assert "names layers beyond the model's last, 1" in " ".join(found)
+
+
+def test_a_model_that_changes_its_logits_after_the_head_is_told_of_and_not_refused():
+    """It can be quantized, without distillation. Granite divides them."""
+    shape = tiny.llama().config.to_dict()
+    sizes = {key: shape[key] for key in shape if key.startswith("num_") or key.endswith(("_size", "_token_id"))}
+    granite = GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=4.0)).eval().requires_grad_(False)
+    said = limits.warning(granite)
+    assert said.startswith("targets and distill will refuse this model; `dvc repro export@ptq` quantizes it")
+    assert "GraniteForCausalLM" in said
+    assert limits.warning(tiny.llama()) == ""
 
 
 def test_a_model_without_attention_has_no_kv_cache_to_quantize(tmp_path: Path):
