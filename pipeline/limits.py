@@ -48,8 +48,10 @@ def warning(model: PreTrainedModel) -> str:
 def context_length(model: PreTrainedModel) -> int | None:
     """The tokens that a model's positions hold; None where it has no such limit, as with ALiBi or a state space."""
     config = model.config.get_text_config(decoder=True)
-    if getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False):
-        return None  # Falcon, MPT
+    if getattr(config, "alibi", config.model_type == "bloom"):
+        return None
+    if getattr(getattr(config, "attn_config", None), "alibi", False):
+        return None  # MPT
     named = (getattr(config, name, None) for name in CONTEXTS)
     length = next((value for value in named if isinstance(value, int) and value > 0), None)
     rope = getattr(config, "rope_parameters", None) or {}

@@ -234,8 +234,14 @@ def _summary(root: Path, version: Version) -> Iterator[Finding]:
         return
     try:
         scores = {variant: json.loads(contents[variant] or b"") for variant in summary.VARIANTS}
-        folders = {variant: root / (version.items_folder(variant) or "") for variant in summary.VARIANTS}
-        expected = summary.summarize(scores, {name: Items.load(at).documents for name, at in folders.items()})
+        folders = {variant: version.items_folder(variant) for variant in summary.VARIANTS}
+        lost = [variant for variant, folder in folders.items() if folder is None]
+        if lost:
+            yield Finding(path, f"the gap won back: there are no items of {', '.join(lost)} to read", checked=False)
+            yield from _differing(path, found, summary.of_scores(scores), summary.of_scores(scores), "the scores give")
+            return
+        documents = {variant: Items.load(root / (folder or "")).documents for variant, folder in folders.items()}
+        expected = summary.summarize(scores, documents)
     except KeyError as error:
         yield Finding(path, f"the scores that it is made from have no {error}")
         return

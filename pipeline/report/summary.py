@@ -16,13 +16,22 @@ DETAILS = (".stderr", ".low", ".high", ".p")  # after a number's name: its error
 
 
 def summarize(scores: Mapping[str, Mapping[str, Any]], documents: Mapping[str, pd.DataFrame]) -> dict[str, float]:
-    """Flat summary {metric}.{variant} of the four variants' scores, each with .stderr beside it where it has one.
+    """`of_scores`, and what the items give.
 
     recovered.{variant} is the share of round to nearest's gap in log-perplexity that a variant wins back, with its 95 %
     interval as .low and .high. Where that gap is not above 0 beyond its error there is none of them (`gap.won_back`).
 
     Args:
         scores: as `evaluate` writes them, with what they were read from. documents: as it keeps them, of `Items`.
+
+    Raises:
+        ValueError, KeyError: as `of_scores`.
+    """
+    return of_scores(scores) | gap.won_back(documents, ("ptq", "student"))
+
+
+def of_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Flat summary {metric}.{variant} of the four variants' scores, each with .stderr beside it where it has one.
 
     Raises:
         ValueError: they were not all read from the same; each text, data set or model that differs is named.
@@ -46,7 +55,6 @@ def summarize(scores: Mapping[str, Mapping[str, Any]], documents: Mapping[str, p
         summary[f"bits_per_weight.{variant}"] = mine["bits_per_weight"]
         summary[f"weight_bytes.{variant}"] = mine["weight_bytes"]
     summary["bits_per_quantized_weight.student"] = scores["student"]["bits_per_quantized_weight"]
-    summary |= gap.won_back(documents, ("ptq", "student"))
     return summary
 
 

@@ -69,7 +69,7 @@ def test_a_number_is_traced_to_the_teachers_own_file(versions: Path) -> None:
         assert f"{out['path']}  {out['md5'][:12]}  <- {stage}" in told
     assert "seed=0" in told
     assert "from source path" in told
-    assert told.count("ran on devices ") == told.count("with ") >= 7
+    assert told.count("ran on ") == told.count(" with ") >= 7
     assert "python 3." in told
     assert f"torch {version('torch')}" in told
     assert "STALE" not in told
@@ -230,7 +230,7 @@ def test_a_score_that_was_edited_with_all_its_hashes_is_found(versions: Path, tm
     run(["dvc", "commit", "--force", "evaluate@student"], where)
     run(["dvc", "repro", "report"], where)
     code, told = verified(where)
-    findings = told.splitlines()[:-1]
+    findings = [line for line in told.splitlines()[:-1] if not line.startswith("not checked: ")]
     assert code == 1
     assert {line.split(" is ")[0] for line in findings} == {
         f"data/scores/student.json: {name}" for name in ("perplexity", "accuracy.stderr", "weight_bytes")

@@ -225,6 +225,7 @@ def test_a_run_started_by_the_api_ends_with_its_artifacts(deployed: Deployment, 
         "metric": "perplexity",
         "teacher": "20.125 ± 0.2",
         "student": "22.5 ± 0.25",
+        "rtn": "-",
     }
     assert (deployed.project / "data/report/index.html").as_uri() in data["report"]
     wait(lambda: deployed.of_stages() == [], worker, seconds=10)

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pipeline.bench.provenance import READ
 from tests.integration.conftest import change_params, checkout, environment, run
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")
@@ -184,7 +185,7 @@ def test_a_long_scheme_with_overrides_goes_through_to_the_scores(pipeline: Path,
     config = json.loads((copy / "data/int4/ptq/config.json").read_text())
     assert not config["tie_word_embeddings"]
     scores, before = (json.loads((each / "data/scores/ptq.json").read_text()) for each in (copy, pipeline))
-    assert all(math.isfinite(value) for value in scores.values())
+    assert all(math.isfinite(value) for name, value in scores.items() if name != READ)
     assert scores["kl"] != before["kl"]
     assert 0.5 < scores["top1"] <= 1
     linears, head, rows = 2 * 9 * 32 * 32, 259 * 32, 259
