@@ -118,7 +118,7 @@ def _own_sizes(summary: dict[str, float]) -> list[sweeps.Size]:
 def _size_note(shown: int, elsewhere: int) -> str:
     told = "The nearer to the corner below on the left, the better; weights, embedding and head are all counted."
     if not shown:
-        told += " `python -m pipeline.flow sweep sweeps/sizes.yaml` adds other formats of about these sizes."
+        told += " The sweep sweeps/sizes.yaml adds other formats of about these sizes."
     if elsewhere:
         told += (
             f" {elsewhere} points of sweeps are left out: their KL was measured on another text, or it is not known."

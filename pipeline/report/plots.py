@@ -218,9 +218,9 @@ def sizes(points: Sequence[tuple[str, float, float]], teacher: float) -> str:
         axis.set_xlim(0, 1.08 * max(teacher, *(stored for _, stored, _ in points)) / 1e6)
         if all(kl > 0 for _, _, kl in points):
             axis.set_yscale("log")
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        figure.legend(loc="outside lower left", frameon=False)
 
-    return svg(draw, (10, 3.6 + 0.2 * max(0, len(points) - 8)))
+    return svg(draw, (6.4, 3.2 + 0.22 * (len(points) + 1)))
 
 
 def _finish(axes: Sequence[Axes], titles: list[str], label: str) -> None:

@@ -92,7 +92,7 @@ def rows(summary: dict[str, float], method: str) -> list[list[str]]:
                 cell("top1", variant, 1, 100),
                 cell("accuracy", variant, 1, 100),
                 cell("bits_per_weight", variant, 2),
-                f"{summary[f'weight_bytes.{variant}'] / 1e6:.0f}",
+                _megabytes(summary[f"weight_bytes.{variant}"]),
             ]
         )
     return table
@@ -106,6 +106,10 @@ def _won_back(summary: Mapping[str, float], variant: str) -> str:
     share = f"{100 * summary[name]:.1f} %"
     ends = [summary[f"{name}.{end}"] for end in ("low", "high") if f"{name}.{end}" in summary]
     return f"{share} ({' to '.join(f'{100 * end:.0f}' for end in ends)})" if ends else share
+
+
+def _megabytes(stored: float) -> str:
+    return f"{stored / 1e6:.0f}" if stored >= 1e7 else f"{stored / 1e6:.2g}"
 
 
 def gap_note(summary: Mapping[str, float]) -> str:
