@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -53,16 +54,19 @@ def stop(where: Path, command: list[str], number: signal.Signals, to: str, log: 
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
         )
-    wait_for(lambda: parts(where) > before, started, 240, log)
-    below = psutil.Process(started.pid).children(recursive=True)
-    assert any("stages.synthesize" in process.cmdline() for process in below)
-    (os.killpg if to == "all" else os.kill)(started.pid, number)
-    started.wait(timeout=60)
-    psutil.wait_procs(below, timeout=30)
-    left = [process for process in below if alive(process.pid)]
-    for process in left:
-        process.kill()
-    assert left == [], f"left running: {left}"
+    try:
+        wait_for(lambda: parts(where) > before, started, 400, log)
+        below = psutil.Process(started.pid).children(recursive=True)
+        assert any("stages.synthesize" in process.cmdline() for process in below)
+        (os.killpg if to == "all" else os.kill)(started.pid, number)
+        started.wait(timeout=60)
+        psutil.wait_procs(below, timeout=30)
+        left = [process for process in below if alive(process.pid)]
+        assert left == [], f"left running: {left}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
     assert "Traceback" not in log.read_text()
 
 
