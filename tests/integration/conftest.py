@@ -15,6 +15,7 @@ from pipeline import environment as environment_of_stages
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
+OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of a make that started the tests, which is none of the project's
 KNOBS = {
     "teacher": {"source": "path", "sha256": ""},
     "synthesize": {"sequences": 60, "held_out": 6, "length": 48, "batch": 6, "dtype": "float32"},
@@ -28,7 +29,8 @@ KNOBS = {
 def environment() -> dict[str, str]:
     """Ours, with this interpreter's folder first in PATH, the tree importable, and no network wanted."""
     own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CI": "1", "HF_HUB_OFFLINE": "1"}
-    return {**os.environ, **own, "GIT_CONFIG_GLOBAL": os.devnull, "PYTHONPATH": ""}
+    outer = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+    return {**outer, **own, "GIT_CONFIG_GLOBAL": os.devnull, "PYTHONPATH": ""}
 
 
 def run(command: list[str], cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,8 @@ from pipeline.scheme import from_short
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of a make that started the tests, for those that start one
+    os.environ.pop(name, None)
 torch.set_num_threads(1)  # tiny tensors gain nothing from threads, and wait for them where the machine is busy
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
