@@ -29,13 +29,7 @@ Step = Callable[[Tensor], Tensor]
 @contextmanager
 def _preallocated(model: PreTrainedModel, length: int) -> Iterator[Step]:
     """Our attention, on a cache of ours. Any layer that keeps something else than keys and values is refused."""
-    if _cache_name(model) != "past_key_values":
-        raise ValueError("it has no cache of keys and values")
-    layers = DynamicCache(config=model.config).layers
-    others = {type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)}
-    if others:
-        raise ValueError(f"its cache has layers of the kind {', '.join(sorted(others))}")
-    cache = Cache(layers=[PreallocatedLayer(length) for _ in layers])
+    cache = Cache(layers=[PreallocatedLayer(length) for _ in range(require_keys_and_values(model))])
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(DECODE_ATTENTION)
@@ -137,14 +131,30 @@ def choose(model: PreTrainedModel, length: int) -> Way:
 
 def _text(model: PreTrainedModel, length: int) -> Tensor:
     """Tokens [2, n], n long enough to pass every window and chunk of the config that a text of this length passes."""
-    config = model.config.get_text_config(decoder=True).to_dict()
-    spans = [
-        span
-        for name, span in config.items()
-        if ("window" in name or "chunk" in name) and isinstance(span, int) and 0 < span < length
-    ]
-    n = min(length, max([COMPARED, *(span + 4 for span in spans)]))
+    n = min(length, max([COMPARED, *(span + 4 for span in spans(model) if span < length)]))
     return (7919 * torch.arange(1, 2 * n + 1) % model.get_input_embeddings().weight.shape[0]).view(2, n)
+
+
+def require_keys_and_values(model: PreTrainedModel) -> int:
+    """In how many layers a model keeps something of the tokens before.
+
+    Raises:
+        ValueError: in one of them it is something else than keys and values.
+    """
+    if _cache_name(model) != "past_key_values":
+        raise ValueError("it has no cache of keys and values")
+    layers = DynamicCache(config=model.config).layers
+    others = {type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)}
+    if others:
+        raise ValueError(f"its cache has layers of the kind {', '.join(sorted(others))}")
+    return len(layers)
+
+
+def spans(model: PreTrainedModel) -> list[int]:
+    """How many tokens the windows and chunks hold that the config names."""
+    config = model.config.get_text_config(decoder=True).to_dict()
+    named = {name: span for name, span in config.items() if "window" in name or "chunk" in name}
+    return [span for name, span in named.items() if type(span) is int and span > 0 and not name.endswith("layers")]
 
 
 def _differs(model: PreTrainedModel, name: str, tokens: Tensor, plain: Tensor, tolerance: float) -> str | None:

@@ -29,7 +29,7 @@ SENSITIVITY = 1.0  # analyze and inspect, a layer of a quantized model
 TEXT = 1.0  # evaluate, a model
 # Others.
 GPTQ = 470.0  # float32 operations for each weight and input of its linear: the search for scales, rounding, descent
-ITEM = 70  # tokens of a benchmark's item, all its answers
+ITEM = 40  # tokens of a benchmark's item, all its answers, which share its question
 ITEMS = 2000  # of a task whose data set is not here to be counted
 START = 12.0  # seconds until a stage is at work
 STAGES = 14  # that a run starts
@@ -46,12 +46,14 @@ class Pace:
     """What this machine does in a second.
 
     Attributes:
-        forward: tokens of the teacher's forward, logits included. decoding: tokens, one a sequence, without attention
-            over earlier ones. operations: of a float32 product, two a multiplication.
+        forward: tokens of the teacher's forward, logits included, in the dtype that it writes in. exact: in float32.
+        decoding: tokens, one a sequence, without attention over earlier ones. operations: of a float32 product, two a
+            multiplication.
         products: weights of the teacher's linears, each times its inputs. layers: the teacher's.
     """
 
     forward: float
+    exact: float
     decoding: float
     operations: float
     products: float
@@ -66,11 +68,10 @@ def measure(folder: str | Path, params: Params) -> Pace:
     """
     knobs = float_type.settled(params.synthesize)
     model = models.load_model(folder, knobs.dtype)
-    _tokens_a_second(model, 1, LENGTH)  # the first takes longer
-    slow = _tokens_a_second(model, 1, LENGTH)
-    sequences = max(1, min(SEQUENCES, int(2 * slow / LENGTH)))  # some two seconds
-    forward = _tokens_a_second(model, sequences, LENGTH)
+    forward = _forward(model)
     together = max(1, min(knobs.batch, int(4 * forward)))
+    decoding = _tokens_a_second(model, together, 1)
+    exact = forward if knobs.dtype == "float32" else _forward(model.float())
     square = torch.ones(SIDE, SIDE)
     _ = square @ square
     began = time.perf_counter()
@@ -79,7 +80,8 @@ def measure(folder: str | Path, params: Params) -> Pace:
     linears = list(_linears(model))
     return Pace(
         forward=forward,
-        decoding=_tokens_a_second(model, together, 1),
+        exact=exact,
+        decoding=decoding,
         operations=operations,
         products=float(sum(weight.numel() * inputs for weight, inputs in linears)),
         layers=int(model.config.get_text_config().num_hidden_layers),
@@ -105,11 +107,11 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
         "synthesize": DECODING * text / pace.decoding,
         "calibrate": forwards * calibration / pace.forward + gptq * GPTQ * pace.products / pace.operations,
         "analyze": (looked_at * (1 + VARIANTS) + VARIANTS * p.analyze.sensitivity_sequences * layer_by_layer)
-        / pace.forward,
+        / pace.exact,
         "targets": 0.0 if on_gpu else TARGETS * training / pace.forward,
         "distill": 0.0 if on_gpu else DISTILL * p.distill.steps * p.distill.batch * length / pace.forward,
-        "inspect": (2 * looked_at + p.inspect.sensitivity_sequences * layer_by_layer) / pace.forward,
-        "evaluate": SCORED * (TEXT * scored + ITEM * _items(p)) / pace.forward,
+        "inspect": (2 * looked_at + p.inspect.sensitivity_sequences * layer_by_layer) / pace.exact,
+        "evaluate": SCORED * (TEXT * scored + ITEM * _items(p)) / pace.exact,
     }
     return {stage: took for stage, took in found.items() if took}
 
@@ -131,6 +133,13 @@ def lines(stages: dict[str, float]) -> list[str]:
             "bfloat16; it may be stopped with Ctrl-C, and goes on from there when it is started again"
         )
     return said
+
+
+def _forward(model: PreTrainedModel) -> float:
+    """Tokens a second of a forward over several sequences."""
+    _tokens_a_second(model, 1, LENGTH)  # the first takes longer
+    slow = _tokens_a_second(model, 1, LENGTH)
+    return _tokens_a_second(model, max(1, min(SEQUENCES, int(2 * slow / LENGTH))), LENGTH)  # some two seconds
 
 
 @torch.inference_mode()

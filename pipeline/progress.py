@@ -25,6 +25,7 @@ from pipeline.artifacts import LIBRARIES, sha256
 SCRATCH = Path("runs/scratch")
 LOCK = "lock"  # held by the process that works in a folder; its number is in it
 MEASURED = 3.0  # seconds of work that tell how long the rest will take
+SLOW = 60.0  # seconds of a first update, of which one does not wait for the second
 LONG = 20.0  # seconds of work that are worth a line
 WAIT = 5.0  # seconds that one which was ended just now may take to be gone
 _HELD: dict[str, int] = {}  # this process's locks, by stage
@@ -36,20 +37,31 @@ class Bar(tqdm):
     def __init__(self, what: str, total: int, initial: int, **options: Any) -> None:
         self.what, self.ahead = what, total - initial
         self.began, self.units = time.monotonic(), 0.0  # when, and the units done since then
+        self.first = (0.0, 0.0)  # seconds and units of the first update, which takes longer than those that follow
         self.said = False
         super().__init__(desc=what, total=total, initial=initial, **options)
 
     def update(self, n: float | None = 1) -> bool | None:
         """Advance by n units."""
         self.units += n or 0
-        elapsed = time.monotonic() - self.began
-        if not self.said and self.units > 0 and elapsed >= MEASURED:
-            self.said = True
-            whole = elapsed * self.ahead / self.units
-            if whole >= LONG:
-                line = f"{self.what}: about {duration(whole)} here, measured on the first {duration(elapsed)} of it"
-                self.write(line, file=sys.stderr)
+        if not self.said and self.units > 0:
+            self._measure(time.monotonic() - self.began)
         return super().update(n)
+
+    def _measure(self, elapsed: float) -> None:
+        """Say how long all of it will take, once that is known."""
+        if not self.first[1]:
+            self.first = elapsed, self.units
+        seconds, units = (part - first for part, first in zip((elapsed, self.units), self.first, strict=True))
+        if not units:
+            seconds, units = self.first if elapsed >= SLOW else (0.0, 1.0)
+        if seconds < MEASURED:
+            return
+        self.said = True
+        whole = self.first[0] + seconds / units * (self.ahead - self.first[1])
+        if whole >= LONG:
+            line = f"{self.what}: about {duration(whole)} here, measured on the first {duration(elapsed)} of it"
+            self.write(line, file=sys.stderr)
 
 
 def bar(what: str, total: int, unit: str, initial: int = 0) -> Bar:

@@ -26,7 +26,7 @@ def work() -> None:
     options = probe.Options(LossWeights(knobs.ce, knobs.kl), knobs.sensitivity_sequences, knobs.plan_bits)
     teacher = models.load_model(args.teacher)
     text = labels.text(teacher, corpus, knobs.sequences, knobs.batch)
-    with progress.bar("analyze", probe.steps(teacher, variants, text, options), " piece") as bar:
+    with progress.bar("analyze", probe.steps(teacher, variants, text, options), "") as bar:
         found = probe.probe(teacher, lambda: models.load_model(args.teacher), variants, text, options, bar.update)
     names = [table.FLOAT, *variants]
     freeze = {name: suggest.freeze_policy(found.table, name) for name in names}

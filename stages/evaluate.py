@@ -1,5 +1,6 @@
 """evaluate: score the teacher or an exported folder, reloaded as anyone would load it."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline import artifacts, float_type, models, params, progress
@@ -32,9 +33,17 @@ def work() -> str:
         scores, measured = text.perplexity(model, windows, bar.update)
         valid = valid_mask(lengths, tokens.shape[1])
         agreed, by_sequence = agreement.agreement(model, teacher, tokens, valid, bar.update)
-    accuracy, answered, asked = harness.accuracy(
-        model, tokenizer, list(knobs.tasks), folder, knobs.limit, knobs.batch, Path("runs/datasets") / variant
-    )
+    with ExitStack() as shown:
+        accuracy, answered, asked = harness.accuracy(
+            model,
+            tokenizer,
+            list(knobs.tasks),
+            folder,
+            knobs.limit,
+            knobs.batch,
+            Path("runs/datasets") / variant,
+            lambda count: shown.enter_context(progress.bar(f"evaluate {variant}: items", count, " answer")).update,
+        )
     scores |= agreed | accuracy | sizes(args.model, facts)
     made = items.Items(items.answers(answered), items.documents(measured + by_sequence))
     made.save(args.items, {"dtype": knobs.dtype})

@@ -19,7 +19,7 @@ def work() -> None:
     options = probe.Options(LossWeights(knobs.ce, knobs.kl), loaded.inspect.sensitivity_sequences)
     teacher = models.load_model(args.teacher)
     text = labels.text(teacher, corpus, knobs.sequences, knobs.batch)
-    with progress.bar("inspect", probe.steps(teacher, variants, text, options), " piece") as bar:
+    with progress.bar("inspect", probe.steps(teacher, variants, text, options), "") as bar:
         found = probe.probe(teacher, lambda: models.load_model(args.teacher), variants, text, options, bar.update)
     names = [table.FLOAT, *variants]
     with artifacts.writing(Path(args.out), artifacts.SIGNALS) as draft:

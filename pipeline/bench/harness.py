@@ -7,7 +7,7 @@ and the scoring stay theirs.
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,7 @@ def accuracy(
     limit: int,
     batch: int,
     scratch: Path,
+    begin: Callable[[int], Callable[[int], object]] = lambda _: int,
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, str]]:
     """Zero-shot accuracy of each task, with standard errors, as lm-eval's simple_evaluate gives them.
 
@@ -128,6 +129,7 @@ def accuracy(
         folder: of JSON lines files; None for the data sets on the hub.
         limit: items a task; 0 for all. batch: requests a forward.
         scratch: where the data sets library may keep its tables.
+        begin: called with the number of requests; returns what is called with each number of them that is done.
 
     Returns:
         accuracy.{task} and accuracy.{task}.stderr of each task's headline metric (TASKS), and accuracy, the mean over
@@ -140,8 +142,9 @@ def accuracy(
     if folder is not None:
         check_folder(folder, tasks)
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+
+    from pipeline.bench.prefixes import SharedPrefixes
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as written:
@@ -154,8 +157,9 @@ def accuracy(
         try:
             with _tables_in(scratch):
                 loaded = manager.load([*names.values()])["tasks"]
+                asked = SharedPrefixes(begin, pretrained=model, tokenizer=tokenizer, batch_size=batch)
                 results = lm_eval.simple_evaluate(
-                    model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+                    model=asked,
                     tasks=[*loaded.values()],
                     task_manager=manager,
                     limit=limit or None,
@@ -168,6 +172,8 @@ def accuracy(
                 f"the data sets of {tasks} cannot be had: {str(error).splitlines()[0]}; "
                 "check the network, or set evaluate.source to folder"
             ) from None
+    if asked.passed_over:
+        print(f"evaluate: an item's answers are read one by one: {asked.passed_over}", flush=True)
     rows = [_answer(name, sample) for name, full in names.items() for sample in results["samples"][full]]
     read = {
         f"benchmark.{name}": provenance.of_benchmark(

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-ROWS = 128  # of a block: fewer are slower, and hardly better
+ROWS = 256  # of a block: fewer are slower, and hardly better
 MAX_DAMPING = 1.0
 
 

@@ -27,50 +27,81 @@ def descend(
     Returns:
         Codes float32 [out, in], their step, and what each code was rounded from, float32 [out, in].
     """
-    grid, group, dtype = weights.grid_of(scheme), scheme.group or weight.shape[1], stored_dtype(step.scale)
-    target, codes = weight.T.contiguous(), codes.T.contiguous()  # (in, out): a column of the weight is a row here
-    scale, zero = (part.T.clone() for part in step)  # (n, out)
+    group, dtype = scheme.group or weight.shape[1], stored_dtype(step.scale)
+    target = weight.T.contiguous()  # (in, out): a column of the weight is a row here
+    scale, zero, low, high = (part.T.contiguous() for part in (*step, *weights.grid_of(scheme).levels(step)))
+    levels = codes.T - zero.repeat_interleave(group, dim=0)  # codes less their zero points
     latent, columns = target.clone(), len(target)
+    buffers = _Block(min(block, columns), len(weight))
     for _ in range(passes):
-        now = _values(codes, scale, zero, group)
+        now = levels * scale.repeat_interleave(group, dim=0)
         left = hessian @ (target - now)  # (in, out): minus half the gradient by the values
         for i, at in enumerate(range(0, columns, group)):
             part = slice(at, at + group)
-            scale[i] = _best_scale(left[part], codes[part] - zero[i], hessian[part, part], scale[i], dtype)
-            changed = (codes[part] - zero[i]) * scale[i] - now[part]
+            scale[i] = _best_scale(left[part], levels[part], hessian[part, part], scale[i], dtype)
+            changed = levels[part] * scale[i] - now[part]
             left.addmm_(hessian[:, part], changed, alpha=-1)
             now[part] += changed
-        steps = [Step(*parts) for parts in zip(scale.unbind(), zero.unbind(), strict=True)]
-        values, kept, best = now.unbind(), codes.unbind(), latent.unbind()
+        on = [each for each in zip(scale.unbind(), low.unbind(), high.unbind(), strict=True) for _ in range(group)]
         for start in range(0, columns, block):
             part = slice(start, min(start + block, columns))
-            inner, mine = hessian[part, part].contiguous(), left[part].clone()
-            curvature, changes = inner.diagonal().tolist(), torch.empty_like(mine)
-            pulls, change = mine.unbind(), changes.unbind()
-            for j, column in enumerate(
-                range(part.start, part.stop)
-            ):  # few and small operations: their number is the time
-                on = steps[column // group]
-                torch.add(values[column], pulls[j] / curvature[j], out=best[column])
-                value = grid.dequantize(kept[column].copy_(grid.quantize(best[column], on)), on)
-                torch.sub(value, values[column], out=change[j])
-                mine.addr_(inner[j], change[j], alpha=-1)
-                values[column].add_(change[j])
+            if part.stop - start != len(buffers.rows):
+                buffers = _Block(part.stop - start, len(weight))
+            changes = buffers.descend(hessian[part, part], left[part], now[part], levels[part], latent[part], on[part])
             left.addmm_(hessian[:, part], changes, alpha=-1)
-    return codes.T.contiguous(), Step(scale.T.contiguous(), zero.T.contiguous()), latent.T.contiguous()
+    codes = levels + zero.repeat_interleave(group, dim=0)
+    return codes.T.contiguous(), Step(scale.T.contiguous(), step.zero), latent.T.contiguous()
 
 
-def _values(codes: Tensor, scale: Tensor, zero: Tensor, group: int) -> Tensor:
-    """What codes stand for, all of them [in, out] and scale and zero [n, out]."""
-    return (codes - zero.repeat_interleave(group, dim=0)) * scale.repeat_interleave(group, dim=0)
+class _Block:
+    """Buffers for a block of columns, whose rows are made once: to make them takes as long as to work on them."""
+
+    def __init__(self, columns: int, outputs: int) -> None:
+        self.hessian = torch.empty(columns, columns)
+        self.left, self.values, self.levels, self.latent, self.changes = torch.empty(5, columns, outputs).unbind()
+        parts = self.hessian, self.left, self.values, self.levels, self.latent, self.changes
+        self.rows = list(zip(*(part.unbind() for part in parts), strict=True))
+
+    def descend(
+        self,
+        hessian: Tensor,
+        left: Tensor,
+        values: Tensor,
+        levels: Tensor,
+        latent: Tensor,
+        on: list[tuple[Tensor, Tensor, Tensor]],
+    ) -> Tensor:
+        """Set each column to what is best for it; returns by how much their values changed, [columns, out].
+
+        Args:
+            hessian: [columns, columns], of the block. left: as in `descend`. values, levels, latent: [columns, out],
+                changed in place.
+            on: of each column, its scale and its least and greatest level, [out].
+        """
+        self.hessian.copy_(hessian)
+        self.left.copy_(left)
+        self.values.copy_(values)
+        shares = hessian.diagonal().reciprocal().tolist()
+        for (row, pull, value, level, best, change), share, (scale, low, high) in zip(
+            self.rows, shares, on, strict=True
+        ):
+            # few and small operations: their number is the time
+            torch.add(value, pull, alpha=share, out=best)
+            torch.div(best, scale, out=level).round_().clamp_(low, high)
+            torch.mul(level, scale, out=change).sub_(value)
+            self.left.addr_(row, change, alpha=-1)
+        values += self.changes
+        levels.copy_(self.levels)
+        latent.copy_(self.latent)
+        return self.changes
 
 
-def _best_scale(left: Tensor, codes: Tensor, hessian: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """A group's scales [out] with the least error for its codes less their zero point [g, out], others held.
+def _best_scale(left: Tensor, levels: Tensor, hessian: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A group's scales [out] with the least error for its levels [g, out], others held.
 
     left: the rows [g, out] of the Hessian times the error. dtype: that stores the scales. A scale that would not be
     above zero stays.
     """
-    curvature = (hessian @ codes).mul_(codes).sum(dim=0)
-    found = (scale + (left * codes).sum(dim=0) / curvature).to(dtype).float()
+    curvature = (hessian @ levels).mul_(levels).sum(dim=0)
+    found = (scale + (left * levels).sum(dim=0) / curvature).to(dtype).float()
     return torch.where((found > 0) & found.isfinite(), found, scale)

@@ -39,6 +39,11 @@ class Grid:
         half = 2 ** (self.bits - 1)
         return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
 
+    def levels(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Least and greatest code less the zero point: what a value on the grid is at most, in units of its scale."""
+        low, high = self.range
+        return low - step.zero, high - step.zero
+
     def step(self, least: Tensor, greatest: Tensor, dtype: torch.dtype = SCALE_DTYPE) -> Step:
         """Min-max step without clipping of values in [least, greatest].
 

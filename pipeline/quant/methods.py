@@ -14,10 +14,10 @@ from torch import Tensor
 from pipeline.quant import weights
 from pipeline.quant.across import round_across
 from pipeline.quant.descent import descend
+from pipeline.quant.feedback import damped, feed_back, inverse_factor
 from pipeline.quant.grid import Step, grouped
 from pipeline.scheme import Weights
 
-MAX_DAMPING = 1.0
 SHARES = [1 - i / 10 for i in range(8)]  # of the min-max range, that mse and clip try: 1 down to 0.3
 REFINEMENTS = (0.05, 0.025)  # how far from the best share so far they look then
 
@@ -64,7 +64,7 @@ def gptq(
     hessian: Tensor,
     scheme: Weights,
     damping: float = 0.01,
-    block: int = 128,
+    block: int = 64,
     act_order: bool = True,
     scales: str = "output",
     descent: int = 0,
@@ -100,13 +100,13 @@ def gptq(
     columns = len(hessian)
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else torch.arange(columns)
     upper, used = inverse_factor(hessian[order][:, order], damping)
-    damped = _damped(hessian, used)
+    raised = damped(hessian, used)
 
     def rounded(weight: Tensor) -> Rounded:
         step = SCALES[scales](weight, hessian, scheme)
         codes, latent = feed_back(weight, upper, order, step, scheme, block)
         if descent:
-            codes, step, latent = descend(weight, damped, codes, step, scheme, descent, block)
+            codes, step, latent = descend(weight, raised, codes, step, scheme, descent, block)
         found = Rounded(
             codes.to(weights.grid_of(scheme).dtype), step, weights.clamp(latent, step, scheme), scheme, used
         )
@@ -137,62 +137,9 @@ def _joined(parts: list[Rounded]) -> Rounded:
     return Rounded(codes, step, latent, parts[0].scheme, parts[0].damping)
 
 
-def feed_back(
-    weight: Tensor, upper: Tensor, order: Tensor, step: Step, scheme: Weights, block: int
-) -> tuple[Tensor, Tensor]:
-    """The feedback of `gptq`, on scales and zero points that are given, whatever error it leaves.
-
-    upper: of `inverse_factor`, of the Hessian in the order in which columns are taken; order: int64 [in]. Returns codes
-    and what each was rounded from, both float32 [out, in], in the weight's own order.
-    """
-    grid, columns = weights.grid_of(scheme), weight.shape[1]
-    left = weight.T[order].contiguous()  # (in, out): a column of the weight is a row here
-    groups = (order // (scheme.group or columns)).tolist()
-    steps = [Step(scale, zero) for scale, zero in zip(step.scale.T.contiguous(), step.zero.T.contiguous(), strict=True)]
-    codes, factors = torch.empty_like(left), upper.diagonal().tolist()
-    for start in range(0, columns, block):
-        end = min(start + block, columns)
-        rows, kept, ahead = left[start:end].unbind(), codes[start:end].unbind(), upper[start:end, start:end]
-        errors = torch.empty(end - start, left.shape[1])
-        for i, error in enumerate(errors.unbind()):  # few and small operations: their number is the time
-            mine = steps[groups[start + i]]
-            rounded = kept[i].copy_(grid.quantize(rows[i], mine))
-            torch.sub(rows[i], grid.dequantize(rounded, mine), out=error).div_(factors[start + i])
-            left[start + i + 1 : end].addr_(ahead[i, i + 1 :], error, alpha=-1)
-        left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
-    back = torch.argsort(order)
-    return codes[back].T.contiguous(), left[back].T.contiguous()
-
-
 def _output_errors(error: Tensor, hessian: Tensor) -> Tensor:
     """Squared error of each output channel, e H e^T of the rows of a weight's error [out, in]: [out]."""
     return ((error @ hessian) * error).sum(dim=1)
-
-
-def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Upper Cholesky factor of the damped Hessian's inverse [in, in], and the damping that it took.
-
-    Raises:
-        ValueError: it does not invert with any damping up to MAX_DAMPING.
-    """
-    tried = damping
-    while True:
-        lower, failed = torch.linalg.cholesky_ex(_damped(hessian, tried))
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed and bool(upper.isfinite().all()):
-                return upper, tried
-        if tried >= MAX_DAMPING:
-            raise ValueError(f"the Hessian does not invert with damping {tried}; are the calibration inputs finite?")
-        tried = min(tried * 10, MAX_DAMPING)
-
-
-def _damped(hessian: Tensor, share: float) -> Tensor:
-    """The Hessian with a share of its mean diagonal added to the diagonal."""
-    damped = hessian.clone()
-    damped.diagonal().add_(share * hessian.diagonal().mean().clamp(min=1e-12))
-    return damped
 
 
 def _nearest(weight: Tensor, step: Step, scheme: Weights) -> Rounded:

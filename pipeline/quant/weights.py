@@ -36,6 +36,11 @@ def dequantize(codes: Tensor, step: Step, scheme: Weights) -> Tensor:
     return grid_of(scheme).dequantize(_groups(codes, step), _wide(step)).flatten(1)
 
 
+def add_zero(levels: Tensor, step: Step) -> Tensor:
+    """Codes, of what they stand for in units of their scales: float32 [out, in] both."""
+    return _groups(levels, step).add(step.zero[..., None]).flatten(1)
+
+
 def quantize_and_tell(weight: Tensor, step: Step, scheme: Weights) -> tuple[Tensor, Tensor | None]:
     """`quantize`, and which values the grid does not clip: bool [out, in]; None where it clips none."""
     codes, inside = grid_of(scheme).quantize_and_tell(_groups(weight, step), _wide(step))

@@ -58,8 +58,8 @@ class Probe:
     def __post_init__(self) -> None:
         self.linears = models.linears(self.teacher)
 
-    def float_model(self, advance: Callable[[], object]) -> list[Row]:
-        """The rows of the float model; comes first. `advance` is called after each batch.
+    def float_model(self, advance: Callable[[int], object]) -> list[Row]:
+        """The rows of the float model; comes first. `advance` is called after each batch, with its sequences.
 
         The cross-entropy's weight only scales its gradients, and KL has none, so g is found whatever the weights are.
         """
@@ -68,7 +68,7 @@ class Probe:
         return [(*row[:-1], row[-1] * (scale if row[5] == "gradient_norm_sq" else 1)) for row in rows]
 
     def quantized(
-        self, variant: str, model: PreTrainedModel, rescaled: bool, advance: Callable[[], object]
+        self, variant: str, model: PreTrainedModel, rescaled: bool, advance: Callable[[int], object]
     ) -> list[Row]:
         """The rows of a quantized model. rescaled: whether its weights and norms were rescaled against each other."""
         rows, gradients = self._run(variant, model, self.weights, advance)
@@ -80,7 +80,7 @@ class Probe:
         return rows
 
     def _run(
-        self, variant: str, model: PreTrainedModel, weights: LossWeights, advance: Callable[[], object]
+        self, variant: str, model: PreTrainedModel, weights: LossWeights, advance: Callable[[int], object]
     ) -> tuple[list[Row], dict[str, Tensor]]:
         """Forward and backward over the text: the rows of inputs, outputs, weights and cache, and the gradients."""
         text, sums = self.text, {x.name: {role: _Sums() for role in x.parts()} for x in self.linears}
@@ -103,7 +103,7 @@ class Probe:
                 target = hidden.detach() if target is None else target
                 distillation_loss(hidden, target, heads, labels, counted, weights, text.predicted).total.backward()
             _release(handles)
-            advance()
+            advance(len(part))
         rows: list[Row] = []
         gradients = {}
         for linear in self.linears:

@@ -73,12 +73,16 @@ class Signals:
     curves: list[plan.Curve]
 
 
+GRADIENTS, LAYER, CURVE = 140, 20, 1  # what takes as long: gradients and a layer of one_layer_on, a sequence; a curve
+
+
 def steps(teacher: PreTrainedModel, variants: Mapping[str, Variant], text: Text, options: Options) -> int:
-    """How often `probe` advances (less where the first variant leaves linears in float)."""
+    """By how much `probe` advances (less where the first variant leaves linears in float)."""
     floats = {None, *(variant.rotation for variant in variants.values())}
-    passes = (len(variants) + len(floats)) * _batches(len(text.tokens), text.batch)
-    layers = len(models.decoder_layers(teacher)[1]) * _batches(options.sensitivity_sequences, text.batch)
-    return passes + len(variants) * layers + (len(models.linears(teacher)) if options.widths and variants else 0)
+    sequences, few = len(text.tokens), min(options.sensitivity_sequences, len(text.tokens))
+    layers = len(variants) * len(models.decoder_layers(teacher)[1])
+    curves = len(models.linears(teacher)) if options.widths and variants else 0
+    return GRADIENTS * (len(variants) + len(floats)) * sequences + LAYER * layers * few + CURVE * curves
 
 
 def probe(
@@ -87,7 +91,7 @@ def probe(
     variants: Mapping[str, Variant],
     text: Text,
     options: Options,
-    advance: Callable[[], object],
+    advance: Callable[[int], object],
 ) -> Signals:
     """Measure the signals of a float model and of models quantized from it, one of which is held at a time.
 
@@ -96,13 +100,23 @@ def probe(
     Args:
         teacher: the float model. load_float: gives another one like it, each time.
         variants: by name. The curves are for the grids of the first.
-        advance: called after each piece of the work.
+        advance: called after each piece of the work with its part of `steps`.
 
     Raises:
         ValueError: a statistic is not finite.
     """
     probed: dict[int | None, Probe] = {None: Probe(teacher, text, options.weights)}
-    rows = probed[None].float_model(advance)
+
+    def by_gradients(sequences: int) -> None:
+        advance(GRADIENTS * sequences)
+
+    def by_layer(sequences: int) -> None:
+        advance(LAYER * sequences)
+
+    def by_curve() -> None:
+        advance(CURVE)
+
+    rows = probed[None].float_model(by_gradients)
     first = slice(options.sensitivity_sequences)
     few = Text(text.tokens[first], text.valid[first], text.batch)
     curves: list[plan.Curve] = []
@@ -111,15 +125,15 @@ def probe(
         quantized.latent = {}
         if variant.rotation is not None and variant.rotation not in probed:
             probed[variant.rotation] = Probe(rotate(load_float(), variant.rotation), text, options.weights)
-            probed[variant.rotation].float_model(advance)
+            probed[variant.rotation].float_model(by_gradients)
         base = probed[variant.rotation]
         if i == 0 and options.widths:
             grids = quantized.schemes
-            curves = plan.curves(base.teacher, base.gradients, grids, text.predicted, options.widths, advance)
-        costs = one_layer_on(base.teacher, quantized, few, advance) if len(few.tokens) else {}
+            curves = plan.curves(base.teacher, base.gradients, grids, text.predicted, options.widths, by_curve)
+        costs = one_layer_on(base.teacher, quantized, few, by_layer) if len(few.tokens) else {}
         model = load_float()
         undo = quantized.put_into(model)
-        mine = base.quantized(name, model, variant.rescaled, advance)
+        mine = base.quantized(name, model, variant.rescaled, by_gradients)
         undo()
         rows += mine + _of_layers(name, teacher, mine, costs, text.predicted)
     return Signals(_finite(pd.DataFrame(rows, columns=COLUMNS)), curves)
@@ -151,7 +165,3 @@ def _finite(table: pd.DataFrame) -> pd.DataFrame:
             f"{first['name']} in {first.variant}; are the models sound?"
         )
     return table
-
-
-def _batches(sequences: int, batch: int) -> int:
-    return -(-sequences // batch)

@@ -20,7 +20,7 @@ CHUNK = 256  # tokens whose logits are held at once, beside the teacher's of a w
 
 @torch.no_grad()
 def one_layer_on(
-    model: PreTrainedModel, quantized: QuantizedModel, text: Text, advance: Callable[[], object]
+    model: PreTrainedModel, quantized: QuantizedModel, text: Text, advance: Callable[[int], object]
 ) -> dict[int, float]:
     """KL to the float model with one layer quantized at a time, by layer.
 
@@ -29,7 +29,7 @@ def one_layer_on(
 
     Args:
         model: the float model; unchanged when this returns.
-        advance: called after each layer of each batch.
+        advance: called after each layer of each batch, with its sequences.
     """
     prefix, layers = models.decoder_layers(model)
     head = models.head_weight(model)
@@ -42,7 +42,7 @@ def one_layer_on(
             with _quantized_layer(model, quantized, f"{prefix}.{index}."), _replayed(layers, outputs[:index]):
                 changed = models.hidden_states(model, tokens)[:, :-1][counted]
             sums[index] += _kl(teacher, changed, head)
-            advance()
+            advance(len(tokens))
     tokens_predicted = int(text.valid[:, 1:].sum())
     return {index: value / tokens_predicted for index, value in sums.items()}
 

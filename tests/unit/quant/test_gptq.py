@@ -9,17 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.quant import weights
+from pipeline.quant.feedback import MAX_DAMPING, feed_back, inverse_factor
 from pipeline.quant.grid import Step
-from pipeline.quant.methods import (
-    MAX_DAMPING,
-    SCALES,
-    Rounded,
-    feed_back,
-    gptq,
-    inverse_factor,
-    mse,
-    rtn,
-)
+from pipeline.quant.methods import SCALES, Rounded, gptq, mse, rtn
 from pipeline.scheme import Weights
 from tests.unit.quant.problems import FOUR, SCHEMES, named, output_error, problem
 from tests.unit.quant.strategies import SEEDS, WEIGHT_BITS, from_tie

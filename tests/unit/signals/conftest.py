@@ -40,7 +40,7 @@ def run(variants: dict[str, QuantizedModel], text: Text, **options: object) -> S
     """The signals of double-precision models."""
     chosen = Options(**{"weights": WEIGHTS, **options})  # type: ignore[arg-type]
     named = {name: variant(quantized) for name, quantized in variants.items()}
-    return probe(load_float(), load_float, named, text, chosen, lambda: None)
+    return probe(load_float(), load_float, named, text, chosen, lambda _: None)
 
 
 @pytest.fixture(scope="session")

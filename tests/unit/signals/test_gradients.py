@@ -151,7 +151,7 @@ def test_a_linear_that_the_forward_does_not_use_is_named(text: Text):
     model = load_float()
     model.model.layers[1].mlp.extra = nn.Linear(4, 4).double()
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.extra got no gradient"):
-        Probe(model, text, LossWeights(1.0, 0.0)).float_model(lambda: None)
+        Probe(model, text, LossWeights(1.0, 0.0)).float_model(lambda _: None)
 
 
 class Split(nn.Module):
@@ -197,7 +197,7 @@ def test_the_parts_of_a_fused_projection_are_looked_at_as_if_they_stood_alone(na
     inputs, outputs = watched(apart, parts)
     _, ce, _ = losses(apart, whole(input_ids=text.tokens).logits, text)
     ce.backward()
-    found = Probe(whole, text, LossWeights(1.0, 0.0)).float_model(lambda: None)
+    found = Probe(whole, text, LossWeights(1.0, 0.0)).float_model(lambda _: None)
     values = {(layer, role, tensor, statistic): value for _, layer, role, _, tensor, statistic, value in found}
     for full in parts:
         layer, role = int(full.removeprefix(f"{prefix}.").split(".")[0]), full.rsplit(".", 1)[-1]
@@ -218,7 +218,7 @@ def test_labels_that_do_not_count_leave_no_gradient(text: Text):
     """Of the cross-entropy, against autograd over those that do; a batch may have none."""
     counted = text.valid & (torch.arange(20) >= torch.tensor([4, 20, 20, 9, 1, 20])[:, None])
     probe = Probe(load_float(), Text(text.tokens, text.valid, 2, counted=counted), LossWeights(0.5, 0.5, 1.0, 16))
-    probe.float_model(lambda: None)
+    probe.float_model(lambda _: None)
     model = load_float().requires_grad_(True)
     logits = model(input_ids=text.tokens).logits[:, :-1][counted[:, 1:]]
     functional.cross_entropy(logits, text.tokens[:, 1:][counted[:, 1:]]).backward()

@@ -22,11 +22,11 @@ def test_any_number_of_variants_is_probed_and_each_as_if_it_were_alone(variants,
 @pytest.mark.parametrize("count", [0, 1, 2])
 @pytest.mark.parametrize("sequences", [0, 5])
 def test_it_advances_as_often_as_was_said(variants, text: Text, count: int, sequences: int):
-    calls: list[None] = []
+    calls: list[int] = []
     options = probe.Options(WEIGHTS, sequences, [4])
     chosen = {name: variant(quantized) for name, quantized in list(variants.items())[:count]}
-    probe.probe(load_float(), load_float, chosen, text, options, lambda: calls.append(None))
-    assert len(calls) == probe.steps(load_float(), chosen, text, options)
+    probe.probe(load_float(), load_float, chosen, text, options, calls.append)
+    assert sum(calls) == probe.steps(load_float(), chosen, text, options)
 
 
 def test_a_statistic_that_is_not_finite_is_refused(text: Text):
@@ -38,7 +38,7 @@ def test_a_statistic_that_is_not_finite_is_refused(text: Text):
     with pytest.raises(
         ValueError, match=r"\d+ statistics are not finite, the first of them .* in float; are the models"
     ):
-        probe.probe(broken(), broken, {}, text, probe.Options(WEIGHTS), lambda: None)
+        probe.probe(broken(), broken, {}, text, probe.Options(WEIGHTS), lambda _: None)
 
 
 def saved(folder: Path, calibrated: QuantizedModel, method: str) -> Path:

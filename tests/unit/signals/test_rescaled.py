@@ -55,7 +55,7 @@ def test_a_rescaled_model_that_computes_the_same_function_looks_like_the_float_o
     options = Options(method, {}, batch=4, measure=False)
     ours = calibrate(tiny.llama(), text.tokens, text.valid, from_short("W8"), options, None, lambda: None).model
     plain = run({"ptq": ours}, text).table
-    again = probe(load_float(), load_float, {"ptq": variant(ours, True)}, text, Chosen(WEIGHTS), lambda: None).table
+    again = probe(load_float(), load_float, {"ptq": variant(ours, True)}, text, Chosen(WEIGHTS), lambda _: None).table
     found, naive = (t[t.tensor == "weight"].groupby("statistic").value for t in (again, plain))
     assert found.min()["sqnr_db"] > 40
     assert naive.min()["sqnr_db"] < 20
@@ -69,7 +69,7 @@ def test_the_errors_are_those_that_calibration_measured(text):
     options = Options("awq", {}, batch=4)
     done = calibrate(tiny.llama(), text.tokens, text.valid, from_short("W4"), options, None, lambda: None)
     found = probe(
-        load_float(), load_float, {"ptq": variant(done.model, True)}, text, Chosen(WEIGHTS), lambda: None
+        load_float(), load_float, {"ptq": variant(done.model, True)}, text, Chosen(WEIGHTS), lambda _: None
     ).table
     found = found[(found.tensor == "weight") & (found.statistic == "sqnr_db")].set_index("name").value
     theirs = done.errors.set_index("name").weight_sqnr

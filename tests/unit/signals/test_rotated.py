@@ -21,10 +21,10 @@ def quantized(tokens: Tensor, valid: Tensor, rotation: int | None) -> QuantizedM
 
 
 def table(variants: dict[str, probe.Variant], text: Text) -> pd.DataFrame:
-    calls: list[None] = []
+    calls: list[int] = []
     options = probe.Options(WEIGHTS, 2, range(2, 9))
-    found = probe.probe(load_float(), load_float, variants, text, options, lambda: calls.append(None))
-    assert len(calls) == probe.steps(load_float(), variants, text, options)
+    found = probe.probe(load_float(), load_float, variants, text, options, calls.append)
+    assert sum(calls) == probe.steps(load_float(), variants, text, options)
     return found.table
 
 

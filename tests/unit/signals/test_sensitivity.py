@@ -55,7 +55,7 @@ def test_it_is_what_a_plain_loop_measures(name: str, batch: int, text: Text):
     """Among them families whose layers give tuples, take a mask a layer, or have no attention."""
     load = partial(family, name)
     ours = quantized(load, text)
-    found = one_layer_on(load().double(), ours, replace(text, batch=batch), lambda: None)
+    found = one_layer_on(load().double(), ours, replace(text, batch=batch), lambda _: None)
     precise = 1e-4 if name == "mamba" else 1e-6  # its scan is float32 whatever the model is
     assert found == pytest.approx(plainly(load, ours, text), rel=precise)
     assert min(found.values()) > 0
@@ -66,22 +66,22 @@ def test_a_layer_takes_its_rescaled_norms_along(text: Text):
     ours = quantized(tiny.llama, text, "awq")
     norm = "model.layers.0.input_layernorm.weight"
     assert not torch.allclose(ours.floats[norm].float(), tiny.llama().get_parameter(norm), rtol=0.1)
-    found = one_layer_on(tiny.llama().double(), ours, text, lambda: None)
+    found = one_layer_on(tiny.llama().double(), ours, text, lambda _: None)
     assert found == pytest.approx(plainly(tiny.llama, ours, text), rel=1e-6)
 
 
 def test_layer_1_is_not_layer_10(text: Text):
     load = partial(tiny.llama, layers=11, hidden=16)
     ours = quantized(load, text)
-    found = one_layer_on(load().double(), ours, replace(text, batch=6), lambda: None)
+    found = one_layer_on(load().double(), ours, replace(text, batch=6), lambda _: None)
     assert found == pytest.approx(plainly(load, ours, text), rel=1e-6)
 
 
 def test_the_model_is_as_it_was(text: Text):
     model = tiny.llama()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    calls: list[None] = []
-    one_layer_on(model, quantized(tiny.llama, text), text, lambda: calls.append(None))
+    calls: list[int] = []
+    one_layer_on(model, quantized(tiny.llama, text), text, calls.append)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert len(calls) == 2 * 2  # layers, batches
     hidden = models.hidden_states(model, text.tokens)
@@ -95,12 +95,12 @@ def test_the_layers_before_are_not_run_again(text: Text, monkeypatch: pytest.Mon
         layer.mlp.register_forward_hook(lambda *_, index=index: runs.update({index: runs[index] + 1}))
     ours = quantized(tiny.llama, text)
     monkeypatch.setattr(models, "head_weight", lambda m: m.lm_head.weight)  # runs the model to check its logits
-    one_layer_on(model, ours, replace(text, batch=6), lambda: None)
+    one_layer_on(model, ours, replace(text, batch=6), lambda _: None)
     assert runs == {0: 1 + 1, 1: 1 + 2}  # once for the teacher, then layer 0 once, layer 1 after it and alone
 
 
 def test_the_chunk_changes_nothing(text: Text, monkeypatch: pytest.MonkeyPatch):
     ours = quantized(tiny.llama, text)
-    whole = one_layer_on(tiny.llama().double(), ours, text, lambda: None)
+    whole = one_layer_on(tiny.llama().double(), ours, text, lambda _: None)
     monkeypatch.setattr(sensitivity, "CHUNK", 7)
-    assert one_layer_on(tiny.llama().double(), ours, text, lambda: None) == pytest.approx(whole, rel=1e-9)
+    assert one_layer_on(tiny.llama().double(), ours, text, lambda _: None) == pytest.approx(whole, rel=1e-9)
