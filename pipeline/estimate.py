@@ -20,20 +20,24 @@ from pipeline.sections import Params
 # Forwards of a token (its logits included) that a token of the stage's text takes.
 DECODING = 1.6  # of a step's linears alone: attention over the cache, sampling, a last batch that is not full
 NEAREST = 0.95  # calibrate: the pass of round to nearest
-FISHER = 4.0  # calibrate: forward and backward with the products for the outputs' matrices
+FISHER = 4.6  # calibrate: forward and backward with the products for the outputs' matrices
 CALIBRATE = 1.6  # calibrate: the layers' forwards before and after each is quantized, without a head
-TARGETS = 1.15
-DISTILL = 3.6  # a step's forward and backward, and the optimizer
-GRADIENTS = 4.0  # analyze and inspect, a model
-SENSITIVITY = 1.0  # analyze and inspect, a layer of a quantized model
-TEXT = 1.0  # evaluate, a model
+TARGETS = 1.1
+DISTILL = 3.0  # a step's forward and backward
+GRADIENTS = 2.0  # analyze and inspect, a model
+SENSITIVITY = 0.95  # analyze and inspect, a layer of a quantized model
+TEXT = 1.15  # evaluate, a model
 # Others.
-GPTQ = 470.0  # float32 operations for each weight and input of its linear: the search for scales, rounding, descent
-ITEM = 40  # tokens of a benchmark's item, all its answers, which share its question
+STATISTICS = 7000  # forwards of a token that a model's own tensors take in analyze and inspect, whatever the text
+PROOF = 10_000  # and the check of an export
+GPTQ = 370.0  # float32 operations for each weight and input of its linear: the search for scales, rounding, descent
+STEP = 1.1e-8  # seconds for a weight in a step of distill: it is rounded, and the optimizer moves it
+ITEM = 48  # tokens of a benchmark's item, all its answers, which share its question
 ITEMS = 2000  # of a task whose data set is not here to be counted
-START = 12.0  # seconds until a stage is at work
+START = 16.0  # seconds until a stage is at work
 STAGES = 14  # that a run starts
 VARIANTS = 2  # that analyze looks at beside the teacher
+EXPORTS = 3
 SCORED = 4  # evaluate's models
 WARN = 2 * 3600.0  # seconds
 
@@ -49,13 +53,14 @@ class Pace:
         forward: tokens of the teacher's forward, logits included, in the dtype that it writes in. exact: in float32.
         decoding: tokens, one a sequence, without attention over earlier ones. operations: of a float32 product, two a
             multiplication.
-        products: weights of the teacher's linears, each times its inputs. layers: the teacher's.
+        weights: of the teacher's linears. products: these, each times its linear's inputs. layers: the teacher's.
     """
 
     forward: float
     exact: float
     decoding: float
     operations: float
+    weights: float
     products: float
     layers: int
 
@@ -83,6 +88,7 @@ def measure(folder: str | Path, params: Params) -> Pace:
         exact=exact,
         decoding=decoding,
         operations=operations,
+        weights=float(sum(weight.numel() for weight, _ in linears)),
         products=float(sum(weight.numel() * inputs for weight, inputs in linears)),
         layers=int(model.config.get_text_config().num_hidden_layers),
     )
@@ -100,7 +106,7 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
     training = (p.synthesize.sequences - p.synthesize.held_out) * length / (1 - min(p.targets.share, 0.9))
     gptq = "gptq" in p.calibrate.method
     forwards = NEAREST + CALIBRATE + (FISHER if gptq and p.calibrate.fisher else 0)
-    looked_at = p.analyze.sequences * length * GRADIENTS
+    looked_at = p.analyze.sequences * length * GRADIENTS + STATISTICS
     layer_by_layer = pace.layers * length * SENSITIVITY
     scored = p.evaluate.windows * p.evaluate.window + 2 * p.synthesize.held_out * length
     found = {
@@ -109,8 +115,11 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
         "analyze": (looked_at * (1 + VARIANTS) + VARIANTS * p.analyze.sensitivity_sequences * layer_by_layer)
         / pace.exact,
         "targets": 0.0 if on_gpu else TARGETS * training / pace.forward,
-        "distill": 0.0 if on_gpu else DISTILL * p.distill.steps * p.distill.batch * length / pace.forward,
+        "distill": 0.0
+        if on_gpu
+        else p.distill.steps * (DISTILL * p.distill.batch * length / pace.forward + STEP * pace.weights),
         "inspect": (2 * looked_at + p.inspect.sensitivity_sequences * layer_by_layer) / pace.exact,
+        "export": EXPORTS * PROOF / pace.exact,
         "evaluate": SCORED * (TEXT * scored + ITEM * _items(p)) / pace.exact,
     }
     return {stage: took for stage, took in found.items() if took}

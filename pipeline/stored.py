@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from pipeline import codes
+from pipeline import codes, packed
 from pipeline.codes import FLOAT8, Read, Tensors
 from pipeline.loading import INDEX, WEIGHTS, some, weight_files
 
@@ -21,6 +21,9 @@ READERS: dict[str, Callable[[Tensors, Mapping[str, Any], Path], Read]] = {
     "fbgemm_fp8": codes.float8,
     "compressed-tensors": codes.compressed_tensors,
     "awq": codes.awq,
+    "gptq": packed.gptq,
+    "auto-round": packed.auto_round,
+    "bitsandbytes": packed.bitsandbytes,
     "modelopt": codes.modelopt,
 }
 SIDE_FILE = "hf_quant_config.json"  # where ModelOpt says what config.json does not

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
+from pipeline import memory, models
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.layers import Inputs, Runner
 from pipeline.calibration.rescale import rescale
@@ -175,6 +175,7 @@ def calibrate(
             found.put_into(model, result)
             done.append(found)
             _step_on(runner, layer, {linear: planned[linear][1] for linear in group}, result)
+            memory.give_back()
             advance()
     finally:
         restore()

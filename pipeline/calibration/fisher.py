@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
+from pipeline import memory, models
 from pipeline.calibration.gram import add_gram, mirror
 from pipeline.distill.losses import LossWeights, distillation_loss
 
@@ -118,6 +118,7 @@ def fisher(
             with torch.enable_grad(), models.autocast(dtype):
                 hidden = models.hidden_states(model, part).to(read)
                 distillation_loss(hidden, hidden.detach(), (head, head), part, drawn, LOSS, 1).total.backward()
+            memory.give_back()
             advance()
     finally:
         for handle in handles:

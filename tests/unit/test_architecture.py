@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {
         *("names", "scheme", "freezing", "reading", "sections", "params", "artifacts"),
-        *("progress", "environment", "inputs", "float_type", "ending"),
+        *("progress", "environment", "inputs", "float_type", "ending", "memory"),
     },
     {"quant"},
     {
-        *("loading", "codes", "stored", "soundness", "models", "experts", "plain_head", "corpus", "conversation"),
-        *("texts", "sources"),
+        *("loading", "codes", "packed", "stored", "soundness", "models", "experts", "plain_head", "corpus"),
+        *("conversation", "texts", "sources"),
     },
     {"synth", "decoding", "decode_attention", "signals", "calibration", "distill", "export", "bench", "report"},
     {"limits", "estimate"},

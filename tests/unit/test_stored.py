@@ -24,10 +24,14 @@ FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1
 
 
 def write(
-    folder: Path, said: dict[str, Any] | None, code: Callable[[Tensor], Coded], shards: int = 1
+    folder: Path,
+    said: dict[str, Any] | None,
+    code: Callable[[Tensor], Coded],
+    shards: int = 1,
+    hidden: int = 48,
 ) -> dict[str, Tensor]:
     """The tiny model, its decoder's linears coded; returns the weights that it should have."""
-    tiny.save(folder, hidden=48, tie=False)
+    tiny.save(folder, hidden=hidden, tie=False)
     stored: dict[str, Tensor] = {}
     expected = load_file(folder / "model.safetensors")
     for name, weight in list(expected.items()):
@@ -251,13 +255,13 @@ def refused(folder: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["gptq", "bitsandbytes", "hqq", "mxfp4", "something new"])
+@pytest.mark.parametrize("method", ["aqlm", "hqq", "mxfp4", "something new"])
 def test_a_method_that_cannot_be_dequantized_is_refused(tmp_path: Path, method: str):
     write(tmp_path / "model", {"quant_method": method}, lambda w: ({"weight": w}, w))
     assert f"its weights are stored by {method!r}, which cannot be dequantized here" in refused(tmp_path / "model")
 
 
-@pytest.mark.parametrize("method", ["fp8", "awq", "fbgemm_fp8"])
+@pytest.mark.parametrize("method", ["fp8", "awq", "fbgemm_fp8", "gptq", "bitsandbytes"])
 def test_a_config_that_speaks_of_codes_where_there_are_none_is_refused(tmp_path: Path, method: str):
     write(tmp_path / "model", {"quant_method": method}, lambda w: ({"weight": w}, w))
     assert f"says {method!r}, but no tensor is stored so" in refused(tmp_path / "model")
