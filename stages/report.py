@@ -35,6 +35,7 @@ def work() -> None:
         "sweeps",
         "page",
         "sweeps_page",
+        "sizes",
         "summary",
         "tasks",
     )
@@ -63,6 +64,7 @@ def work() -> None:
     manifest = artifacts.read_json(folders["teacher"] / artifacts.MANIFEST)
     found, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
     sized, elsewhere = sweeps.sizes(found, sweep_files.digest(read) if read else sweep_files.UNKNOWN)
+    size_plot = plots.sizes([*_own_sizes(summary), *sized], summary["weight_bytes.teacher"])
     dtypes = _dtypes(args.environment.parent) if args.environment else {}
     content = page.render(
         title=knobs.report.title,
@@ -73,7 +75,7 @@ def work() -> None:
         scores=summaries.rows(summary, facts["calibration"]["method"]),
         gap_note=summaries.gap_note(summary),
         protocol=_protocol(knobs, read.get("text", ""), dtypes.get("evaluate@student", knobs.evaluate.dtype)),
-        size_plot=plots.sizes([*_own_sizes(summary), *sized], summary["weight_bytes.teacher"]),
+        size_plot=size_plot,
         size_note=_size_note(len(sized), elsewhere),
         task_plot=plots.tasks(summary, tasks, summaries.VARIANTS),
         benchmark_note=_benchmark_note(knobs),
@@ -97,6 +99,7 @@ def work() -> None:
     Path(args.page).parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_text(Path(args.page), content)
     artifacts.write_text(Path(args.sweeps_page), sweeps_content)
+    artifacts.write_text(Path(args.sizes), plots.alone(size_plot))
     artifacts.write_json(Path(args.summary), summary)
     bars = pd.DataFrame(summaries.bars(summary, tasks), columns=["task", "accuracy"])
     artifacts.write_text(Path(args.tasks), bars.to_csv(index=False, lineterminator="\n"))

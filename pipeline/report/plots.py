@@ -243,3 +243,8 @@ def svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
         plt.close(figure)
     text = stream.getvalue()
     return text[text.index("<svg") :]
+
+
+def alone(picture: str) -> str:
+    """A picture as a file of its own, which is read on any background."""
+    return picture.replace("<svg ", '<svg style="background: white" ', 1)

@@ -15,6 +15,7 @@ from pipeline import environment as environment_of_stages
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ("dvc.lock", "data/report/summary.json", "data/report/sizes.svg")  # that are in Git
 OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of a make that started the tests, which is none of the project's
 KNOBS = {
     "teacher": {"source": "path", "sha256": ""},
@@ -46,7 +47,7 @@ def checkout(where: Path, teacher: Path) -> Path:
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, names):
-        result = name in ("dvc.lock", "data/report/summary.json") or re.match("sweeps/.*/", name)
+        result = name in RESULTS or re.match("sweeps/.*/", name)
         if (ROOT / name).is_file() and not result:
             (where / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, where / name)

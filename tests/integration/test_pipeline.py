@@ -31,6 +31,7 @@ def test_every_artifact_is_made_and_every_number_is_finite(pipeline: Path) -> No
     folders = ("teacher", "corpus", "calibration", "rtn", "signals", "student", "signals_student")
     for name in (*folders, "int4/rtn", "int4/ptq", "int4/student"):
         assert (pipeline / "data" / name / "manifest.json").is_file(), name
+    assert (pipeline / "data/report/sizes.svg").read_text().startswith("<svg")
     summary = json.loads((pipeline / "data/report/summary.json").read_text())
     expected = {f"{metric}.{variant}" for metric in ("perplexity", "accuracy") for variant in VARIANTS}
     expected |= {f"kl.{variant}" for variant in VARIANTS[1:]}

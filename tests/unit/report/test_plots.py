@@ -168,3 +168,9 @@ def test_sizes_are_drawn_with_their_numbers_in_the_legend():
         "MB on disk",
     } <= words
     assert plots.sizes([("rtn", 1e6, 0.0)], 2e6).startswith("<svg"), "no logarithm of nothing"
+
+
+def test_a_picture_of_its_own_is_a_whole_file_on_white():
+    root = ElementTree.fromstring(plots.alone(plots.sizes([("rtn", 1e6, 0.5)], 2e6)))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.get("style") == "background: white"
