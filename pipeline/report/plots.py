@@ -11,7 +11,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 COLOURS = {
     "q": "#4c78a8",
@@ -218,6 +218,9 @@ def sizes(points: Sequence[tuple[str, float, float]], teacher: float) -> str:
         axis.set_xlim(0, 1.08 * max(teacher, *(stored for _, stored, _ in points)) / 1e6)
         if all(kl > 0 for _, _, kl in points):
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_formatter(NullFormatter())
         figure.legend(loc="outside lower left", frameon=False)
 
     return svg(draw, (6.4, 3.2 + 0.22 * (len(points) + 1)))
