@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from torch import Tensor
 
 from pipeline.codes import Read, Tensors, awq
@@ -107,12 +108,10 @@ def unpacked(words: Tensor, bits: int) -> Tensor:
         words: int32 [rows, words].
 
     Returns:
-        uint8 [rows, 32 words / bits].
+        int16 [rows, 32 words / bits].
     """
-    octets = words.contiguous().view(torch.uint8)
-    stream = (octets[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-    values = stream.flatten(1).unflatten(1, (-1, bits)) << torch.arange(bits, dtype=torch.uint8)
-    return values.sum(dim=2, dtype=torch.uint8)
+    shape = torch.Size((len(words), 32 * words.shape[1] // bits))
+    return unpack_from_int32(words, bits, shape).short() + 2 ** (bits - 1)  # which gives them about zero
 
 
 def _one_more(words: Tensor, bits: int) -> Tensor:
