@@ -1,4 +1,4 @@
-# `make repro` runs the whole pipeline, `make test` the tests. Both make .venv first, from pinned versions.
+# `make help` lists the targets. Each makes .venv first, from pinned versions, if it needs it.
 PYTHON ?= python3
 VENV := .venv
 JOBS ?= 1    # experiments of a sweep at once
@@ -8,40 +8,44 @@ NUMERIC := $(addprefix tests/unit/,quant distill calibration signals test_synth.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: repro ablation audit test lint bench-synthesize bench-distill bench-schemes clean
+.DEFAULT_GOAL := help
+.PHONY: help repro ablation audit test lint bench-synthesize bench-distill bench-schemes clean
 
-repro: $(VENV)/ready
+help:                              ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
+
+repro: $(VENV)/ready               ## the whole pipeline on the knobs in params.yaml, and the score table
 	dvc repro
 	@python -m pipeline.report.summary data/report/summary.json
 	@echo "the page: data/report/index.html"
 
-ablation: $(VENV)/ready            # freeze policies x seeds, what is not finished of them; goes on where it was stopped
+ablation: $(VENV)/ready            ## freeze policies x seeds, what is not finished of them; SWEEP=sweeps/other.yaml, JOBS=2
 	python -m pipeline.flow sweep $(SWEEP) --jobs $(JOBS)
 	dvc repro report
 	@echo "the table: $(SWEEP:.yaml=)/table.md; the curves: data/report/sweeps.html"
 
-audit: $(VENV)/ready               # the last versions and all experiments: what changed, what the differences show
+audit: $(VENV)/ready               ## the last versions and all experiments: what changed, what the differences show
 	python -m pipeline.audit
 	python -m pipeline.audit verify
 
-test: $(VENV)/ready lint           # all of them, then those of arithmetic as a processor without AVX-512 computes
+test: $(VENV)/ready lint           ## linters and all tests, then those of arithmetic as a processor without AVX-512 computes
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 	$(NARROW) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile $(NUMERIC)
 
-lint: $(VENV)/ready
+lint: $(VENV)/ready                ## linters and types alone; seconds
 	ruff check .
 	ruff format --check .
 	mypy
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/checks.yml
 	zizmor --offline --quiet --persona pedantic .github/workflows
 
-bench-synthesize: $(VENV)/ready    # our decoding against transformers.generate, side by side
+bench-synthesize: $(VENV)/ready    ## our decoding against transformers.generate, side by side
 	python -m tests.bench.synthesize
 
-bench-distill: $(VENV)/ready       # a step of distillation against an unquantized one and the usual loop
+bench-distill: $(VENV)/ready       ## a step of distillation against an unquantized one and the usual loop
 	python -m tests.bench.distill --only floor,ours,plain
 
-bench-schemes: $(VENV)/ready       # perplexity, KL and accuracy of many W-A-KV schemes: docs/schemes.md
+bench-schemes: $(VENV)/ready       ## perplexity, KL and accuracy of many W-A-KV schemes: docs/schemes.md
 	python -m tests.bench.schemes --out docs/schemes.md
 
 # pip's warnings, as of places that its configuration names and that are not there, stay out; its errors do not
@@ -54,5 +58,5 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(VENV)/bin/python -m pipeline.environment
 	@touch $@
 
-clean:
+clean:                             ## removes the environment, logs and caches; artifacts stay
 	rm -rf $(VENV) runs .cache

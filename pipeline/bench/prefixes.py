@@ -79,6 +79,7 @@ class SharedPrefixes(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
+        self._refuse_long(requests)
         advance = self._begin(len(requests))
         order = sorted(range(len(requests)), key=lambda i: requests[i][1] + requests[i][2])
         self.passed_over = self._differs([requests[i] for i in order])
@@ -92,6 +93,19 @@ class SharedPrefixes(HFLM):
             advance(len(part))
         return answers
 
+    def _refuse_long(self, requests: list[Request]) -> None:
+        """lm-eval would cut off their beginnings, and score what is left as if it were the item."""
+        sizes = [len(context) + len(continuation) - 1 for _, context, continuation in requests]
+        long = [text for size, (text, _, _) in zip(sizes, requests, strict=True) if size > self.max_length]
+        if long:
+            opening = " ".join("".join(long[0]).split())[:60]
+            raise ValueError(
+                f"evaluate.tasks: {len(long)} of {len(requests)} answers with their questions have more tokens than "
+                f"the {self.max_length} of the model's context (the longest {max(sizes)}; the first begins "
+                f"{opening!r}); "
+                "leave their task out, or the long items out of its file"
+            )
+
     def _plain(self, requests: list[Request]) -> list[tuple[float, bool]]:
         return super()._loglikelihood_tokens(requests, disable_tqdm=True)
 
@@ -103,9 +117,9 @@ class SharedPrefixes(HFLM):
         if self.model.dtype != torch.float32:
             return f"in {self.model.dtype} rounding hides whether they change each other"
         sizes = [len(context) + len(continuation) for _, context, continuation in requests]
-        limit = min([self.max_length, *decoding.spans(self.model)])
-        if max(sizes) > limit:
-            return f"the longest has {max(sizes)} tokens, and the model's context or a window of it {limit}"
+        window = min(decoding.spans(self.model), default=max(sizes))
+        if max(sizes) > window:
+            return f"the longest has {max(sizes)} tokens, and a window of the model's attention {window}"
         ends = {sizes.index(max(sizes)), sizes.index(min(sizes))}
         asked = [requests[i] for end in ends for i in (end, end + 1) if i < len(requests)]
         plain = _values(self._plain(asked))

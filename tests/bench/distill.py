@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from pipeline import float_type
 from tests.bench import plain
 
 WARM_UP = 2
@@ -84,7 +85,8 @@ def ours(args: argparse.Namespace, quantized: bool) -> dict:
     model = model_of(args)
     model.eval().requires_grad_(False)
     tokens = tokens_of(args, model.config.vocab_size)
-    head = models.head_weight(model).detach().to(torch.bfloat16, copy=True)
+    dtype = getattr(torch, args.dtype)
+    head = models.head_weight(model).detach().to(dtype, copy=True)
     linears, scheme = [linear.name for linear in models.linears(model)], Weights(4)
     start = QuantizedModel(schemes=dict.fromkeys(linears, scheme))
     for name in linears:
@@ -97,8 +99,8 @@ def ours(args: argparse.Namespace, quantized: bool) -> dict:
     masters = [module.weight for module in map(model.get_submodule, linears)]
     kept = [weight.data for weight in masters]
     for weight in masters:
-        weight.data = weight.data.bfloat16()
-    data = record(model, tokens, torch.full((len(tokens),), args.length), args.batch, "bfloat16", lambda n: None)
+        weight.data = weight.data.to(dtype)
+    data = record(model, tokens, torch.full((len(tokens),), args.length), args.batch, args.dtype, lambda n: None)
     for weight, values in zip(masters, kept, strict=True):
         weight.data = values
     teacher_seconds = (time.monotonic() - begun) / (args.steps + WARM_UP)
@@ -111,14 +113,14 @@ def ours(args: argparse.Namespace, quantized: bool) -> dict:
             for key, module in self.modules.items():
                 module.copy_(self.masters[key] if module.ndim > 1 else self.masters[key].to(FLOAT_DTYPE))
 
-    student = prepare(model, start, {}, Learns(), torch.bfloat16, Processes(device=device()))
+    student = prepare(model, start, {}, Learns(), dtype, Processes(device=device()))
     if not quantized:
         student.__class__ = Unquantized
         student.refresh()
     if args.gradient_checkpointing:
         loop.save_memory(model)
     steps = args.steps + WARM_UP
-    schedule = Schedule(steps, args.batch, args.accumulate, LR, LR, 0.0, 1.0, 0.0, 1.0, steps + 1, "bfloat16", 0)
+    schedule = Schedule(steps, args.batch, args.accumulate, LR, LR, 0.0, 1.0, 0.0, 1.0, steps + 1, args.dtype, 0)
     weights = LossWeights(0.0, 1.0, 1.0, args.chunk)
     seconds, latest = [], [time.monotonic()]
 
@@ -139,7 +141,7 @@ def usual(args: argparse.Namespace, way: str) -> dict:
     """The usual ways, see plain.py."""
     student, teacher = model_of(args), model_of(args)
     tokens = tokens_of(args, student.config.vocab_size).to(device())
-    log = plain.train(way, student, teacher, tokens, args.batch, args.steps + WARM_UP, LR)
+    log = plain.train(way, student, teacher, tokens, args.batch, args.steps + WARM_UP, LR, args.dtype)
     return {"seconds": [row["seconds"] for row in log[WARM_UP:]], "teacher": 0.0, "kl": log[-1]["kl"]}
 
 
@@ -161,10 +163,10 @@ def one(args: argparse.Namespace) -> None:
     print(json.dumps({**found, "peak_gib": peak}))
 
 
-def matrix_rate() -> float:
-    """bfloat16 products of square matrices: operations a second."""
+def matrix_rate(dtype: str) -> float:
+    """Products of square matrices of a float type: operations a second."""
     size = 2048 if device().type == "cpu" else 8192
-    a = torch.randn(size, size, device=device(), dtype=torch.bfloat16)
+    a = torch.randn(size, size, device=device(), dtype=getattr(torch, dtype))
     for count in (3, 10):
         begun = time.monotonic()
         for _ in range(count):
@@ -205,6 +207,7 @@ def main() -> None:
         help="ours and floor: forwards a step; others take one",
     )
     parser.add_argument("--chunk", type=int, default=256)
+    parser.add_argument("--dtype", default="auto", help="of the forwards; auto: what the pipeline takes here")
     parser.add_argument("--activations", action="store_true", help="ours, with dynamic INT8 inputs besides")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -213,11 +216,12 @@ def main() -> None:
         one(args)
         return
     names = [name for name in args.only.split(",") if name != "torchao" or args.peer]
-    rate, found = matrix_rate(), {name: [] for name in names}
+    args.dtype = float_type.dtype(args.dtype, device().type)
+    rate, found = matrix_rate(args.dtype), {name: [] for name in names}
     for _ in range(args.rounds):
         for name in names:
             python = args.peer if name == "torchao" else sys.executable
-            command = [python, "-m", "tests.bench.distill", *sys.argv[1:], "--run", name]
+            command = [python, "-m", "tests.bench.distill", *sys.argv[1:], "--dtype", args.dtype, "--run", name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -226,7 +230,7 @@ def main() -> None:
     seconds = {
         name: statistics.median(s for round_ in rounds for s in round_["seconds"]) for name, rounds in found.items()
     }
-    print(f"{args.batch} x {args.length} tokens a step; bfloat16 products: {rate / 1e9:,.0f} GFLOP/s")
+    print(f"{args.batch} x {args.length} tokens a step; {args.dtype} products: {rate / 1e9:,.0f} GFLOP/s")
     for name, rounds in found.items():
         peak = max(round_["peak_gib"] for round_ in rounds)
         line = f"{name:8} {seconds[name]:7.3f} s a step, {args.batch * args.length / seconds[name]:8,.0f} tok/s, "

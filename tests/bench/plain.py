@@ -43,9 +43,16 @@ WAYS = {"plain": by_hand, "torchao": by_torchao}
 
 
 def train(
-    way: str, student: PreTrainedModel, teacher: PreTrainedModel, tokens: Tensor, batch: int, steps: int, lr: float
+    way: str,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tokens: Tensor,
+    batch: int,
+    steps: int,
+    lr: float,
+    dtype: str,
 ) -> list[dict[str, float]]:
-    """Steps of KL to the teacher under bfloat16 autocast, linears and norms learning: seconds and KL of each."""
+    """Steps of KL to the teacher under autocast to `dtype`, linears and norms learning: seconds and KL of each."""
     device = tokens.device.type
     WAYS[way](student)
     teacher.eval().requires_grad_(False)
@@ -59,7 +66,7 @@ def train(
     for step in range(steps):
         begun = time.monotonic()
         ids = tokens[step * batch : (step + 1) * batch]
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=getattr(torch, dtype), enabled=dtype != "float32"):
             with torch.no_grad():
                 theirs = teacher(input_ids=ids, use_cache=False).logits
             ours = student(input_ids=ids, use_cache=False).logits

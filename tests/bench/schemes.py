@@ -3,32 +3,42 @@
     python -m tests.bench.schemes --out docs/schemes.md
     python -m tests.bench.schemes --benchmarks folder --text wikitext2 --limit 100 --out docs/schemes.md
 
-First every method at W4A16; the one with the least KL to the teacher is called the best, and goes with round to nearest
-through all schemes. Weights are calibrated once a method and number of bits: neither inputs nor KV cache are quantized
-meanwhile. It needs data/teacher and data/corpus (`dvc repro synthesize`), and goes on where it was stopped.
+First every method at W4A16, with the knobs of `calibrate`; the one with the least KL to the teacher is called the best,
+and goes with the pipeline's baseline, round to nearest without rotation, through all schemes. Weights are calibrated
+once a method and number of bits: neither inputs nor KV cache are quantized meanwhile. Scores are what `evaluate` would
+give. It needs data/teacher and data/corpus (`dvc repro synthesize`), and goes on where it was stopped.
 """
 
 import argparse
 import dataclasses
+import datetime
 import json
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import float_type, models, params
+from pipeline import environment, float_type, models, params
 from pipeline.artifacts import fingerprint, write_json, write_text
 from pipeline.bench import agreement, harness, text
+from pipeline.calibration import fisher
 from pipeline.calibration.driver import PTQ_METHODS, Options, calibrate
+from pipeline.calibration.rotation import rotate
 from pipeline.corpus import Corpus, valid_mask
 from pipeline.quant.activations import Quantizer
 from pipeline.quant.model import QuantizedModel
 from pipeline.scheme import from_short
+from pipeline.sections import Calibrate, Params
 
 SCHEMES = ("W4A16", "W4A8", "W4A8KV8", "W4A6", "W4A8KV4", "W8A8KV4", "W8A8KV8", "W4A16KV4", "W3A16", "W2A16")
+BASELINE, TURNED = "rtn", "rtn, rotated"  # the baseline of the pipeline, and `calibrate.method: rtn`
+METHODS = (BASELINE, TURNED, *(method for method in PTQ_METHODS if method != BASELINE))
 TWO_PERCENT = 0.98  # of the float model's accuracy: 2402.18158's bound for what may be called lossless
 
 
@@ -39,29 +49,44 @@ class Bench:
         self.args = args
         self.knobs = params.load()
         self.tokenizer = models.load_tokenizer(args.teacher)
-        corpus = Corpus.load(args.corpus)
-        self.train, self.test = corpus.train(self.knobs.calibrate.sequences), corpus.test()
+        corpus, sequences = Corpus.load(args.corpus), self.knobs.calibrate.sequences
+        self.train, self.test, self.sampled = corpus.train(sequences), corpus.test(), corpus.sampled(sequences)
         prose = text.read_text(args.text, args.benchmarks)
-        self.windows = text.windows(prose, self.tokenizer, args.windows, 1024)
+        self.windows = text.windows(prose, self.tokenizer, args.windows, self.knobs.evaluate.window)
         self.file = args.keep / "results.json"
         self.results: dict[str, dict[str, float]] = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def weights(self, method: str, bits: int) -> QuantizedModel:
         """The model with weights of so many bits by this method, and static INT16 inputs."""
-        folder = self.args.keep / f"{method}-W{bits}"
+        folder = self.args.keep / f"{method.replace(', ', '-')}-W{bits}"
         if not folder.exists():
             c = float_type.settled(self.knobs.calibrate)
             gptq = {key: getattr(c, key) for key in ("damping", "block", "act_order", "scales", "descent")}
-            options = Options(method, gptq, c.migration, c.batch, c.dtype, measure=False)
+            options = Options(method.partition(",")[0], gptq, c.migration, c.batch, c.dtype, measure=False)
             model, (tokens, lengths) = models.load_model(self.args.teacher), self.train
             valid = valid_mask(lengths, tokens.shape[1])
-            found = calibrate(model, tokens, valid, from_short(f"W{bits}A16"), options, None, lambda: None).model
-            found.latent = {}
-            found.save(folder, {"method": method}, {})
+            if c.rotation != "none" and method != BASELINE:
+                rotate(model, self.knobs.seed)
+            weighed = None
+            if c.fisher and PTQ_METHODS[options.method].uses_fisher:
+                weighed = self._fisher(model, valid, c)
+            scheme = from_short(f"W{bits}A16")
+            quantized = calibrate(model, tokens, valid, scheme, options, None, lambda: None, weighed).model
+            quantized.latent = {}
+            quantized.save(folder, {"method": method}, {})
         return QuantizedModel.load(folder)[0]
 
+    def _fisher(self, model: PreTrainedModel, valid: Tensor, c: Calibrate) -> dict[str, fisher.Fisher]:
+        """The Fisher information of the rotated teacher, which is the same for all numbers of bits."""
+        weighed = fisher.load(self.args.keep)
+        if weighed is None:
+            names, batch = {linear.name for linear in models.linears(model)}, max(1, c.batch // 2)
+            weighed = fisher.fisher(model, self.train[0], valid, self.sampled, batch, c.dtype, names, lambda: None)
+            fisher.save(weighed, self.args.keep)
+        return weighed
+
     def model(self, method: str | None, scheme_text: str) -> PreTrainedModel:
-        """The teacher in bfloat16, quantized if a method is given."""
+        """The teacher in the float type of `evaluate`, quantized if a method is given."""
         model = models.load_model(self.args.teacher)
         if method:
             scheme = from_short(scheme_text)
@@ -70,7 +95,7 @@ class Bench:
                 quantized.inputs = dict.fromkeys(quantized.inputs, Quantizer(scheme.activations))
             quantized.kv_cache = scheme.kv_cache
             quantized.put_into(model)
-        return model.bfloat16()
+        return model.to(getattr(torch, float_type.dtype(self.knobs.evaluate.dtype)))
 
     def fidelity(self, method: str | None, scheme: str) -> dict[str, float]:
         """Perplexity, and agreement with the teacher; method None: the teacher itself."""
@@ -79,8 +104,8 @@ class Bench:
             model, teacher = self.model(method, scheme), self.model(None, "")
             tokens, lengths = self.test
             valid = valid_mask(lengths, tokens.shape[1])
-            found, _ = text.perplexity(model, self.windows, lambda: None)
-            return found | agreement.agreement(model, teacher, tokens, valid, lambda: None)[0]
+            scores, _ = text.perplexity(model, self.windows, lambda: None)
+            return scores | agreement.agreement(model, teacher, tokens, valid, lambda: None)[0]
 
         return self._kept(f"{method} {scheme}", measure)
 
@@ -89,8 +114,8 @@ class Bench:
 
         def measure() -> dict[str, float]:
             tasks, where = list(self.knobs.evaluate.tasks), self.args.keep / "datasets"
-            model = self.model(method, scheme)
-            return harness.accuracy(model, self.tokenizer, tasks, self.args.benchmarks, self.args.limit, 16, where)[0]
+            model, batch, a = self.model(method, scheme), self.knobs.evaluate.batch, self.args
+            return harness.accuracy(model, self.tokenizer, tasks, a.benchmarks, a.limit, batch, where)[0]
 
         return self._kept(f"{method} {scheme} accuracy", measure)
 
@@ -124,10 +149,10 @@ def header(*more: str) -> str:
 
 def methods_table(bench: Bench) -> tuple[str, str]:
     """Every method at W4A16; the best one's name, and the table."""
-    found = {method: bench.fidelity(method, "W4A16") for method in PTQ_METHODS}
+    fidelities = {method: bench.fidelity(method, "W4A16") for method in METHODS}
     lines = [header(), row("float", bench.fidelity(None, ""))]
-    lines += [row(method, scores) for method, scores in found.items()]
-    return min((m for m in PTQ_METHODS if m != "rtn"), key=lambda m: found[m]["kl"]), "\n".join(lines)
+    lines += [row(method, scores) for method, scores in fidelities.items()]
+    return min((m for m in METHODS if m != BASELINE), key=lambda m: fidelities[m]["kl"]), "\n".join(lines)
 
 
 def schemes_table(bench: Bench, best: str) -> str:
@@ -138,12 +163,30 @@ def schemes_table(bench: Bench, best: str) -> str:
         row("float", bench.fidelity(None, ""), _percent(teacher), ""),
     ]
     for scheme in SCHEMES:
-        for method in ("rtn", best):
+        for method in (BASELINE, best):
             scores = bench.accuracy(method, scheme)
             kept = scores["accuracy"] / teacher["accuracy"]
             verdict = f"{'yes' if kept >= TWO_PERCENT else 'no'} ({100 * (kept - 1):+.1f} %)"
             lines.append(row(f"{scheme} {method}", bench.fidelity(method, scheme), _percent(scores), verdict))
     return "\n".join(lines)
+
+
+def preamble(args: argparse.Namespace, knobs: Params) -> str:
+    """What the tables show and how they were made, as lines of at most 120 characters."""
+    c, computed = knobs.calibrate, float_type.dtype(knobs.calibrate.dtype)
+    limit = f", at most {args.limit} items each" if args.limit else ""
+    ways = [f"rotation: {c.rotation}", f"fisher: {str(c.fisher).lower()}", f"descent: {c.descent}"]
+    knobs_of = ", ".join(f"`{way}`" for way in ways)
+    sentences = (
+        f"Perplexity: {args.windows} windows of {knobs.evaluate.window} tokens of {args.text}. KL (nats a token) and "
+        f"top-1 agreement: on held-out text of the teacher's own. Accuracy: zero-shot mean over six tasks{limit}; "
+        '"within 2 %" is the relative loss that "Evaluating Quantized Large Language Models" (2402.18158) allows. '
+        f"± is one standard error. Made by `python -m tests.bench.schemes` on {datetime.date.today()}, "
+        f"{environment.processor()}, calibrated in {computed} from {c.sequences} sequences with `calibrate.` "
+        f"{knobs_of} (Fisher for gptq alone), scored in {knobs.evaluate.dtype}. `{BASELINE}` is the "
+        "pipeline's baseline, which is never rotated."
+    )
+    return textwrap.fill(sentences, 120, break_on_hyphens=False)
 
 
 def _percent(scores: dict[str, float]) -> str:
@@ -152,13 +195,14 @@ def _percent(scores: dict[str, float]) -> str:
 
 def main() -> None:
     """Run the command line."""
+    evaluated = params.load().evaluate
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="data/teacher")
     parser.add_argument("--corpus", default="data/corpus")
-    parser.add_argument("--benchmarks", default="data/benchmarks")
-    parser.add_argument("--text", default=text.PYDOC)
-    parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--limit", type=int, default=0, help="items a task; 0: all")
+    parser.add_argument("--benchmarks", default=evaluated.benchmarks)
+    parser.add_argument("--text", default=evaluated.text)
+    parser.add_argument("--windows", type=int, default=evaluated.windows)
+    parser.add_argument("--limit", type=int, default=evaluated.limit, help="items a task; 0: all")
     parser.add_argument("--keep", type=Path, default=None, help="where calibrated models and results are kept")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -170,17 +214,11 @@ def main() -> None:
     if kept.exists() and kept.read_text() != key:
         raise SystemExit(f"{args.keep} holds results of other inputs; remove it, or give another --keep")
     kept.write_text(key)
-    limit = f", at most {args.limit} items each" if args.limit else ""
     bench = Bench(args)
     best, methods = methods_table(bench)
-    c = bench.knobs.calibrate
     page = f"""# What bits cost
 
-Perplexity: {args.windows} windows of 1024 tokens of {args.text}. KL (nats a token) and top-1 agreement: on held-out
-text of the teacher's own. Accuracy: zero-shot mean over six tasks{limit}; "within 2 %" is the relative loss that
-"Evaluating Quantized Large Language Models" (2402.18158) allows. ± is one standard error. Made by
-`python -m tests.bench.schemes`, from {c.sequences} sequences, without rotation, all errors alike,
-and with {c.descent} passes of coordinate descent.
+{preamble(args, bench.knobs)}
 
 ## Methods at W4A16, per channel
 

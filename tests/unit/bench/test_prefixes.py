@@ -66,8 +66,7 @@ def test_each_family_gives_the_log_likelihoods_of_lm_eval(name: str):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (MistralConfig(**SMALL, sliding_window=8), "or a window of it 8"),
-        (MistralConfig(**SMALL, sliding_window=None, max_position_embeddings=20), "context or a window of it 20"),
+        (MistralConfig(**SMALL, sliding_window=8), "a window of the model's attention 8"),
         (MambaConfig(**STATES), "no cache of keys and values"),
         (BambaConfig(**SMALL, **MIXED), "its cache has layers of the kind"),
     ],
@@ -84,6 +83,19 @@ def test_a_model_in_bfloat16_is_asked_as_lm_eval_asks_it():
     engine, ours = asked(model, SharedPrefixes, begin=lambda _: int)
     assert "bfloat16" in engine.passed_over
     assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], rel=0.05)
+
+
+def test_items_beyond_the_context_are_refused_where_lm_eval_would_cut_them():
+    def begin(count: int) -> None:
+        raise AssertionError("work has begun")
+
+    fits, short = (
+        AutoModelForCausalLM.from_config(MistralConfig(**SMALL, sliding_window=None, max_position_embeddings=length))
+        for length in (23, 22)
+    )
+    assert compared(fits.eval()) == ""
+    with pytest.raises(ValueError, match=r"1 of 7 answers .* than the 22 of .* \(the longest 23;"):
+        asked(short, SharedPrefixes, begin=begin)
 
 
 def test_a_question_is_read_once():
