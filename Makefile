@@ -4,7 +4,7 @@ VENV := .venv
 JOBS ?= 1    # experiments of a sweep at once
 SWEEP ?= sweeps/ablation.yaml
 NARROW := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
-NUMERIC := $(addprefix tests/unit/,quant distill calibration signals test_synth.py test_models.py)
+NUMERIC := $(addprefix tests/unit/,quant rounding losses distill calibration signals corpus/test_sampler.py models/test_layout.py)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
@@ -55,7 +55,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "installing the versions that constraints.txt pins into $(VENV): 2.5 GB with PyTorch's CPU build, some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@$(VENV)/bin/python -m pipeline.environment
+	@$(VENV)/bin/python -m pipeline.artifacts.environment
 	@touch $@
 
 clean:                             ## removes the environment, logs and caches; artifacts stay

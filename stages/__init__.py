@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from pipeline import ending
+from pipeline.artifacts import ending
 
 if sys.argv[0] == "-m":  # what it is while `python -m stages.…` imports this package, and in nothing else
     ending.when_told()

@@ -6,10 +6,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from pipeline import artifacts, models, params, progress
-from pipeline.corpus import Corpus
-from pipeline.distill.losses import LossWeights
-from pipeline.scheme import Scheme
+from pipeline.artifacts import contract, progress
+from pipeline.corpus.artifact import Corpus
+from pipeline.knobs import params
+from pipeline.knobs.scheme import Scheme
+from pipeline.losses.chunked import LossWeights
+from pipeline.models import saved
 from pipeline.signals import labels, plan, probe, suggest, table
 from stages import run
 
@@ -20,25 +22,25 @@ def work() -> None:
     args = run.begin("analyze", "teacher", "corpus", "out", repeated="variant")
     loaded = params.load()
     knobs = loaded.analyze
-    artifacts.reading(args.teacher, artifacts.TEACHER)
+    contract.reading(args.teacher, contract.TEACHER)
     variants = probe.variants(args.variant)
     corpus = Corpus.load(args.corpus)
     options = probe.Options(LossWeights(knobs.ce, knobs.kl), knobs.sensitivity_sequences, knobs.plan_bits)
-    teacher = models.load_model(args.teacher)
+    teacher = saved.load_model(args.teacher)
     text = labels.text(teacher, corpus, knobs.sequences, knobs.batch)
     with progress.bar("analyze", probe.steps(teacher, variants, text, options), "") as bar:
-        found = probe.probe(teacher, lambda: models.load_model(args.teacher), variants, text, options, bar.update)
+        found = probe.probe(teacher, lambda: saved.load_model(args.teacher), variants, text, options, bar.update)
     names = [table.FLOAT, *variants]
     freeze = {name: suggest.freeze_policy(found.table, name) for name in names}
     first = next(iter(variants), table.FLOAT)
-    with artifacts.writing(Path(args.out), artifacts.SIGNALS) as draft:
+    with contract.writing(Path(args.out), contract.SIGNALS) as draft:
         table.write(found.table, names, draft.path)
         for name in names:
             _csv(suggest.claim(found.table, name), draft.path / f"freeze_claim_{name}.csv")
         suggestion: dict[str, Any] = {"freeze": freeze}
         if found.curves:
             suggestion["bits"] = _write_plan(found.curves, knobs.average_bits, loaded.scheme, draft.path)
-        artifacts.write_json(draft.path / "suggestion.json", suggestion)
+        contract.write_json(draft.path / "suggestion.json", suggestion)
         draft.facts = {
             "variants": names,
             "tokens": int(text.valid.sum()),
@@ -51,7 +53,7 @@ def _write_plan(curves: list[plan.Curve], average: float, scheme: Scheme, folder
     """Write plan.yaml, plan.csv, plan_bits.csv and plan_curve.csv; returns what suggestion.json says of them."""
     chosen = plan.choose(curves, average)
     written = {"scheme": plan.as_scheme(scheme, curves, chosen)}
-    artifacts.write_text(
+    contract.write_text(
         folder / "plan.yaml",
         PLAN + yaml.safe_dump(written, sort_keys=False, default_flow_style=None, width=120),
     )

@@ -8,15 +8,17 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import artifacts, float_type, models, params, progress
+from pipeline.artifacts import contract, progress
 from pipeline.calibration import fisher
 from pipeline.calibration.coverage import coverage
 from pipeline.calibration.driver import PTQ_METHODS, Calibrated, Options, calibrate, plan
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.rotation import rotate
-from pipeline.corpus import Corpus, valid_mask
-from pipeline.scheme import Activations, Weights
-from pipeline.sections import Calibrate
+from pipeline.corpus.artifact import Corpus, valid_mask
+from pipeline.knobs import params
+from pipeline.knobs.scheme import Activations, Weights
+from pipeline.knobs.sections import Calibrate
+from pipeline.models import float_type, forward, layout, saved
 from stages import run
 
 GPTQ = ("damping", "block", "act_order", "scales", "descent")  # knobs that are its own
@@ -26,7 +28,7 @@ def work() -> None:
     args = run.begin("calibrate", "teacher", "corpus", "out", "rtn")
     loaded = params.load()
     knobs, scheme = float_type.settled(loaded.calibrate), loaded.scheme
-    artifacts.reading(args.teacher, artifacts.TEACHER)
+    contract.reading(args.teacher, contract.TEACHER)
     corpus = Corpus.load(args.corpus)
     tokens, lengths = corpus.train(knobs.sequences)
     sampled = corpus.sampled(knobs.sequences)
@@ -34,7 +36,7 @@ def work() -> None:
     gptq = {key: getattr(knobs, key) for key in GPTQ}
     chosen = Options(knobs.method, gptq, knobs.migration, knobs.batch, knobs.dtype)
     inputs = {
-        "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.corpus)],
+        "artifacts": [contract.fingerprint(folder) for folder in (args.teacher, args.corpus)],
         "knobs": dataclasses.asdict(knobs),
         "scheme": dataclasses.asdict(scheme),
         "seed": loaded.seed,
@@ -43,10 +45,10 @@ def work() -> None:
     def run_one(
         model: PreTrainedModel, options: Options, scratch: Path | None, weighed: dict[str, Fisher] | None
     ) -> Calibrated:
-        with progress.bar(f"calibrate {options.method}", len(models.decoder_layers(model)[1]), " layer") as bar:
+        with progress.bar(f"calibrate {options.method}", len(layout.decoder_layers(model)[1]), " layer") as bar:
             return calibrate(model, tokens, valid, scheme, options, scratch, bar.update, weighed)
 
-    model = models.load_model(args.teacher)
+    model = saved.load_model(args.teacher)
     planned = plan(model, scheme)
     covered = coverage(model, planned)
     covered.check(knobs.coverage)
@@ -72,7 +74,7 @@ def work() -> None:
     quantized.model.save(args.out, facts, tables)
     del model, quantized, weighed, tables
     nearest = dataclasses.replace(chosen, method="rtn", measure=False)
-    baseline = run_one(models.load_model(args.teacher), nearest, None, None)
+    baseline = run_one(saved.load_model(args.teacher), nearest, None, None)
     baseline.model.latent = {}  # training starts from the other one
     baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences, **covered.facts}, {})
 
@@ -100,7 +102,7 @@ def _fisher(
     tokens: Tensor,
     valid: Tensor,
     sampled: Tensor,
-    planned: dict[models.Linear, tuple[Weights, Activations]],
+    planned: dict[layout.Linear, tuple[Weights, Activations]],
     knobs: Calibrate,
     scratch: Path,
 ) -> dict[str, Fisher] | None:
@@ -112,7 +114,7 @@ def _fisher(
     if found is not None:
         return found
     try:
-        models.head_weight(model)
+        forward.head_weight(model)
     except ValueError as error:
         needed = "logits must be hidden states times the head"
         print(f"calibrate: goes on without the Fisher information, for which {needed}: {error}", flush=True)

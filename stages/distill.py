@@ -9,27 +9,30 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pipeline import artifacts, float_type, models, params, progress
+from pipeline.artifacts import contract, progress
 from pipeline.calibration.rotation import unturned
-from pipeline.distill import loop, losses, parallel
+from pipeline.distill import loop, parallel
 from pipeline.distill.freeze import Frozen, frozen_rows
 from pipeline.distill.schedule import Schedule, fitting_rate
 from pipeline.distill.student import Learns, prepare
 from pipeline.distill.targets import Targets
-from pipeline.freezing import AUTO
+from pipeline.knobs import params
+from pipeline.knobs.freezing import AUTO
+from pipeline.knobs.sections import Distill
+from pipeline.losses import chunked
+from pipeline.models import float_type, forward, layout, saved
 from pipeline.quant.model import QuantizedModel
-from pipeline.sections import Distill
 from stages import run
 
 
 def work() -> None:
     args = run.begin("distill", "teacher", "targets", "calibration", "signals", "out", accelerated=True)
     loaded = params.load()
-    asked = knobs = float_type.settled(loaded.distill, models.device().type)
+    asked = knobs = float_type.settled(loaded.distill, forward.device().type)
     if knobs.processes > 1 and not parallel.launched():
         parallel.launch("stages.distill", sys.argv[1:], knobs.processes)
         return
-    artifacts.reading(args.teacher, artifacts.TEACHER)
+    contract.reading(args.teacher, contract.TEACHER)
     data = Targets.load(args.targets)
     start, calibration = QuantizedModel.load(args.calibration)
     freeze = _suggested(args.signals) if knobs.freeze == AUTO else knobs.freeze
@@ -37,18 +40,18 @@ def work() -> None:
     if knobs.batch % (processes.count * knobs.accumulate):  # a launcher of the user's may have started any number
         raise ValueError(f"distill.batch {knobs.batch} does not divide among {processes.count} x {knobs.accumulate}")
     knobs = dataclasses.replace(asked, lr=_rate(asked.lr, calibration, processes.first))
-    model = models.load_model(args.teacher)
-    teacher_head = models.head_weight(model).detach().to(models.torch_dtype(knobs.dtype), copy=True)
+    model = saved.load_model(args.teacher)
+    teacher_head = forward.head_weight(model).detach().to(forward.torch_dtype(knobs.dtype), copy=True)
     rotation_seed = calibration.get("rotation_seed")
     back = unturned(model, rotation_seed) if knobs.hidden and rotation_seed is not None else None
-    frozen = frozen_rows(freeze, [linear for linear in models.linears(model) if linear.name in start.codes])
+    frozen = frozen_rows(freeze, [linear for linear in layout.linears(model) if linear.name in start.codes])
     learns = Learns(knobs.scale, knobs.train_norms, knobs.train_embeddings)
-    student = prepare(model, start, frozen, learns, models.torch_dtype(knobs.dtype), processes)
+    student = prepare(model, start, frozen, learns, forward.torch_dtype(knobs.dtype), processes)
     if knobs.gradient_checkpointing:
         loop.save_memory(model)
 
     inputs = {
-        "artifacts": [artifacts.fingerprint(folder) for folder in (args.teacher, args.targets, args.calibration)],
+        "artifacts": [contract.fingerprint(folder) for folder in (args.teacher, args.targets, args.calibration)],
         "knobs": {**dataclasses.asdict(knobs), "freeze": freeze, "checkpoint_every": 0},
         "seed": loaded.seed,
     }
@@ -60,7 +63,7 @@ def work() -> None:
 
     scratch = progress.scratch("distill", inputs, of_all)
     schedule = _schedule(knobs, loaded.seed)
-    weights = losses.LossWeights(
+    weights = chunked.LossWeights(
         knobs.ce, knobs.kl, knobs.temperature, knobs.chunk, knobs.divergence, knobs.hidden, back
     )
 
@@ -112,8 +115,8 @@ def _rate(knob: float | str, calibration: dict[str, Any], says: bool) -> float:
 
 def _suggested(folder: str) -> str:
     """The freeze policy that analyze suggests."""
-    facts = artifacts.reading(folder, artifacts.SIGNALS)
-    found = artifacts.read_json(Path(folder) / "suggestion.json")["freeze"][facts["suggested_by"]]
+    facts = contract.reading(folder, contract.SIGNALS)
+    found = contract.read_json(Path(folder) / "suggestion.json")["freeze"][facts["suggested_by"]]
     reason = found.get("reason", f"the gradients of {facts['suggested_by']} suggest")
     print(f"distill: freeze auto: {found['policy']}, as {reason}", flush=True)
     return found["policy"]

@@ -3,11 +3,13 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline import artifacts, float_type, models, params, progress
-from pipeline.bench import agreement, harness, items, provenance, text
-from pipeline.corpus import Corpus, valid_mask
+from pipeline.artifacts import contract, progress
+from pipeline.corpus.artifact import Corpus, valid_mask
+from pipeline.evaluation import agreement, harness, items, provenance, text
 from pipeline.export.formats import load_exported
 from pipeline.export.sizes import stored_bytes, stored_weights
+from pipeline.knobs import params
+from pipeline.models import float_type, saved
 from stages import run
 
 
@@ -19,13 +21,13 @@ def work() -> str:
     if folder is not None:
         harness.check_folder(folder, list(knobs.tasks))
     prose = text.read_text(knobs.text, knobs.benchmarks)
-    teacher_facts = artifacts.reading(args.teacher, artifacts.TEACHER)
+    teacher_facts = contract.reading(args.teacher, contract.TEACHER)
     is_teacher = args.model == args.teacher
-    facts = teacher_facts if is_teacher else artifacts.reading(args.model, artifacts.INT4)
+    facts = teacher_facts if is_teacher else contract.reading(args.model, contract.INT4)
 
-    tokenizer = models.load_tokenizer(args.teacher)
+    tokenizer = saved.load_tokenizer(args.teacher)
     tokens, lengths = Corpus.load(args.corpus).test()
-    teacher = models.load_model(args.teacher, knobs.dtype)
+    teacher = saved.load_model(args.teacher, knobs.dtype)
     model = teacher if is_teacher else load_exported(args.model, knobs.dtype)
     batches = -(-len(tokens) // agreement.BATCH)
     with progress.bar(f"evaluate {variant}: text", knobs.windows + batches, " batch") as bar:
@@ -48,13 +50,13 @@ def work() -> str:
     made = items.Items(items.answers(answered), items.documents(measured + by_sequence))
     made.save(args.items, {"dtype": knobs.dtype})
     read = {
-        "teacher": artifacts.fingerprint(args.teacher),
+        "teacher": contract.fingerprint(args.teacher),
         "text": text.text_sha256(prose),
         "windows": provenance.of_tokens(windows.numpy()),
         "held_out": provenance.of_tokens(tokens.numpy(), lengths.numpy()),
         **asked,
     }
-    artifacts.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()}, read)
+    contract.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()}, read)
     return variant
 
 

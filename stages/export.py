@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, params
+from pipeline.artifacts import contract
 from pipeline.export.formats import export
+from pipeline.knobs import params
 from pipeline.quant.model import QuantizedModel
 from stages import run
 
@@ -14,9 +15,9 @@ SHOWN = 8  # tensors that are named
 def work() -> str:
     args = run.begin("export", "teacher", "quantized", "out")
     format_name = params.load().export.format
-    artifacts.reading(args.teacher, artifacts.TEACHER)
+    contract.reading(args.teacher, contract.TEACHER)
     quantized, made = QuantizedModel.load(args.quantized)
-    with artifacts.writing(Path(args.out), artifacts.INT4) as draft:
+    with contract.writing(Path(args.out), contract.INT4) as draft:
         draft.facts = export(quantized, args.teacher, format_name, draft.path)
         draft.facts |= {fact: made[fact] for fact in ("coverage", "in_float") if fact in made}
     for line in told(draft.facts):

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from pipeline import artifacts, models, params, progress
-from pipeline.corpus import Corpus
-from pipeline.distill.losses import LossWeights
+from pipeline.artifacts import contract, progress
+from pipeline.corpus.artifact import Corpus
+from pipeline.knobs import params
+from pipeline.losses.chunked import LossWeights
+from pipeline.models import saved
 from pipeline.signals import labels, probe, suggest, table
 from stages import run
 
@@ -13,16 +15,16 @@ def work() -> None:
     args = run.begin("inspect", "teacher", "corpus", "out", repeated="variant")
     loaded = params.load()
     knobs = loaded.analyze
-    artifacts.reading(args.teacher, artifacts.TEACHER)
+    contract.reading(args.teacher, contract.TEACHER)
     variants = probe.variants(args.variant)
     corpus = Corpus.load(args.corpus)
     options = probe.Options(LossWeights(knobs.ce, knobs.kl), loaded.inspect.sensitivity_sequences)
-    teacher = models.load_model(args.teacher)
+    teacher = saved.load_model(args.teacher)
     text = labels.text(teacher, corpus, knobs.sequences, knobs.batch)
     with progress.bar("inspect", probe.steps(teacher, variants, text, options), "") as bar:
-        found = probe.probe(teacher, lambda: models.load_model(args.teacher), variants, text, options, bar.update)
+        found = probe.probe(teacher, lambda: saved.load_model(args.teacher), variants, text, options, bar.update)
     names = [table.FLOAT, *variants]
-    with artifacts.writing(Path(args.out), artifacts.SIGNALS) as draft:
+    with contract.writing(Path(args.out), contract.SIGNALS) as draft:
         table.write(found.table, names, draft.path)
         for name in names:
             claim = suggest.claim(found.table, name)

@@ -9,14 +9,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from pipeline import artifacts, params
-from pipeline.bench.items import Items
-from pipeline.bench.provenance import READ
+from pipeline.artifacts import contract
+from pipeline.evaluation.items import Items
+from pipeline.evaluation.provenance import READ
+from pipeline.knobs import params
 from pipeline.report import answers, page, plots, signals, sweep_files, sweeps
 from pipeline.report import summary as summaries
 from stages import run
 
-LIBRARIES = (*artifacts.LIBRARIES, "datasets", "dvc", "pandas", "pyarrow")
+LIBRARIES = (*contract.LIBRARIES, "datasets", "dvc", "pandas", "pyarrow")
 
 
 def work() -> None:
@@ -45,11 +46,11 @@ def work() -> None:
     items = {v: Items.load(Path(args.items) / v) for v in summaries.VARIANTS}
     summary = summaries.summarize(scores, {variant: each.documents for variant, each in items.items()})
     facts = {
-        "signals": artifacts.reading(args.signals, artifacts.SIGNALS),
-        "student": artifacts.reading(args.student, artifacts.QUANTIZED),
-        "calibration": artifacts.reading(args.calibration, artifacts.QUANTIZED),
+        "signals": contract.reading(args.signals, contract.SIGNALS),
+        "student": contract.reading(args.student, contract.QUANTIZED),
+        "calibration": contract.reading(args.calibration, contract.QUANTIZED),
     }
-    facts["inspected"] = artifacts.reading(args.inspected, artifacts.SIGNALS)
+    facts["inspected"] = contract.reading(args.inspected, contract.SIGNALS)
     table, variants = _signals(args.signals, args.inspected, facts)
     log = pd.read_csv(Path(args.student) / "log.csv")
     tasks = summaries.task_names(scores)
@@ -61,7 +62,7 @@ def work() -> None:
         answers.task_changes(items["teacher"].answers, items["student"].answers),
     )
     quantized_inputs = knobs.scheme.activations.bits > 0 or knobs.scheme.kv_cache.bits > 0
-    manifest = artifacts.read_json(folders["teacher"] / artifacts.MANIFEST)
+    manifest = contract.read_json(folders["teacher"] / contract.MANIFEST)
     found, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
     sized, elsewhere = sweeps.sizes(found, sweep_files.digest(read) if read else sweep_files.UNKNOWN)
     size_plot = plots.sizes([*_own_sizes(summary), *sized], summary["weight_bytes.teacher"])
@@ -97,12 +98,12 @@ def work() -> None:
         left_out=left_out,
     )
     Path(args.page).parent.mkdir(parents=True, exist_ok=True)
-    artifacts.write_text(Path(args.page), content)
-    artifacts.write_text(Path(args.sweeps_page), sweeps_content)
-    artifacts.write_text(Path(args.sizes), plots.alone(size_plot))
-    artifacts.write_json(Path(args.summary), summary)
+    contract.write_text(Path(args.page), content)
+    contract.write_text(Path(args.sweeps_page), sweeps_content)
+    contract.write_text(Path(args.sizes), plots.alone(size_plot))
+    contract.write_json(Path(args.summary), summary)
     bars = pd.DataFrame(summaries.bars(summary, tasks), columns=["task", "accuracy"])
-    artifacts.write_text(Path(args.tasks), bars.to_csv(index=False, lineterminator="\n"))
+    contract.write_text(Path(args.tasks), bars.to_csv(index=False, lineterminator="\n"))
     _write_usage(Path(args.page).with_name("usage.js"))
 
 
@@ -134,7 +135,7 @@ def _dtypes(environments: Path) -> dict[str, str]:
 
     The records are no dep of the report: what another dtype changes, it changes in what the stage made, which is one.
     """
-    records = {file.stem: artifacts.read_json(file) for file in sorted(environments.glob("*.json"), key=_order)}
+    records = {file.stem: contract.read_json(file) for file in sorted(environments.glob("*.json"), key=_order)}
     return {stage: str(record["dtype"]) for stage, record in records.items() if record.get("dtype")}
 
 
@@ -192,7 +193,7 @@ def _write_usage(file: Path) -> None:
     """What each stage's last run took, for the page to show."""
     stages = [{"stage": f.stem, **json.loads(f.read_text())} for f in sorted(run.USAGE.glob("*.json"), key=_order)]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    artifacts.write_text(file, "USAGE = " + json.dumps({"stages": stages, "machine": machine}) + ";\n")
+    contract.write_text(file, "USAGE = " + json.dumps({"stages": stages, "machine": machine}) + ";\n")
 
 
 def _order(file: Path) -> tuple[int, str]:

@@ -18,7 +18,8 @@ from typing import Any
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from pipeline import environment, inputs, progress
+from pipeline.artifacts import environment, inputs, progress
+from pipeline.models import float_type
 from stages import BEGAN_WITH, sources
 
 USAGE = Path("runs/usage")
@@ -44,7 +45,8 @@ def begin(stage: str, *names: str, repeated: str = "", accelerated: bool = False
     libraries = environment.check()
     found = _READ[stage] = inputs.read(stage, BEGAN_WITH)
     if args.environment is not None and os.environ.get("RANK", "0") == "0":
-        dtype = found.knobs.get(f"{stage}.dtype", "")
+        knob = found.knobs.get(f"{stage}.dtype", "")
+        dtype = float_type.dtype(knob, environment.where(accelerated)) if knob else ""
         environment.record(args.environment, libraries, found, accelerated, dtype)
     return args
 

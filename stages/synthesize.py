@@ -8,8 +8,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from pipeline import artifacts, conversation, decoding, float_type, models, params, progress, synth
-from pipeline.corpus import Corpus
+from pipeline.artifacts import contract, progress
+from pipeline.corpus import conversation, decoding, sampler
+from pipeline.corpus.artifact import Corpus
+from pipeline.knobs import params
+from pipeline.models import float_type, saved, vocabulary
 from stages import run
 
 
@@ -17,17 +20,17 @@ def work() -> None:
     args = run.begin("synthesize", "teacher", "out")
     loaded = params.load()
     knobs, seed = float_type.settled(loaded.synthesize), loaded.seed
-    artifacts.reading(args.teacher, artifacts.TEACHER)
-    model = models.load_model(args.teacher, knobs.dtype)
-    tokenizer = models.load_tokenizer(args.teacher)
-    starts = synth.allowed_starts(models.vocabulary(tokenizer)[-1] + 1, models.no_text(tokenizer))
-    eos = models.end_tokens(model)
+    contract.reading(args.teacher, contract.TEACHER)
+    model = saved.load_model(args.teacher, knobs.dtype)
+    tokenizer = saved.load_tokenizer(args.teacher)
+    starts = sampler.allowed_starts(vocabulary.vocabulary(tokenizer)[-1] + 1, vocabulary.no_text(tokenizer))
+    eos = vocabulary.end_tokens(model)
     opening = conversation.opening(tokenizer, eos) if knobs.chat else None
     if knobs.chat and opening is None:
         print("synthesize: the teacher has no chat template; all its text begins with a random token", flush=True)
 
     inputs = {
-        "teacher": artifacts.fingerprint(args.teacher),
+        "teacher": contract.fingerprint(args.teacher),
         "seed": seed,
         "knobs": dataclasses.asdict(knobs),
     }
@@ -46,19 +49,19 @@ def work() -> None:
         for batch, file, part in zip(batches, files, kept, strict=True):
             prefix = (knobs.greedy_prefix[0], knobs.greedy_prefix[1])
             said = opening.tokens if opening else []
-            streams = synth.draw_streams(seed, batch, knobs.length, starts, prefix, said, knobs.chat)
+            streams = sampler.draw_streams(seed, batch, knobs.length, starts, prefix, said, knobs.chat)
             tokens = part
             if tokens is None:
-                tokens = synth.generate(model, streams, knobs.strategy, knobs.temperature, bar.update, way)
+                tokens = sampler.generate(model, streams, knobs.strategy, knobs.temperature, bar.update, way)
                 save_file({"tokens": tokens}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
             parts.append(tokens)
             prefixes.append(streams.prefix)
             opened.append(streams.opened)
-            sampled_from.append(synth.sampled_from(streams, knobs.strategy, knobs.temperature))
+            sampled_from.append(sampler.sampled_from(streams, knobs.strategy, knobs.temperature))
 
     tokens, chats = torch.cat(parts), torch.cat(opened)
-    lengths = synth.valid_lengths(tokens, eos if knobs.stop_at_eos else [], chats * (opening.ends if opening else 0))
+    lengths = sampler.valid_lengths(tokens, eos if knobs.stop_at_eos else [], chats * (opening.ends if opening else 0))
     corpus = Corpus(tokens, lengths, torch.cat(prefixes), torch.cat(sampled_from), knobs.held_out)
     facts = {"strategy": knobs.strategy, "chats": int(chats.sum()), "seed": seed, "valid_tokens": int(lengths.sum())}
     corpus.save(args.out, facts)

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline import artifacts, estimate, limits, models, params, sources
+from pipeline.artifacts import contract
+from pipeline.knobs import params
+from pipeline.models import saved, sources
+from pipeline.preflight import estimate, limits
 from stages import run
 
 
@@ -17,10 +20,10 @@ def work() -> None:
         "hub": lambda out: sources.from_hub(knobs.repo, knobs.revision, out),
         "path": lambda out: sources.from_path(knobs.path, knobs.sha256, out),
     }[knobs.source]
-    with artifacts.writing(Path(args.out), artifacts.TEACHER) as draft:
+    with contract.writing(Path(args.out), contract.TEACHER) as draft:
         draft.facts = {"source": knobs.source, **fetch(draft.path)}
-        model = models.load_model(draft.path)
-        limits.check(model, models.load_tokenizer(draft.path), loaded)
+        model = saved.load_model(draft.path)
+        limits.check(model, saved.load_tokenizer(draft.path), loaded)
     warning = limits.warning(model)
     del model
     if warning:

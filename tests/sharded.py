@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline import models
-from pipeline.artifacts import write_json
+from pipeline.artifacts.contract import write_json
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.distill import loop
 from pipeline.distill.freeze import frozen_rows
-from pipeline.distill.losses import LossWeights
 from pipeline.distill.parallel import Processes, join
 from pipeline.distill.schedule import Schedule
 from pipeline.distill.student import Learns, prepare
 from pipeline.distill.targets import record
-from pipeline.scheme import Activations, Override, Scheme, Weights
+from pipeline.knobs.scheme import Activations, Override, Scheme, Weights
+from pipeline.losses.chunked import LossWeights
+from pipeline.models import forward, layout
 from tests.families import family
 
 W4 = Scheme(Weights(4), Activations(16))
@@ -47,8 +47,8 @@ def train(case: str, folder: Path, processes: Processes, stop: int = 0) -> None:
     start = calibrate(family(name), tokens, valid, scheme, options, None, lambda: None).model
     start.latent = {key: latent.clone() for key, latent in start.latent.items()}
     model = family(name)
-    frozen = frozen_rows(policy, [linear for linear in models.linears(model) if linear.name in start.codes])
-    head = models.head_weight(family(name)).detach()
+    frozen = frozen_rows(policy, [linear for linear in layout.linears(model) if linear.name in start.codes])
+    head = forward.head_weight(family(name)).detach()
     student = prepare(model, start, frozen, learns, torch.float32, processes)
     data = record(family(name), tokens, lengths, 8, "float32", lambda done: None)
     plan = Schedule(STEPS, 4, 2 if processes.count == 1 else 1, 1e-3, 1e-4, 0.0, 1.0, 0.0, 1.0, 2, "float32", 0)

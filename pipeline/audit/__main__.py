@@ -10,13 +10,13 @@ from typing import Any
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from pipeline import artifacts, progress
+from pipeline.artifacts import contract, progress
 from pipeline.audit import compare, page, results, table, trace, verify, versions
 from pipeline.audit.cache import Cache
 from pipeline.audit.results import teacher
 from pipeline.audit.trees import Git
 from pipeline.audit.versions import HERE, Version
-from pipeline.names import unknown
+from pipeline.knobs.names import unknown
 from pipeline.report import sweeps
 
 METRIC = "perplexity.student"
@@ -80,8 +80,8 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     with progress.bar("audit", len(found), " version") as bar:
         entries = compare.audit(found, before, cache, bar.update)
     args.out.mkdir(parents=True, exist_ok=True)
-    artifacts.write_text(args.out / "index.html", page.render(entries, args.metric, cache, drawn, left_out))
-    artifacts.write_text(args.out / "audit.csv", table.tidy(entries).to_csv(index=False, lineterminator="\n"))
+    contract.write_text(args.out / "index.html", page.render(entries, args.metric, cache, drawn, left_out))
+    contract.write_text(args.out / "audit.csv", table.tidy(entries).to_csv(index=False, lineterminator="\n"))
     print(table.text(table.overview(entries), shutil.get_terminal_size().columns))
     print(f"the page: {args.out / 'index.html'}; every number: {args.out / 'audit.csv'}")
     return 0

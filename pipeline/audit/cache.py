@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.artifacts import MANIFEST
-from pipeline.bench.items import Items
+from pipeline.artifacts.contract import MANIFEST
+from pipeline.evaluation.items import Items
 
 FOLDER = ".dir"  # after the md5 of a folder
 COMPARED = {

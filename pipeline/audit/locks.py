@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from pipeline import reading
+from pipeline.artifacts.inputs import differing, flat, under
 from pipeline.audit.trees import Tree, md5
-from pipeline.inputs import differing, flat, under
+from pipeline.knobs import reading
 
 LOCK, PARAMS, PINS = "dvc.lock", "params.yaml", "versions.yaml"
 ENVIRONMENT = "--environment"  # before the path of a stage's record of what it ran with, in its command

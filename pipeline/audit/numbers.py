@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from pipeline import artifacts
-from pipeline.bench.items import Items
-from pipeline.bench.provenance import READ
+from pipeline.artifacts import contract
+from pipeline.evaluation.items import Items
+from pipeline.evaluation.provenance import READ
 from pipeline.export.sizes import stored_bytes, stored_weights
 
 SCALE_BITS = {"F16": 16, "BF16": 16, "F32": 32}  # by safetensors' names
@@ -77,7 +77,7 @@ def of_model(folder: Path, teacher: Path) -> dict[str, float]:
 
 def _packed_bits(folder: Path) -> float | None:
     """Bits of codes and scales by a packed weight; None where none is packed."""
-    section = artifacts.read_json(folder / "config.json").get("quantization_config")
+    section = contract.read_json(folder / "config.json").get("quantization_config")
     if section is None:
         return None
     bits_of = {target: g["weights"]["num_bits"] for g in section["config_groups"].values() for target in g["targets"]}

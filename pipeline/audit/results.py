@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import artifacts
+from pipeline.artifacts import contract
 from pipeline.audit import locks, numbers
 from pipeline.audit.cache import Cache
 from pipeline.audit.trees import Commit, Git
@@ -25,7 +25,7 @@ SIGNS = 10  # digits of a commit that are shown
 def teacher(root: Path) -> str:
     """Which model the project's teacher is; empty where there is none."""
     try:
-        return sweep_files.teacher_of(artifacts.read_json(root / TEACHER / artifacts.MANIFEST))
+        return sweep_files.teacher_of(contract.read_json(root / TEACHER / contract.MANIFEST))
     except (OSError, ValueError, AttributeError):
         return ""
 

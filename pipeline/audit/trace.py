@@ -8,7 +8,7 @@ from pipeline.audit import changes
 from pipeline.audit.cache import Cache
 from pipeline.audit.locks import Link
 from pipeline.audit.versions import REPORT, Version
-from pipeline.names import unknown
+from pipeline.knobs.names import unknown
 
 HASH = 12  # digits of a hash that stand in the text
 WEIGHTS = ".safetensors"

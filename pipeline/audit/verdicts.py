@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from pipeline.bench import paired
-from pipeline.bench.items import Items
-from pipeline.bench.paired import LEVEL, RESAMPLES
+from pipeline.evaluation.items import Items
+from pipeline.statistics import paired
+from pipeline.statistics.paired import LEVEL, RESAMPLES
 
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 HIGHER_IS_BETTER = {"log_perplexity": False, "kl": False, "top1": True, "accuracy": True}

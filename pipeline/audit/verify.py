@@ -15,15 +15,15 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from safetensors import SafetensorError
 
-from pipeline.artifacts import MANIFEST, sha256
+from pipeline.artifacts.contract import MANIFEST, sha256
+from pipeline.artifacts.environment import PYTHON, TOPICS, fits
+from pipeline.artifacts.inputs import differing
 from pipeline.audit import numbers
 from pipeline.audit.cache import Cache
 from pipeline.audit.locks import LOCK, PARAMS, PINS, Lock, Stage, command, overlap, some
 from pipeline.audit.trees import Git, WorkingTree, folder_md5
 from pipeline.audit.versions import EVALUATE, Version, summary_file
-from pipeline.bench.items import Items
-from pipeline.environment import PYTHON, TOPICS, fits
-from pipeline.inputs import differing
+from pipeline.evaluation.items import Items
 from pipeline.report import summary
 
 MODEL, TEACHER = "--model", "--teacher"  # before the paths of what is scored and of its teacher, in evaluate's command

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
+from pipeline.models import forward, layout
 
 TOLERANCE = 1e-2  # of the last layer's output: what rounding may change between a whole forward and one layer by layer
 Call = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -55,7 +55,7 @@ def collect(
         ValueError: the decoder is more than its layers, one after the other, each once: an argument comes from the
             layers before, or something happens between them.
     """
-    layers = list(models.decoder_layers(model)[1])
+    layers = list(layout.decoder_layers(model)[1])
     calls, outputs = _run_whole(model, layers, batches[0], dtype)
     entering: list[Tensor] = []
     arguments: dict[nn.Module, list[Arguments]] = {layer: [] for layer in layers}
@@ -72,7 +72,7 @@ def collect(
 
     with _instead(layers, take):
         for part in batches:
-            with models.autocast(dtype), suppress(_Stop):
+            with forward.autocast(dtype), suppress(_Stop):
                 model(input_ids=part, use_cache=False)
     problem = f"{type(model).__name__} cannot be quantized a layer at a time"
     changing = [i for i, layer in enumerate(layers) if not _same(calls[layer], arguments[layer][0])]
@@ -80,7 +80,7 @@ def collect(
         raise ValueError(f"{problem}: what layer {changing[0]} is called with comes from the layers before it")
     states = entering[0]
     for layer in layers:
-        with models.autocast(dtype):
+        with forward.autocast(dtype):
             states = arguments[layer][0].call(layer, states)
     whole = hidden(outputs[layers[-1]])
     moved = (states - whole).nan_to_num(posinf=0, neginf=0).norm() / whole.nan_to_num(posinf=0, neginf=0).norm()
@@ -104,7 +104,7 @@ def _run_whole(
 
     handles = [layer.register_forward_hook(see, with_kwargs=True) for layer in layers]
     try:
-        with models.autocast(dtype):
+        with forward.autocast(dtype):
             model(input_ids=tokens, use_cache=False)
     finally:
         for handle in handles:

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pipeline import models
-from pipeline.scheme import Activations, Weights
+from pipeline.knobs.scheme import Activations, Weights
+from pipeline.models import layout
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Coverage:
             )
 
 
-def coverage(model: PreTrainedModel, planned: Mapping[models.Linear, tuple[Weights, Activations]]) -> Coverage:
+def coverage(model: PreTrainedModel, planned: Mapping[layout.Linear, tuple[Weights, Activations]]) -> Coverage:
     """What of a model's decoder a plan quantizes."""
-    prefix, layers = models.decoder_layers(model)
+    prefix, layers = layout.decoder_layers(model)
     sizes = {name: p.numel() for name, p in layers.named_parameters(prefix=prefix) if p.ndim > 1}
     quantized = {f"{linear.name}.weight" for linear, (weights, _) in planned.items() if weights.bits}
     by_scheme = {f"{linear.name}.weight" for linear, (weights, _) in planned.items() if not weights.bits}

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import memory, models
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.layers import Inputs, Runner
+from pipeline.calibration.observers import static_step
 from pipeline.calibration.rescale import rescale
 from pipeline.calibration.rounded_layer import RoundedLayer
+from pipeline.knobs.scheme import HEAD, Activations, Scheme, Weights
+from pipeline.models import layout, memory
 from pipeline.quant.activations import Quantizer
 from pipeline.quant.grid import sqnr
 from pipeline.quant.kv_cache import quantize_cache
-from pipeline.quant.methods import ROUNDINGS, Rounded, output_sqnr, rtn
 from pipeline.quant.model import QuantizedModel, float_tensors, state, untie_head
-from pipeline.quant.observers import static_step
-from pipeline.scheme import HEAD, Activations, Scheme, Weights
+from pipeline.rounding.methods import ROUNDINGS, Rounded, output_sqnr, rtn
 
 
 @dataclass(frozen=True)
@@ -85,25 +85,25 @@ class Calibrated:
     skipped: list[str]
 
 
-def plan(model: PreTrainedModel, scheme: Scheme) -> dict[models.Linear, tuple[Weights, Activations]]:
+def plan(model: PreTrainedModel, scheme: Scheme) -> dict[layout.Linear, tuple[Weights, Activations]]:
     """What each of the decoder's linears gets, and the head, if an override names it.
 
     Raises:
         ValueError: what of the scheme does not fit this model: all of it.
     """
-    head = models.head(model)
-    linears = [*models.linears(model), *([head] if head else [])]
+    head = layout.head(model)
+    linears = [*layout.linears(model), *([head] if head else [])]
     known = [(linear.name, linear.role) for linear in linears]
     parts = {part for linear in linears for part in linear.rows}
     problems = [
-        f"scheme.overrides: nothing is called {match!r}; the model has {models.role_names(linears)}"
+        f"scheme.overrides: nothing is called {match!r}; the model has {layout.role_names(linears)}"
         for match in scheme.unmatched(known)
         if match not in parts
     ]
     found = {}
     for linear in linears:
         weights, activations = scheme.of(linear.name, linear.role)
-        width, shape = model.get_submodule(linear.name).in_features, models.role_names([linear])
+        width, shape = model.get_submodule(linear.name).in_features, layout.role_names([linear])
         if weights.bits and weights.group and width % weights.group:
             problems.append(f"scheme: a group of {weights.group} does not divide the {width} inputs of {shape}")
         if linear.role == HEAD and activations.bits:
@@ -166,7 +166,7 @@ def calibrate(
     restore = quantize_cache(model, scheme.kv_cache) if scheme.kv_cache.bits else lambda: None
     try:
         runner = Runner.start(model, tokens, valid, options.batch, options.dtype)
-        for index, layer in enumerate(models.decoder_layers(model)[1]):
+        for index, layer in enumerate(layout.decoder_layers(model)[1]):
             group = [linear for linear in planned if linear.layer == index]
             found = RoundedLayer.load(scratch, index, weighted)
             if found is None:
@@ -179,7 +179,7 @@ def calibrate(
             advance()
     finally:
         restore()
-    head = models.head(model)
+    head = layout.head(model)
     if head is not None and head.name in weighted:
         nearest = dataclasses.replace(options, method="rtn")
         rounded = _round(head.name, model.get_submodule(head.name).weight, weighted[head.name], nearest)
@@ -193,7 +193,7 @@ def calibrate(
 def _quantize_layer(
     runner: Runner,
     layer: nn.Module,
-    group: list[models.Linear],
+    group: list[layout.Linear],
     weighted: dict[str, Weights],
     options: Options,
     fisher: Mapping[str, Fisher],
@@ -240,7 +240,7 @@ def _round(
         raise ValueError(f"{name}: {error}") from None
 
 
-def _errors(linear: models.Linear, weight: Tensor, rounded: Rounded, seen: Inputs) -> dict[str, Any]:
+def _errors(linear: layout.Linear, weight: Tensor, rounded: Rounded, seen: Inputs) -> dict[str, Any]:
     """SQNR (dB) of a weight and of its output, beside those of round to nearest on the same inputs; GPTQ's damping.
 
     Each token counts by its weight, if it has one. What output channels make up for each other is an error here.
@@ -259,7 +259,7 @@ def _errors(linear: models.Linear, weight: Tensor, rounded: Rounded, seen: Input
     }
 
 
-def _step_on(runner: Runner, layer: nn.Module, group: dict[models.Linear, Activations], result: QuantizedModel) -> None:
+def _step_on(runner: Runner, layer: nn.Module, group: dict[layout.Linear, Activations], result: QuantizedModel) -> None:
     """Run the quantized layer, and add the quantizers of its linears' inputs to the result."""
     static = {linear: a for linear, a in group.items() if a.bits and not a.dynamic}
     seen = runner.advance(layer, list(group), {linear.name for linear, a in static.items() if a.observer != "minmax"})

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import memory, models
 from pipeline.calibration.gram import add_gram, mirror
-from pipeline.distill.losses import LossWeights, distillation_loss
+from pipeline.losses.chunked import LossWeights, distillation_loss
+from pipeline.models import forward, layout, memory
 
 FILE = "fisher.safetensors"
 LOSS = LossWeights(1.0, 0.0)
@@ -95,9 +95,9 @@ def fisher(
             "none of the tokens was sampled from the teacher at temperature 1, without which there is no Fisher "
             "information; set calibrate.fisher to false, or synthesize.strategy to hybrid and its temperature to 1"
         )
-    read = models.torch_dtype(dtype)
-    head = models.head_weight(model).detach().to(read)
-    wanted = [linear for linear in models.linears(model) if linear.name in names]
+    read = forward.torch_dtype(dtype)
+    head = forward.head_weight(model).detach().to(read)
+    wanted = [linear for linear in layout.linears(model) if linear.name in names]
     modules = {linear.name: model.get_submodule(linear.name) for linear in wanted}
     sums = {name: _Sums(torch.zeros(module.out_features, module.out_features)) for name, module in modules.items()}
     current: dict[str, Tensor] = {}
@@ -115,8 +115,8 @@ def fisher(
     try:
         for part, mask, drawn in zip(tokens.split(batch), valid.split(batch), sampled.split(batch), strict=True):
             current["mask"] = mask
-            with torch.enable_grad(), models.autocast(dtype):
-                hidden = models.hidden_states(model, part).to(read)
+            with torch.enable_grad(), forward.autocast(dtype):
+                hidden = forward.hidden_states(model, part).to(read)
                 distillation_loss(hidden, hidden.detach(), (head, head), part, drawn, LOSS, 1).total.backward()
             memory.give_back()
             advance()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration.arguments import Arguments, collect
 from pipeline.calibration.gram import add_gram, mirror
-from pipeline.quant.observers import Observed
+from pipeline.calibration.observers import Observed
+from pipeline.models import forward, layout
 
 
 @dataclass
@@ -77,11 +77,11 @@ class Runner:
 
     def call(self, layer: nn.Module, index: int) -> Tensor:
         """Run a layer on one batch; returns its hidden states."""
-        with models.autocast(self.dtype):
+        with forward.autocast(self.dtype):
             return self.arguments[layer][index].call(layer, self.states[index])
 
     def gather(
-        self, layer: nn.Module, group: list[models.Linear], weights: Mapping[str, Tensor] | None = None
+        self, layer: nn.Module, group: list[layout.Linear], weights: Mapping[str, Tensor] | None = None
     ) -> dict[str, Inputs]:
         """What each linear of the layer reads; linears that read the same tensor share one, unless they weigh it.
 
@@ -95,7 +95,7 @@ class Runner:
         last: dict[str, Any] = {"x": None, "name": ""}
         split = {name: each.split([len(mask) for mask in self.masks]) for name, each in (weights or {}).items()}
 
-        def see(linear: models.Linear, x: Tensor) -> None:
+        def see(linear: layout.Linear, x: Tensor) -> None:
             weighed, batch = split.get(linear.name), last["batch"]
             if last["x"] is x and weighed is None:
                 found[linear.name] = found[last["name"]]
@@ -118,7 +118,7 @@ class Runner:
         _refuse_nonfinite({name: inputs.absmax.amax() for name, inputs in found.items()})
         return found
 
-    def advance(self, layer: nn.Module, group: list[models.Linear], histograms: set[str]) -> dict[str, Observed]:
+    def advance(self, layer: nn.Module, group: list[layout.Linear], histograms: set[str]) -> dict[str, Observed]:
         """Run the layer and step to the next one; returns what was seen of each linear's input.
 
         Args:
@@ -168,9 +168,9 @@ def _refuse_nonfinite(tops: dict[str, Tensor]) -> None:
 
 @contextmanager
 def _watching(
-    model: PreTrainedModel, group: list[models.Linear], see: Callable[[models.Linear, Tensor], None]
+    model: PreTrainedModel, group: list[layout.Linear], see: Callable[[layout.Linear, Tensor], None]
 ) -> Iterator[None]:
-    handles = models.on_layer_inputs(model, group, see)
+    handles = forward.on_layer_inputs(model, group, see)
     try:
         yield
     finally:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import models
 from pipeline.calibration.layers import Inputs, Runner
 from pipeline.calibration.norm_layers import is_norm, norm_offset
-from pipeline.quant.methods import rtn
+from pipeline.knobs.scheme import Weights
+from pipeline.models import forward, layout
 from pipeline.quant.model import FLOAT_DTYPE
-from pipeline.scheme import Weights
+from pipeline.rounding.methods import rtn
 
 TOLERANCE = 1e-3  # of what the layer adds to a token, float32: what another order of sums may change
 EXPONENTS = [i / 20 for i in range(20)]  # that AWQ's search tries
@@ -32,32 +32,32 @@ class Pair:
 
     maker: str
     rows: Tensor | None
-    readers: tuple[models.Linear, ...]
+    readers: tuple[layout.Linear, ...]
 
     def __str__(self) -> str:
         return f"{self.maker} -> {', '.join(reader.name.rsplit('.', 1)[-1] for reader in self.readers)}"
 
 
 @torch.no_grad()
-def pairs(runner: Runner, layer: nn.Module, group: list[models.Linear]) -> list[Pair]:
+def pairs(runner: Runner, layer: nn.Module, group: list[layout.Linear]) -> list[Pair]:
     """The pairs of a layer that may fold: each norm with the linears that read it, v with o, up with down."""
     names = {module: name for name, module in runner.model.named_modules()}
     makers: dict[int, nn.Module] = {}
     kept: list[Tensor] = []  # so that no id is used twice
-    read: dict[str, list[models.Linear]] = {}
+    read: dict[str, list[layout.Linear]] = {}
 
     def made(module: nn.Module, _: Any, out: Any) -> None:
         if isinstance(out, Tensor):
             kept.append(out)
             makers[id(out)] = module
 
-    def see(linear: models.Linear, x: Tensor) -> None:
+    def see(linear: layout.Linear, x: Tensor) -> None:
         if id(x) in makers:
             read.setdefault(names[makers[id(x)]], []).append(linear)
 
     norms = [m for m in layer.modules() if m is not layer and is_norm(m)]
     handles = [norm.register_forward_hook(made) for norm in norms]
-    handles += models.on_layer_inputs(runner.model, group, see)
+    handles += forward.on_layer_inputs(runner.model, group, see)
     _one_run(runner, layer)
     for handle in handles:
         handle.remove()
@@ -203,7 +203,7 @@ RESCALINGS: dict[str, Callable[[list[Tensor], Inputs, list[Weights], float], Ten
 def rescale(
     runner: Runner,
     layer: nn.Module,
-    group: list[models.Linear],
+    group: list[layout.Linear],
     inputs: dict[str, Inputs],
     schemes: dict[str, Weights],
     method: str,

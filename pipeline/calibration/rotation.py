@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration.hadamard import Rotation, random_rotation
 from pipeline.calibration.norm_layers import is_norm, norm_offset
 from pipeline.calibration.probing import Side, Stream, masked
 from pipeline.calibration.stream import find
+from pipeline.models import layout
 from pipeline.quant.model import FLOAT_DTYPE, untie_head
 
 TOLERANCE = 1e-3  # of the largest logit: what another order of float32 sums may change
@@ -41,7 +41,7 @@ def rotate(model: PreTrainedModel, seed: int) -> PreTrainedModel:
             embeddings, norms before what reads it, and products with parameters. The model is as it was.
     """
     problem = f"{type(model).__name__} does not allow its residual stream to be rotated"
-    tied = models.head(model) is not None and model.get_output_embeddings().weight is _embedding(model).weight
+    tied = layout.head(model) is not None and model.get_output_embeddings().weight is _embedding(model).weight
     originals: dict[str, Tensor] = {}
     try:
         before, stream = _logits(model), find(model)
@@ -67,7 +67,7 @@ def _embedding(model: PreTrainedModel) -> Any:
 
 def _turn(model: PreTrainedModel, stream: Stream, rotation: Rotation, originals: dict[str, Tensor]) -> None:
     """Turn all that writes and reads the stream; what was there before goes to `originals`."""
-    head = models.head(model)
+    head = layout.head(model)
     untie_head(model, {head.name} if head else set())
 
     def keep(name: str) -> Tensor:

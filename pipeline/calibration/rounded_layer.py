@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.knobs.scheme import Weights
 from pipeline.quant.grid import Step
-from pipeline.quant.methods import Rounded
 from pipeline.quant.model import QuantizedModel, state
-from pipeline.scheme import Weights
+from pipeline.rounding.methods import Rounded
 
 
 @dataclass

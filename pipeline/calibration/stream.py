@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration.probing import Probe, Stream
+from pipeline.models import layout
 
 TOKENS = 16  # that the model runs on: fewer than its channels, so that some vectors are at right angles to all
 
@@ -61,7 +61,7 @@ def find(model: PreTrainedModel) -> Stream:
     few = max(2, min(TOKENS, width // 2))
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens = torch.randint(vocabulary, (1, few), generator=torch.Generator().manual_seed(0))
-    prefix, layers = models.decoder_layers(model)
+    prefix, layers = layout.decoder_layers(model)
     calls = _calls(model, list(layers), tokens)
     uncalled = [f"{prefix}.{i}" for i, layer in enumerate(layers) if layer not in calls]
     if uncalled:
@@ -107,7 +107,7 @@ def _inside(layer: nn.Module, name: str, call: _Layer, width: int) -> Stream:
 def _outside(model: PreTrainedModel, tokens: Tensor, calls: dict[nn.Module, _Layer], width: int) -> Stream:
     """Of what comes before the first layer, and after the last one."""
     first, last = next(iter(calls)), [*calls][-1]
-    prefix = f"{models.decoder_layers(model)[0]}."
+    prefix = f"{layout.decoder_layers(model)[0]}."
     parameters = model.named_parameters(remove_duplicate=False)
     own = {name: parameter for name, parameter in parameters if not name.startswith(prefix)}
     entering: list[Tensor] = []
@@ -126,7 +126,7 @@ def _outside(model: PreTrainedModel, tokens: Tensor, calls: dict[nn.Module, _Lay
             handle.remove()
         raise ValueError("the model does not call its first layer twice alike")
 
-    head, embeddings = models.head(model), _embeddings(model)
+    head, embeddings = layout.head(model), _embeddings(model)
     tied = {f"{head.name}.weight"} if head else set()
     with Probe(enter, model, width) as probe:
         found = probe.sides({name: p for name, p in own.items() if name not in tied})

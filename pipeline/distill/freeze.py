@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from pipeline.freezing import Term, terms
-from pipeline.models import Linear, role_names
+from pipeline.knobs.freezing import Term, terms
+from pipeline.models.layout import Linear, role_names
 
 Frozen = dict[str, Tensor | None]  # linear to its frozen output rows (int64); None: all of them
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.distill import checkpoints
-from pipeline.distill.losses import LossWeights, distillation_loss
 from pipeline.distill.norms import gradient_norms
 from pipeline.distill.schedule import Schedule
 from pipeline.distill.student import Student
 from pipeline.distill.targets import Targets
+from pipeline.losses.chunked import LossWeights, distillation_loss
+from pipeline.models import forward, layout
 
 STUCK_STEPS = 5  # a loss of zero for so long means that the student is the teacher, or that nothing is learned from
 LOG_COLUMNS = ("step", "loss", "ce", "kl", "hidden", "lr", "tokens", "gradient_norm")  # then gradient_norm.{role}
@@ -55,7 +55,7 @@ def train(
     Raises:
         ValueError: a loss or gradient that is not finite, or a loss that stays at zero; names the step and the layer.
     """
-    processes, read = student.processes, models.torch_dtype(schedule.dtype)
+    processes, read = student.processes, forward.torch_dtype(schedule.dtype)
     teacher_head = teacher_head.to(device=processes.device, dtype=read)
     head = None if student.learns.embeddings else student.head(read)
     optimizer = _optimizer(student, schedule)
@@ -94,7 +94,7 @@ def train(
 
 def save_memory(model: PreTrainedModel) -> None:
     """Gradient checkpointing: keep each layer's input alone, and run the layer again in the backward."""
-    for layer in models.decoder_layers(model)[1]:
+    for layer in layout.decoder_layers(model)[1]:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
@@ -137,14 +137,14 @@ def _backward(
     learns, and is taken as it is) and the teacher's, in the loss's dtype. parts: the share, forward by forward.
     counted: the tokens that the whole step predicts.
     """
-    processes, read = student.processes, models.torch_dtype(dtype)
+    processes, read = student.processes, forward.torch_dtype(dtype)
     sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
     bad: list[list[int]] = []
     for part in parts:
         head = student.head(read) if heads[0] is None else heads[0]
         tokens, valid, target = (each.to(processes.device) for each in data.rows(part))
-        with models.autocast(dtype, processes.device):
-            hidden = models.hidden_states(student.model, tokens)
+        with forward.autocast(dtype, processes.device):
+            hidden = forward.hidden_states(student.model, tokens)
         both = head, heads[1]
         loss = distillation_loss(hidden.to(read), target.to(read), both, tokens, valid, weights, counted)
         sums += torch.stack([term.detach().double() for term in loss])
@@ -161,7 +161,7 @@ def _backward(
 
 def _first_bad(student: Student, batch: Tensor, dtype: str) -> str:
     """Which layer's output is the first that is not finite."""
-    prefix, layers = models.decoder_layers(student.model)
+    prefix, layers = layout.decoder_layers(student.model)
     bad: list[int] = []
 
     def see(index: int, output: Any) -> None:
@@ -171,8 +171,8 @@ def _first_bad(student: Student, batch: Tensor, dtype: str) -> str:
 
     handles = [layer.register_forward_hook(lambda _, __, out, i=i: see(i, out)) for i, layer in enumerate(layers)]
     device = student.processes.device
-    with torch.no_grad(), models.autocast(dtype, device):
-        models.hidden_states(student.model, batch.to(device))
+    with torch.no_grad(), forward.autocast(dtype, device):
+        forward.hidden_states(student.model, batch.to(device))
     for handle in handles:
         handle.remove()
     where = (

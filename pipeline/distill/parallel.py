@@ -24,7 +24,7 @@ from torch.distributed.launcher.api import ChildFailedError, LaunchConfig, elast
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from pipeline import models
+from pipeline.models import forward, layout
 
 CPU = torch.device("cpu")
 SHARED_BY = "PERMAFROST_JOBS"  # set by pipeline/flow/sweep.py, together with OMP_NUM_THREADS
@@ -78,7 +78,7 @@ class Processes:
         exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
         chosen = {model.get_submodule(name).weight for name in linears}
         whole = set(model.parameters()) - chosen
-        layers = list(models.decoder_layers(model)[1])
+        layers = list(layout.decoder_layers(model)[1])
         for module in [*layers, model.base_model]:  # the root last: it lets the layers know of each other
             sharded = fully_shard(module, mesh=mesh, mp_policy=exact, ignored_params=whole)
             if module is not model.base_model:
@@ -106,7 +106,7 @@ def join(sharded: bool) -> Processes:
     Raises:
         ValueError: sharding is asked for, and there is nobody to share with.
     """
-    state = PartialState(cpu=models.device().type == "cpu")
+    state = PartialState(cpu=forward.device().type == "cpu")
     if sharded and state.num_processes == 1:
         raise ValueError("distill.shard is true, but there is one process; set distill.processes to 2 or more")
     if launched() and sys.platform == "linux":
@@ -125,7 +125,7 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
     Raises:
         ValueError: there are fewer GPUs, or a process failed or was killed, which ended the others; names it.
     """
-    if models.device().type == "cuda" and processes > torch.cuda.device_count():
+    if forward.device().type == "cuda" and processes > torch.cuda.device_count():
         raise ValueError(
             f"distill.processes: {processes} are more than this machine's {torch.cuda.device_count()} GPUs"
         )

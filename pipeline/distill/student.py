@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.distill.freeze import Frozen
 from pipeline.distill.parallel import ALONE, Processes, local
-from pipeline.freezing import ROLES
+from pipeline.knobs.freezing import ROLES
+from pipeline.models import forward, layout
 from pipeline.quant import weights
 from pipeline.quant.grid import Step, stored_dtype, stored_scale
 from pipeline.quant.model import QuantizedModel, float_tensors, stored_float
@@ -157,7 +157,7 @@ class Student:
 
     def head(self, dtype: torch.dtype) -> Tensor:
         """The head's weight [vocabulary, hidden] in the loss's dtype; differentiable where it learns."""
-        return models.head_module(self.model).weight.to(dtype)
+        return forward.head_module(self.model).weight.to(dtype)
 
 
 def _add(master: nn.Parameter, gradient: Tensor) -> None:
@@ -196,7 +196,7 @@ def prepare(
         ValueError: `start` has no latent weights.
     """
     head = model.get_output_embeddings()
-    inner = [linear for linear in models.linears(model) if linear.name in start.codes]
+    inner = [linear for linear in layout.linears(model) if linear.name in start.codes]
     whole = {name for name, rows in frozen.items() if rows is None}
     missing = [linear.name for linear in inner if linear.name not in whole | start.latent.keys()]
     if missing:
@@ -214,7 +214,7 @@ def prepare(
         if linear.name not in whole:
             _add_linear(student, linear, frozen.get(linear.name))
     quantized_head = any(model.get_submodule(name) is head for name in start.codes)
-    reading = {*models.text_decoder(model)[1].parameters(), *(head.parameters() if head is not None else ())}
+    reading = {*layout.text_decoder(model)[1].parameters(), *(head.parameters() if head is not None else ())}
     for key, parameter in model.named_parameters():
         if key.removesuffix(".weight") in start.codes:
             continue
@@ -230,7 +230,7 @@ def prepare(
 
 
 @torch.no_grad()
-def _add_linear(student: Student, linear: models.Linear, frozen: Tensor | None) -> None:
+def _add_linear(student: Student, linear: layout.Linear, frozen: Tensor | None) -> None:
     """Give the student a linear's masters: this process's rows that are not frozen."""
     name, start, device = linear.name, student.start, student.processes.device
     number = len(start.codes[name])

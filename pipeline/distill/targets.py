@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import artifacts, models
-from pipeline.corpus import valid_mask
+from pipeline.artifacts import contract
+from pipeline.corpus.artifact import valid_mask
+from pipeline.models import forward
 
 FILE = "targets.safetensors"
 
@@ -45,7 +46,7 @@ class Targets:
 
     def save(self, folder: str | Path, facts: dict[str, Any]) -> None:
         """Write the artifact."""
-        with artifacts.writing(folder, artifacts.TARGETS) as draft:
+        with contract.writing(folder, contract.TARGETS) as draft:
             ids = {"tokens": self.tokens.int(), "lengths": self.lengths.int()}
             save_file({**ids, "hidden": self.hidden.contiguous()}, draft.path / FILE)
             draft.facts = {**facts, "sequences": len(self), "valid_tokens": int(self.lengths.sum())}
@@ -57,7 +58,7 @@ class Targets:
         Raises:
             ValueError: it is none, or was changed.
         """
-        artifacts.reading(folder, artifacts.TARGETS)
+        contract.reading(folder, contract.TARGETS)
         stored = safe_open(Path(folder) / FILE, framework="pt")
         tokens, lengths = (stored.get_tensor(name).long() for name in ("tokens", "lengths"))
         return cls(tokens, lengths, stored.get_slice("hidden"))
@@ -79,12 +80,12 @@ def record(
     states: Tensor | None = None
     done = 0
     for part in tokens.split(batch):
-        with models.autocast(dtype, teacher.device):
-            found = models.hidden_states(teacher, part.to(teacher.device))
+        with forward.autocast(dtype, teacher.device):
+            found = forward.hidden_states(teacher, part.to(teacher.device))
         if not bool(found.isfinite().all()):
             raise ValueError("the teacher's hidden states are not finite on the training text; is the teacher sound?")
         if states is None:
-            states = torch.empty(*tokens.shape, found.shape[-1], dtype=models.torch_dtype(dtype))
+            states = torch.empty(*tokens.shape, found.shape[-1], dtype=forward.torch_dtype(dtype))
         states[done : done + len(part)] = found
         done += len(part)
         advance(part.numel())

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.knobs.scheme import Weights
 from pipeline.quant.grid import stored_dtype
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Weights
 
 WEIGHTS = "model.safetensors"
 

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
-from pipeline.artifacts import read_json, write_json
+from pipeline.artifacts.contract import read_json, write_json
 from pipeline.export import compressed_tensors, dequantized
 from pipeline.export.proof import EXACT, check_state, choose_dtype, probe_tokens, same_logits
 from pipeline.export.sizes import stored_bytes, stored_weights
-from pipeline.names import look_up
+from pipeline.knobs.names import look_up
+from pipeline.knobs.scheme import KVCache, Weights
+from pipeline.models import saved
 from pipeline.quant.activations import from_json
 from pipeline.quant.grid import Step, stored_dtype
 from pipeline.quant.model import QuantizedModel, quantize_signals
-from pipeline.scheme import KVCache, Weights
 
 SIGNALS = "activations.json"  # how inputs and KV cache are quantized
 
@@ -57,18 +57,18 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
         ValueError: the format is unknown, or what was written does not read back as the same numbers.
     """
     chosen = look_up("export format", format_name, EXPORT_FORMATS)
-    reference = models.load_model(teacher)
+    reference = saved.load_model(teacher)
     teacher_weights = stored_weights(teacher)
     linears = [name for name, module in reference.named_modules() if isinstance(module, nn.Linear)]
     chosen.write(quantized, reference, [name for name in linears if name not in quantized.codes], out)
     reference.generation_config.save_pretrained(out)
-    models.load_tokenizer(teacher).save_pretrained(out)
+    saved.load_tokenizer(teacher).save_pretrained(out)
     write_json(out / SIGNALS, {part: quantized.scheme_json()[part] for part in ("inputs", "kv_cache")})
 
     chosen.check(quantized, out)
     quantized.put_into(reference)()
     tokens = probe_tokens(reference)
-    difference = _read_back(reference, models.load_model(out), quantized, tokens)
+    difference = _read_back(reference, saved.load_model(out), quantized, tokens)
     in_dtype = choose_dtype(reference, out, tokens) if chosen.packed else EXACT
     quantized_weights = sum(codes.numel() for codes in quantized.codes.values())
     quantized_bits = sum(_bits(codes, quantized.steps[n], quantized.schemes[n]) for n, codes in quantized.codes.items())
@@ -109,7 +109,7 @@ def _bits(codes: Tensor, step: Step, scheme: Weights) -> int:
 
 def load_exported(folder: str | Path, dtype: str) -> PreTrainedModel:
     """An exported model as transformers loads it, its inputs and KV cache quantized as the export says."""
-    model = models.load_model(folder, dtype)
+    model = saved.load_model(folder, dtype)
     stored = read_json(Path(folder) / SIGNALS)
     quantize_signals(model, from_json(stored["inputs"]), KVCache(**stored["kv_cache"]))
     return model

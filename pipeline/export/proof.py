@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
-from pipeline.artifacts import write_text
+from pipeline.artifacts.contract import write_text
+from pipeline.models import forward, saved
 from pipeline.quant.model import QuantizedModel, state
 
 POSITIONS, LENGTH = 1024, 128  # on which logits are compared: of random tokens, so many a sequence
@@ -125,8 +125,8 @@ def choose_dtype(reference: PreTrainedModel, folder: Path, tokens: Tensor) -> di
     dtype, loss = "float32", Loss(0.0, 0.0)
     for name in DTYPES:
         with _largest_value(reference) as seen:
-            cost = dtype_loss(reference, models.load_model(folder, name), tokens)
-        if seen["value"] * HEADROOM > torch.finfo(models.torch_dtype(name)).max:
+            cost = dtype_loss(reference, saved.load_model(folder, name), tokens)
+        if seen["value"] * HEADROOM > torch.finfo(forward.torch_dtype(name)).max:
             passed_over[name] = f"values up to {seen['value']:.3g} pass through the model"
         elif not cost.kl <= MOST_KL:
             passed_over[name] = f"it costs {cost.kl:.3g} nats a token, where at most {MOST_KL} are allowed"

@@ -26,9 +26,9 @@ from typing import Any
 
 import yaml
 
-from pipeline import params
 from pipeline.flow.points import Point, Space
-from pipeline.names import unknown
+from pipeline.knobs import params
+from pipeline.knobs.names import unknown
 
 END = "end."  # before a column of the curves, of whose last quarter the mean is meant
 NAME = r"[a-z0-9]+(-[a-z0-9]+)*"  # what Git, DVC and Prefect all take

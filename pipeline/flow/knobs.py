@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from dvc.utils.serialize import modify_yaml, parse_yaml_for_update
 
-from pipeline import params
-from pipeline.names import unknown
+from pipeline.knobs import params
+from pipeline.knobs.names import unknown
 
 SLUG = 60  # letters of a setting in an experiment's name
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.flow import knobs
-from pipeline.names import unknown
+from pipeline.knobs.names import unknown
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from dvc.api import DVCFileSystem
 
-from pipeline import artifacts
+from pipeline.artifacts import contract
 from pipeline.flow import knobs
 from pipeline.flow.definition import END, Sweep
 from pipeline.flow.plan import Run
@@ -143,11 +143,11 @@ def write(sweep: Sweep, runs: list[Run], found: dict[str, Result]) -> list[list[
     lines = pd.concat(curves, ignore_index=True)
     lines = lines[["experiment", "step", *lines.columns.drop(["experiment", "step"])]]
     table = comparison.compare(points, sweep.knobs, sweep.seed_knob, sweep.metrics, _cells(sweep.baseline))
-    artifacts.write_json(sweep.folder / sweep_files.LINEAGE, _lineage(sweep, found))
+    contract.write_json(sweep.folder / sweep_files.LINEAGE, _lineage(sweep, found))
     _write_csv(sweep.folder / "points.csv", points)
     _write_csv(sweep.folder / "curves.csv", lines)
     _write_csv(sweep.folder / "table.csv", table)
-    artifacts.write_text(sweep.folder / "table.md", comparison.markdown(sweep.name, table, len(found), len(runs)))
+    contract.write_text(sweep.folder / "table.md", comparison.markdown(sweep.name, table, len(found), len(runs)))
     return comparison.rows(table)
 
 
@@ -190,4 +190,4 @@ def _of(column: str, name: str) -> bool:
 
 
 def _write_csv(file: Path, table: pd.DataFrame) -> None:
-    artifacts.write_text(file, table.to_csv(index=False, lineterminator="\n"))
+    contract.write_text(file, table.to_csv(index=False, lineterminator="\n"))

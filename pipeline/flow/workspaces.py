@@ -22,7 +22,7 @@ from dvc.repo import Repo
 from pipeline.flow import processes
 
 FOLDER = Path("runs/sweeps")
-SCRATCH = Path("runs/scratch")  # where a stage keeps its checkpoints, see pipeline/progress.py
+SCRATCH = Path("runs/scratch")  # where a stage keeps its checkpoints, see pipeline/artifacts/progress.py
 # Outputs are only read in a workspace, and DVC removes them before a stage makes them anew, so they may be links.
 LINKS = "reflink,hardlink,copy"
 QUIET_GIT = ("-c", "gc.auto=0", "-c", "maintenance.auto=false", "-c", "advice.detachedHead=false")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.knobs.scheme import Activations
 from pipeline.quant.grid import Grid, Step
-from pipeline.scheme import Activations
 
 STEP_DTYPE = torch.float32  # of a runtime's activation scales
 

@@ -15,8 +15,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from pipeline.knobs.scheme import KVCache
 from pipeline.quant.grid import Grid, Step, grouped
-from pipeline.scheme import KVCache
 
 
 class _FakeQuantize(torch.autograd.Function):

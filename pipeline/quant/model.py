@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import artifacts
+from pipeline.artifacts import contract
+from pipeline.knobs.scheme import KVCache, Weights
 from pipeline.quant import activations, weights
 from pipeline.quant.activations import Quantizer, quantize_inputs
 from pipeline.quant.grid import Step, stored_dtype
 from pipeline.quant.kv_cache import quantize_cache
-from pipeline.scheme import KVCache, Weights
 
 FLOAT_DTYPE = torch.float16  # of embeddings, norms and whatever else is not quantized, where its range is enough
 FLOAT_ERROR = 2.0**-10  # what rounding to float16 may change a tensor by, as a share of it: twice what it does in range
@@ -48,13 +48,13 @@ class QuantizedModel:
 
     def save(self, folder: str | Path, facts: dict[str, Any], tables: dict[str, pd.DataFrame]) -> None:
         """Write the artifact, with `tables` as CSV files beside the tensors."""
-        with artifacts.writing(folder, artifacts.QUANTIZED) as draft:
+        with contract.writing(folder, contract.QUANTIZED) as draft:
             for part, tensors in self._tensors().items():
                 if tensors:
                     save_file(
                         {k: v.contiguous() for k, v in sorted(tensors.items())}, draft.path / f"{part}.safetensors"
                     )
-            artifacts.write_json(draft.path / "scheme.json", self.scheme_json())
+            contract.write_json(draft.path / "scheme.json", self.scheme_json())
             for name, table in tables.items():
                 table.to_csv(draft.path / f"{name}.csv", index=False)
             draft.facts = facts
@@ -84,8 +84,8 @@ class QuantizedModel:
         Raises:
             ValueError: it is not a quantized model, or was changed.
         """
-        facts = artifacts.reading(folder, artifacts.QUANTIZED)
-        stored = artifacts.read_json(Path(folder) / "scheme.json")
+        facts = contract.reading(folder, contract.QUANTIZED)
+        stored = contract.read_json(Path(folder) / "scheme.json")
 
         def part(name: str) -> dict[str, Tensor]:
             file = Path(folder) / f"{name}.safetensors"

@@ -6,8 +6,8 @@ Scales and zero points are float32 [out, n], n the number of groups; n divides t
 import torch
 from torch import Tensor
 
+from pipeline.knobs.scheme import Weights
 from pipeline.quant.grid import Grid, Step, grouped
-from pipeline.scheme import Weights
 
 
 def grid_of(scheme: Weights) -> Grid:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pipeline.bench import paired
 from pipeline.report import summary as summaries
+from pipeline.statistics import paired
 
 MEGA = 1e6
 RUN = {

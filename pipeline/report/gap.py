@@ -1,7 +1,7 @@
 """The gap that round to nearest opens in log-perplexity, and the share of it that a variant wins back.
 
 Window by window, on the same text for all: (rtn - variant) / (rtn - teacher), each a mean over the windows, with its
-95 % interval from the windows (`pipeline.bench.paired`). Of a gap inside its own error there is no share to speak of.
+95 % interval from the windows (`pipeline.statistics.paired`). A gap inside its own error has no share worth telling.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from pipeline.bench import paired
+from pipeline.statistics import paired
 
 MEASURE = "log_perplexity"
 FLOAT, NEAREST = "teacher", "rtn"

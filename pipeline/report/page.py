@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline.artifacts import MANIFEST, sha256
+from pipeline.artifacts.contract import MANIFEST, sha256
 
 TEMPLATES = Path(__file__).parent
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import artifacts
+from pipeline.artifacts import contract
 from pipeline.report import plots
 from pipeline.signals import suggest
 from pipeline.signals.table import FLOAT, SHAPES, by_layer, layers
@@ -37,8 +37,8 @@ def section(folder: Path, table: pd.DataFrame, variants: list[str], used: object
         folder: of analyze's artifact. table: of all variants, the student's among them. used: the freeze policy that
             was used.
     """
-    suggestion = artifacts.read_json(folder / "suggestion.json")
-    suggested_by = artifacts.reading(folder, artifacts.SIGNALS)["suggested_by"]
+    suggestion = contract.read_json(folder / "suggestion.json")
+    suggested_by = contract.reading(folder, contract.SIGNALS)["suggested_by"]
     freeze = {variant: suggest.freeze_policy(table, variant) for variant in variants}
     claims = {variant: suggest.claim(table, variant) for variant in variants}
     costs = {variant: layers(table, variant) for variant in variants if variant != FLOAT}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.bench import provenance
+from pipeline.evaluation import provenance
 from pipeline.report import gap
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
-from pipeline.distill.losses import LossWeights, distillation_loss
+from pipeline.losses.chunked import LossWeights, distillation_loss
+from pipeline.models import forward, layout
 from pipeline.quant.grid import sqnr
 from pipeline.signals.labels import Text
 from pipeline.signals.rescaled import factors
@@ -56,7 +56,7 @@ class Probe:
     gradients: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.linears = models.linears(self.teacher)
+        self.linears = layout.linears(self.teacher)
 
     def float_model(self, advance: Callable[[int], object]) -> list[Row]:
         """The rows of the float model; comes first. `advance` is called after each batch, with its sequences.
@@ -84,8 +84,8 @@ class Probe:
     ) -> tuple[list[Row], dict[str, Tensor]]:
         """Forward and backward over the text: the rows of inputs, outputs, weights and cache, and the gradients."""
         text, sums = self.text, {x.name: {role: _Sums() for role in x.parts()} for x in self.linears}
-        theirs = models.head_weight(self.teacher).detach()
-        heads = models.head_module(model).weight.detach(), theirs
+        theirs = forward.head_weight(self.teacher).detach()
+        heads = forward.head_module(model).weight.detach(), theirs
         watch = Watch(model, self.linears, text.tokens.numel())
         for linear in self.linears:
             model.get_submodule(linear.name).weight.requires_grad_(True).grad = None
@@ -95,7 +95,7 @@ class Probe:
             if model is not self.teacher:
                 handles = self._keep(outputs)
                 with torch.no_grad():
-                    target = models.hidden_states(self.teacher, part)
+                    target = forward.hidden_states(self.teacher, part)
                 _release(handles)
             handles = self._measure(model, mask, outputs, sums)
             with torch.enable_grad(), watch.watching(mask) as extra:
@@ -111,7 +111,7 @@ class Probe:
             gradients[linear.name] = _gradient(linear, weight)
             weight.requires_grad_(False).grad = None
             rows += self._rows_of(variant, linear, weight, gradients[linear.name], sums[linear.name], watch)
-        names = {layer: f"{models.decoder_layers(model)[0]}.{layer}" for layer, _ in watch.cache}
+        names = {layer: f"{layout.decoder_layers(model)[0]}.{layer}" for layer, _ in watch.cache}
         for (layer, role), moments in sorted(watch.cache.items()):
             rows += [(variant, layer, role, names[layer], "cache", *pair) for pair in moments.statistics().items()]
         return rows, gradients
@@ -130,7 +130,7 @@ class Probe:
     ) -> list[Any]:
         """Hook the outputs of a model and their gradients; `outputs` are the float model's, if there are any."""
 
-        def see(linear: models.Linear, output: Tensor) -> None:
+        def see(linear: layout.Linear, output: Tensor) -> None:
             value = valid_rows(output.detach(), mask)
             reference = valid_rows(outputs.pop(linear.name), mask) if linear.name in outputs else None
             for role, rows in linear.parts().items():
@@ -150,7 +150,7 @@ class Probe:
     def _rows_of(
         self,
         variant: str,
-        linear: models.Linear,
+        linear: layout.Linear,
         weight: Tensor,
         gradient: Tensor,
         sums: dict[str, _Sums],
@@ -168,7 +168,7 @@ class Probe:
         ]
 
 
-def _gradient(linear: models.Linear, weight: Tensor) -> Tensor:
+def _gradient(linear: layout.Linear, weight: Tensor) -> Tensor:
     if weight.grad is None:
         raise ValueError(f"{linear.name} got no gradient; is it used in the model's forward?")
     return weight.grad
@@ -196,7 +196,7 @@ def _output_statistics(sums: _Sums, compared: bool) -> dict[str, float]:
 
 
 def _against_float(
-    linear: models.Linear, weight: Tensor, reference: Tensor, gradient: Tensor, of_float: dict[str, Tensor]
+    linear: layout.Linear, weight: Tensor, reference: Tensor, gradient: Tensor, of_float: dict[str, Tensor]
 ) -> dict[str, dict[str, float]]:
     """SQNR of the weight, cosine of its gradient with g, and sum(g^2 dW^2), of each part."""
     found = {}
@@ -217,7 +217,7 @@ def _dot(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(dim=-1).double().sum())
 
 
-def _rows(variant: str, linear: models.Linear, tensor: str, parts: dict[str, dict[str, float]]) -> list[Row]:
+def _rows(variant: str, linear: layout.Linear, tensor: str, parts: dict[str, dict[str, float]]) -> list[Row]:
     return [
         (variant, linear.layer, role, linear.name, tensor, statistic, value)
         for role, values in parts.items()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
-from pipeline.corpus import Corpus, valid_mask
+from pipeline.corpus.artifact import Corpus, valid_mask
+from pipeline.models import forward
 
 SEED = 0
 
@@ -64,10 +64,10 @@ def text(teacher: PreTrainedModel, corpus: Corpus, sequences: int, batch: int) -
 @torch.no_grad()
 def drawn(teacher: PreTrainedModel, made: Text) -> Text:
     """The text with a label at each position that the float model draws after what stands before it."""
-    head = models.head_weight(teacher)
+    head = forward.head_weight(teacher)
     generator = torch.Generator().manual_seed(SEED)
     labels = made.tokens.clone()
     for i, row in enumerate(made.tokens):
-        logits = models.hidden_states(teacher, row[None, :-1])[0] @ head.T  # (length - 1, vocabulary)
+        logits = forward.hidden_states(teacher, row[None, :-1])[0] @ head.T  # (length - 1, vocabulary)
         labels[i, 1:] = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
     return replace(made, labels=labels)

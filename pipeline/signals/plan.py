@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
-from pipeline.quant.methods import rtn
-from pipeline.scheme import Scheme, Weights
+from pipeline.knobs.scheme import Scheme, Weights
+from pipeline.models import layout
+from pipeline.rounding.methods import rtn
 
 Plan = dict[str, int]  # linear to bits
 
@@ -51,7 +51,7 @@ def curves(
         advance: called after each linear.
     """
     found = []
-    for linear in models.linears(model):
+    for linear in layout.linears(model):
         if linear.name not in schemes:
             continue
         weight = model.get_submodule(linear.name).weight.detach()

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
-from pipeline import artifacts, models
+from pipeline.artifacts import contract
 from pipeline.calibration.rotation import rotate
-from pipeline.distill.losses import LossWeights
+from pipeline.losses.chunked import LossWeights
+from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel
 from pipeline.signals import plan
 from pipeline.signals.gradients import Probe, Row
@@ -46,7 +47,7 @@ def variants(entries: Sequence[str]) -> dict[str, Variant]:
 
 
 def _variant(folder: str) -> Variant:
-    facts = artifacts.reading(folder, artifacts.QUANTIZED)
+    facts = contract.reading(folder, contract.QUANTIZED)
     return Variant(
         lambda: QuantizedModel.load(folder)[0], rescales(facts.get("method", "")), facts.get("rotation_seed")
     )
@@ -80,8 +81,8 @@ def steps(teacher: PreTrainedModel, variants: Mapping[str, Variant], text: Text,
     """By how much `probe` advances (less where the first variant leaves linears in float)."""
     floats = {None, *(variant.rotation for variant in variants.values())}
     sequences, few = len(text.tokens), min(options.sensitivity_sequences, len(text.tokens))
-    layers = len(variants) * len(models.decoder_layers(teacher)[1])
-    curves = len(models.linears(teacher)) if options.widths and variants else 0
+    layers = len(variants) * len(layout.decoder_layers(teacher)[1])
+    curves = len(layout.linears(teacher)) if options.widths and variants else 0
     return GRADIENTS * (len(variants) + len(floats)) * sequences + LAYER * layers * few + CURVE * curves
 
 
@@ -143,7 +144,7 @@ def _of_layers(
     variant: str, teacher: PreTrainedModel, rows: list[Row], costs: dict[int, float], tokens: int
 ) -> list[Row]:
     """Of each layer: the KL with it alone quantized, and the KL that first-order sensitivity predicts for it."""
-    prefix, layers = models.decoder_layers(teacher)
+    prefix, layers = layout.decoder_layers(teacher)
     predicted = dict.fromkeys(range(len(layers)), 0.0)
     for _, layer, _, _, _, statistic, value in rows:
         if statistic == "first_order":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
+from pipeline.models import forward, layout
 from pipeline.quant.model import QuantizedModel, state
 from pipeline.signals.labels import Text
 
@@ -31,8 +31,8 @@ def one_layer_on(
         model: the float model; unchanged when this returns.
         advance: called after each layer of each batch, with its sequences.
     """
-    prefix, layers = models.decoder_layers(model)
-    head = models.head_weight(model)
+    prefix, layers = layout.decoder_layers(model)
+    head = forward.head_weight(model)
     sums = dict.fromkeys(range(len(layers)), 0.0)
     for tokens, mask in zip(text.tokens.split(text.batch), text.valid.split(text.batch), strict=True):
         counted = mask[:, 1:]
@@ -40,7 +40,7 @@ def one_layer_on(
         teacher = torch.log_softmax(hidden[:, :-1][counted] @ head.T, dim=-1)
         for index in range(len(layers)):
             with _quantized_layer(model, quantized, f"{prefix}.{index}."), _replayed(layers, outputs[:index]):
-                changed = models.hidden_states(model, tokens)[:, :-1][counted]
+                changed = forward.hidden_states(model, tokens)[:, :-1][counted]
             sums[index] += _kl(teacher, changed, head)
             advance(len(tokens))
     tokens_predicted = int(text.valid[:, 1:].sum())
@@ -51,7 +51,7 @@ def _outputs(model: PreTrainedModel, layers: nn.ModuleList, tokens: Tensor) -> t
     """What each layer gives, and the last hidden states."""
     outputs: list[object] = []
     handles = [layer.register_forward_hook(lambda _, __, out: outputs.append(out)) for layer in layers]
-    hidden = models.hidden_states(model, tokens)
+    hidden = forward.hidden_states(model, tokens)
     for handle in handles:
         handle.remove()
     return outputs, hidden

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.freezing import FREEZE_POLICIES
+from pipeline.knobs.freezing import FREEZE_POLICIES
 from pipeline.signals.table import by_layer
 
 ATTENTION = ("q", "k", "v", "o")

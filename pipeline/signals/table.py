@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.freezing import ROLES
+from pipeline.knobs.freezing import ROLES
 
 COLUMNS = ["variant", "layer", "role", "name", "tensor", "statistic", "value"]
 FLOAT = "float"  # the variant that the others are compared with

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from pipeline import models
+from pipeline.models import layout
 
 OUTLIER = 6.0
 CHUNK = 2**19  # values that are held in float64 at once
@@ -114,7 +114,7 @@ class Watch:
     tokens: how many will, at most. A model whose forward takes no cache of keys and values has none.
     """
 
-    def __init__(self, model: PreTrainedModel, found: list[models.Linear], tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, found: list[layout.Linear], tokens: int) -> None:
         self.model, self.found, self.tokens = model, found, tokens
         self.inputs: dict[str, Moments] = {}
         self.cache: dict[tuple[int, str], Moments] = {}
@@ -125,7 +125,7 @@ class Watch:
         """Look at what passes; gives the arguments that the model's forward needs for it."""
         last: dict[str, Any] = {"x": None}
 
-        def see(linear: models.Linear, x: Tensor) -> None:
+        def see(linear: layout.Linear, x: Tensor) -> None:
             if last["x"] is x:  # q, k and v read the same tensor
                 self.inputs.setdefault(linear.name, self.inputs[last["name"]])
                 return

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from pipeline.audit.trees import folder_md5
-from pipeline.bench import items
+from pipeline.evaluation import items
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")
 TASKS = ("arc_challenge", "arc_easy", "hellaswag", "openbookqa", "piqa", "winogrande")

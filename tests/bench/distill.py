@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from pipeline import float_type
+from pipeline.models import float_type
 from tests.bench import plain
 
 WARM_UP = 2
@@ -70,24 +70,24 @@ def tokens_of(args: argparse.Namespace, vocabulary: int) -> Tensor:
 
 def ours(args: argparse.Namespace, quantized: bool) -> dict:
     """Our loop, from round to nearest, or on weights that are not quantized."""
-    from pipeline import models
     from pipeline.distill import loop
-    from pipeline.distill.losses import LossWeights
     from pipeline.distill.parallel import Processes
     from pipeline.distill.schedule import Schedule
     from pipeline.distill.student import Learns, Student, prepare
     from pipeline.distill.targets import record
+    from pipeline.knobs.scheme import Activations, Weights
+    from pipeline.losses.chunked import LossWeights
+    from pipeline.models import forward, layout
     from pipeline.quant.activations import Quantizer
-    from pipeline.quant.methods import rtn
     from pipeline.quant.model import FLOAT_DTYPE, QuantizedModel, float_tensors
-    from pipeline.scheme import Activations, Weights
+    from pipeline.rounding.methods import rtn
 
     model = model_of(args)
     model.eval().requires_grad_(False)
     tokens = tokens_of(args, model.config.vocab_size)
     dtype = getattr(torch, args.dtype)
-    head = models.head_weight(model).detach().to(dtype, copy=True)
-    linears, scheme = [linear.name for linear in models.linears(model)], Weights(4)
+    head = forward.head_weight(model).detach().to(dtype, copy=True)
+    linears, scheme = [linear.name for linear in layout.linears(model)], Weights(4)
     start = QuantizedModel(schemes=dict.fromkeys(linears, scheme))
     for name in linears:
         found = rtn(model.get_submodule(name).weight.detach().cpu().clone(), None, scheme)

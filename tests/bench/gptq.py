@@ -26,14 +26,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from pipeline import float_type, models, params
-from pipeline.bench import text
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.calibration.fisher import fisher
 from pipeline.calibration.rotation import rotate
-from pipeline.corpus import Corpus, valid_mask
+from pipeline.corpus.artifact import Corpus, valid_mask
+from pipeline.evaluation import text
+from pipeline.knobs import params
+from pipeline.knobs.scheme import from_short
+from pipeline.models import float_type, layout, saved
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import from_short
 
 PLAIN = {"scales": "minmax", "descent": 0}
 OURS: dict[str, dict[str, Any]] = {  # what each changes in the knobs of GPTQ; the names say the rest
@@ -80,7 +81,7 @@ json.dump({"seconds": seconds}, open(out + "/seconds.json", "w"))
 def ours(args: argparse.Namespace, row: str, out: Path) -> None:
     """Calibrate in this process, and leave the model and the seconds behind."""
     knobs = float_type.settled(params.load().calibrate)
-    model = models.load_model(args.teacher)
+    model = saved.load_model(args.teacher)
     corpus = Corpus.load(args.corpus)
     tokens, lengths = corpus.train(args.sequences)
     gptq = {key: getattr(knobs, key) for key in ("damping", "block", "act_order", "scales", "descent")} | OURS[row]
@@ -91,7 +92,7 @@ def ours(args: argparse.Namespace, row: str, out: Path) -> None:
     if "rotated" in row:
         rotate(model, 0)
     if "fisher" in row:
-        names = {linear.name for linear in models.linears(model)}
+        names = {linear.name for linear in layout.linears(model)}
         sampled = corpus.sampled(args.sequences)
         weighed = fisher(model, tokens, valid, sampled, knobs.batch, knobs.dtype, names, lambda: None)
     found = calibrate(model, tokens, valid, from_short("W4"), options, None, lambda: None, weighed).model
@@ -103,7 +104,7 @@ def ours(args: argparse.Namespace, row: str, out: Path) -> None:
 def perplexity(args: argparse.Namespace, model: PreTrainedModel) -> float:
     """Of a float32 model, in float32: in bfloat16 most of what a grid holds would be rounded away."""
     prose = text.read_text(args.text, args.benchmarks)
-    windows = text.windows(prose, models.load_tokenizer(args.teacher), args.windows, 1024)
+    windows = text.windows(prose, saved.load_tokenizer(args.teacher), args.windows, 1024)
     return text.perplexity(model, windows, lambda: None)[0]["perplexity"]
 
 
@@ -123,7 +124,7 @@ def main() -> None:
     if args.only:
         ours(args, args.only, args.left)
         return
-    teacher = models.load_model(args.teacher)
+    teacher = saved.load_model(args.teacher)
     print(f"{'float':22} perplexity {perplexity(args, teacher):6.2f}", flush=True)
     again = [sys.executable, "-m", "tests.bench.gptq", *sys.argv[1:]]
     taken = {}
@@ -137,7 +138,7 @@ def main() -> None:
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             taken[name] = json.loads((Path(left) / "seconds.json").read_text())["seconds"]
-            model = models.load_model(args.teacher)
+            model = saved.load_model(args.teacher)
             if name in PEERS:
                 with torch.no_grad():
                     for module, weight in load_file(Path(left) / "weights.safetensors").items():

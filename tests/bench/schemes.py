@@ -24,17 +24,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import environment, float_type, models, params
-from pipeline.artifacts import fingerprint, write_json, write_text
-from pipeline.bench import agreement, harness, text
+from pipeline.artifacts import environment
+from pipeline.artifacts.contract import fingerprint, write_json, write_text
 from pipeline.calibration import fisher
 from pipeline.calibration.driver import PTQ_METHODS, Options, calibrate
 from pipeline.calibration.rotation import rotate
-from pipeline.corpus import Corpus, valid_mask
+from pipeline.corpus.artifact import Corpus, valid_mask
+from pipeline.evaluation import agreement, harness, text
+from pipeline.knobs import params
+from pipeline.knobs.scheme import from_short
+from pipeline.knobs.sections import Calibrate, Params
+from pipeline.models import float_type, layout, saved
 from pipeline.quant.activations import Quantizer
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import from_short
-from pipeline.sections import Calibrate, Params
 
 SCHEMES = ("W4A16", "W4A8", "W4A8KV8", "W4A6", "W4A8KV4", "W8A8KV4", "W8A8KV8", "W4A16KV4", "W3A16", "W2A16")
 BASELINE, TURNED = "rtn", "rtn, rotated"  # the baseline of the pipeline, and `calibrate.method: rtn`
@@ -48,7 +50,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.knobs = params.load()
-        self.tokenizer = models.load_tokenizer(args.teacher)
+        self.tokenizer = saved.load_tokenizer(args.teacher)
         corpus, sequences = Corpus.load(args.corpus), self.knobs.calibrate.sequences
         self.train, self.test, self.sampled = corpus.train(sequences), corpus.test(), corpus.sampled(sequences)
         prose = text.read_text(args.text, args.benchmarks)
@@ -63,7 +65,7 @@ class Bench:
             c = float_type.settled(self.knobs.calibrate)
             gptq = {key: getattr(c, key) for key in ("damping", "block", "act_order", "scales", "descent")}
             options = Options(method.partition(",")[0], gptq, c.migration, c.batch, c.dtype, measure=False)
-            model, (tokens, lengths) = models.load_model(self.args.teacher), self.train
+            model, (tokens, lengths) = saved.load_model(self.args.teacher), self.train
             valid = valid_mask(lengths, tokens.shape[1])
             if c.rotation != "none" and method != BASELINE:
                 rotate(model, self.knobs.seed)
@@ -80,14 +82,14 @@ class Bench:
         """The Fisher information of the rotated teacher, which is the same for all numbers of bits."""
         weighed = fisher.load(self.args.keep)
         if weighed is None:
-            names, batch = {linear.name for linear in models.linears(model)}, max(1, c.batch // 2)
+            names, batch = {linear.name for linear in layout.linears(model)}, max(1, c.batch // 2)
             weighed = fisher.fisher(model, self.train[0], valid, self.sampled, batch, c.dtype, names, lambda: None)
             fisher.save(weighed, self.args.keep)
         return weighed
 
     def model(self, method: str | None, scheme_text: str) -> PreTrainedModel:
         """The teacher in the float type of `evaluate`, quantized if a method is given."""
-        model = models.load_model(self.args.teacher)
+        model = saved.load_model(self.args.teacher)
         if method:
             scheme = from_short(scheme_text)
             quantized = self.weights(method, scheme.weights.bits)

@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from pipeline import models, synth
+from pipeline.corpus import sampler
+from pipeline.models import saved, vocabulary
 
 
 def main() -> None:
@@ -23,15 +24,15 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    tokenizer = models.load_tokenizer(args.teacher)
-    ours, theirs = (models.load_model(args.teacher, "bfloat16") for _ in range(2))
-    starts = synth.allowed_starts(len(tokenizer), models.special_tokens(tokenizer))
-    streams = synth.draw_streams(0, range(args.batch), args.length, starts, (3, 5))
+    tokenizer = saved.load_tokenizer(args.teacher)
+    ours, theirs = (saved.load_model(args.teacher, "bfloat16") for _ in range(2))
+    starts = sampler.allowed_starts(len(tokenizer), vocabulary.special_tokens(tokenizer))
+    streams = sampler.draw_streams(0, range(args.batch), args.length, starts, (3, 5))
     total = args.batch * args.length
 
     def run_ours() -> float:
         begun = time.perf_counter()
-        synth.generate(ours, streams, "sampled", 1.0, lambda _: None)
+        sampler.generate(ours, streams, "sampled", 1.0, lambda _: None)
         return total / (time.perf_counter() - begun)
 
     def run_theirs() -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import environment as environment_of_stages
+from pipeline.artifacts import environment as environment_of_stages
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

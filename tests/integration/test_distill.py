@@ -15,7 +15,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.progress import LOCK
+from pipeline.artifacts.progress import LOCK
 from tests.integration.conftest import change_params, environment, run
 from tests.integration.stopping import wait_for
 

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipeline.bench.provenance import READ
+from pipeline.evaluation.provenance import READ
 from tests.integration.conftest import change_params, checkout, environment, run
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")
@@ -96,7 +96,7 @@ def test_another_python_makes_evaluate_stale_and_nothing_else(pipeline: Path, tm
         f"evaluate@{variant}" for variant in VARIANTS
     }
     done = run(["dvc", "repro", "--single-item", "evaluate@rtn"], copy, check=False)
-    assert "python -m pipeline.environment" in done.stdout + done.stderr
+    assert "python -m pipeline.artifacts.environment" in done.stdout + done.stderr
 
 
 def test_repro_with_nothing_changed_runs_nothing(pipeline: Path) -> None:

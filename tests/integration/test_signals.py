@@ -12,10 +12,11 @@ import pytest
 import torch
 import yaml
 
-from pipeline import artifacts, models
+from pipeline.artifacts import contract
 from pipeline.calibration.driver import Options, calibrate
-from pipeline.corpus import Corpus, valid_mask
-from pipeline.scheme import from_short
+from pipeline.corpus.artifact import Corpus, valid_mask
+from pipeline.knobs.scheme import from_short
+from pipeline.models import saved
 from tests import tiny
 from tests.families import family
 
@@ -35,14 +36,14 @@ VARIANTS = ("--variant", "ptq=data/calibration", "--variant", "rtn=data/rtn")
 
 def workspace(where: Path, name: str) -> Path:
     """A folder with a tiny teacher of a family, a corpus, two calibrated models and knobs to match."""
-    with artifacts.writing(where / "data/teacher", artifacts.TEACHER) as draft:
+    with contract.writing(where / "data/teacher", contract.TEACHER) as draft:
         family(name).save_pretrained(draft.path)
         tiny.tokenizer().save_pretrained(draft.path)
     tokens = torch.randint(3, 259, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
     lengths = torch.full((SEQUENCES,), LENGTH)
     Corpus(tokens, lengths, torch.full((SEQUENCES,), 3), torch.full((SEQUENCES,), 4), 4).save(where / "data/corpus", {})
     for folder, method in (("calibration", "gptq"), ("rtn", "rtn")):
-        model, mask = models.load_model(where / "data/teacher"), valid_mask(lengths[:8], LENGTH)
+        model, mask = saved.load_model(where / "data/teacher"), valid_mask(lengths[:8], LENGTH)
         options = Options(method, {}, batch=4, measure=False)
         done = calibrate(model, tokens[:8], mask, from_short("W4A16"), options, None, lambda: None)
         done.model.save(where / "data" / folder, {"method": method}, {})

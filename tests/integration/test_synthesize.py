@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.corpus import Corpus
+from pipeline.corpus.artifact import Corpus
 from tests import tiny
 from tests.integration.conftest import ROOT, change_params, environment
 

@@ -14,9 +14,9 @@ from hypothesis import settings
 from torch import Tensor
 
 from pipeline.calibration.driver import Options, calibrate
-from pipeline.corpus import valid_mask
+from pipeline.corpus.artifact import valid_mask
+from pipeline.knobs.scheme import from_short
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import from_short
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from pipeline import models
 from pipeline.calibration.driver import Calibrated, Options, calibrate
-from pipeline.scheme import from_short
+from pipeline.knobs.scheme import from_short
+from pipeline.models import layout
 from tests.families import FAMILIES
 
 NO_CACHE = ("falcon-7b", "falcon-40b", "falcon-rw", "bloom", "mamba")
@@ -53,7 +53,7 @@ def attention_states(name: str, model: PreTrainedModel, monkeypatch: pytest.Monk
         return sdpa_attention_forward(module, *args, **kwargs)
 
     if name in OWN_ATTENTION:
-        module, method = models.decoder_layers(model)[1][0].self_attention, OWN_ATTENTION[name]
+        module, method = layout.decoder_layers(model)[1][0].self_attention, OWN_ATTENTION[name]
         split: Callable[[Tensor], tuple[Tensor, ...]] = getattr(module, method)
 
         def splitting(fused: Tensor) -> tuple[Tensor, ...]:

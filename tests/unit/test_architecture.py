@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import params
+from pipeline.knobs import params
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
@@ -45,8 +45,8 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 FLOW = {name for name in MODULES if f"{name}.".startswith("pipeline.flow.")}
 READ_BY_SWEEPS = {
-    "pipeline.params",
-    "pipeline.names",
+    "pipeline.knobs.params",
+    "pipeline.knobs.names",
     "pipeline.artifacts",
     "pipeline.report",
     "pipeline.report.comparison",

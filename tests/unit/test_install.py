@@ -13,7 +13,7 @@ PYTHON = f"""#!/bin/sh
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") if [ "$PIP" = works ]; then exit 0; else exec {sys.executable} "$@"; fi ;;
-    "-m pipeline.environment") exit 0 ;;
+    "-m pipeline.artifacts.environment") exit 0 ;;
     *) exec {sys.executable} "$@" ;;
 esac
 """

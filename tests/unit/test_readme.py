@@ -10,7 +10,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides, to_hydra_overrides
 
-from pipeline import params
+from pipeline.knobs import params
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,11 +10,11 @@ import pytest
 import tqdm
 from safetensors import SafetensorError
 
-from pipeline import environment
-from pipeline.artifacts import INT4, writing
+from pipeline.artifacts import environment
+from pipeline.artifacts.contract import INT4, writing
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.export.formats import export, load_exported
-from pipeline.scheme import from_short
+from pipeline.knobs.scheme import from_short
 from stages import run
 from tests import tiny
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.artifacts.inputs import flat
 from pipeline.audit import locks, versions
 from pipeline.audit.cache import Cache
 from pipeline.audit.versions import Version
-from pipeline.inputs import flat
 
 RAN = {"processor": "A", "threads": 2, "devices": ["cpu"], "torch_build": "cpu", "libraries": {"torch": "2.0"}}
 FILES = {

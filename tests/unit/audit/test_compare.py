@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from pipeline.audit import compare, table
-from pipeline.bench import items
+from pipeline.evaluation import items
 from tests.unit.audit.conftest import lock_of
 
 METRICS = {"kl.student": 0.2, "kl.student.stderr": 0.01, "perplexity.student": 15.0}

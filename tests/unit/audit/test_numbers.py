@@ -8,10 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline import models
 from pipeline.audit import numbers
-from pipeline.bench import agreement, items, text
+from pipeline.evaluation import agreement, items, text
 from pipeline.export.formats import export
+from pipeline.models import saved
 from stages.evaluate import sizes
 from tests import tiny
 from tests.unit.export.quantized import quantized
@@ -71,7 +71,7 @@ def test_sizes_of_the_teacher_are_those_that_evaluate_counts(teacher_folder: Pat
     """From its tensors, tied ones once."""
     found = numbers.of_model(teacher_folder, teacher_folder)
     assert found == pytest.approx(sizes(teacher_folder, {}))
-    weights = sum(p.numel() for p in models.load_model(teacher_folder).parameters())
+    weights = sum(p.numel() for p in saved.load_model(teacher_folder).parameters())
     assert found["bits_per_weight"] == 8 * found["weight_bytes"] / weights
     with pytest.raises(ValueError, match="holds no weights"):
         numbers.of_model(tmp_path, tmp_path / "nothing")

@@ -8,7 +8,8 @@ from scipy import stats
 
 from pipeline.audit import numbers, verdicts
 from pipeline.audit.verdicts import Scored
-from pipeline.bench import items, paired
+from pipeline.evaluation import items
+from pipeline.statistics import paired
 
 TASKS = ("arc_easy", "piqa")
 

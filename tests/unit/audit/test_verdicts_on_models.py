@@ -5,11 +5,11 @@ import copy
 import torch
 from transformers import LlamaForCausalLM
 
-from pipeline import models
 from pipeline.audit import verdicts
-from pipeline.bench import items, text
+from pipeline.evaluation import items, text
+from pipeline.knobs.scheme import Weights
+from pipeline.models import layout
 from pipeline.quant import weights
-from pipeline.scheme import Weights
 from tests import tiny
 
 LENGTH = 64
@@ -33,7 +33,7 @@ def taught() -> LlamaForCausalLM:
 def rounded(model: LlamaForCausalLM, bits: int) -> LlamaForCausalLM:
     """A copy whose linears are rounded to nearest, a scale an output channel."""
     student, scheme = copy.deepcopy(model), Weights(bits)  # type: ignore[arg-type]
-    for linear in models.linears(student):
+    for linear in layout.linears(student):
         weight = student.get_submodule(linear.name).weight
         step = weights.weight_step(weight, scheme)
         weight.copy_(weights.dequantize(weights.quantize(weight, step, scheme), step, scheme))

@@ -11,7 +11,7 @@ from pipeline.audit import verify
 from pipeline.audit.locks import Lock, Stage
 from pipeline.audit.verify import Finding
 from pipeline.audit.versions import Version
-from pipeline.bench import items
+from pipeline.evaluation import items
 from pipeline.export.formats import export
 from stages.evaluate import sizes
 from tests import tiny

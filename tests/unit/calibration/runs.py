@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration.driver import Calibrated, Options, calibrate
 from pipeline.calibration.fisher import Fisher
+from pipeline.knobs.scheme import Scheme, from_short
+from pipeline.models import forward, layout
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Scheme, from_short
 from tests import tiny
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -39,9 +39,9 @@ def run(
 def inputs_of(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """What each linear reads at valid positions in a forward of all sequences: [tokens, in]."""
     seen: dict[str, Tensor] = {}
-    handles = models.on_layer_inputs(
+    handles = forward.on_layer_inputs(
         model,
-        models.linears(model),
+        layout.linears(model),
         lambda linear, x: seen.update({linear.name: x.flatten(0, -2)[valid.flatten()]}),
     )
     model(input_ids=tokens, use_cache=False)
@@ -54,7 +54,7 @@ def with_layers_quantized(model: PreTrainedModel, quantized: QuantizedModel, bel
     """A float model with float16 embeddings and norms, and quantized weights in the layers before `below`."""
     for name, values in quantized.floats.items():
         model.get_parameter(name).copy_(values)
-    for linear in models.linears(model):
+    for linear in layout.linears(model):
         if linear.layer < below and linear.name in quantized.codes:
             model.get_submodule(linear.name).weight.copy_(quantized.weight(linear.name))
     return model

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration.layers import Runner
 from pipeline.calibration.rescale import rescale
-from pipeline.scheme import Weights
+from pipeline.knobs.scheme import Weights
+from pipeline.models import layout
 from tests import tiny
 from tests.others import DENSE, MIXTURES, POST_NORMS, other
 from tests.unit.calibration.runs import run
@@ -19,7 +19,7 @@ from tests.unit.calibration.runs import run
 def outputs(model: PreTrainedModel, tokens: Tensor) -> list[Tensor]:
     """What each layer gives in a whole forward."""
     found: list[Tensor] = []
-    layers = models.decoder_layers(model)[1]
+    layers = layout.decoder_layers(model)[1]
     handles = [
         layer.register_forward_hook(lambda _, __, out: found.append(out[0] if isinstance(out, tuple) else out))
         for layer in layers
@@ -36,7 +36,7 @@ def test_layer_by_layer_is_the_whole_forward(name: str, tokens: Tensor, valid: T
     model = other(name)
     expected = outputs(model, tokens)
     runner = Runner.start(model, tokens, valid, 4, "float32")
-    for layer, whole in zip(models.decoder_layers(model)[1], expected, strict=True):
+    for layer, whole in zip(layout.decoder_layers(model)[1], expected, strict=True):
         runner.states = [runner.call(layer, index) for index in range(len(runner.states))]
         torch.testing.assert_close(torch.cat(runner.states), whole, rtol=1e-4, atol=1e-4)
     assert not any("forward" in vars(module) for module in model.modules())
@@ -45,7 +45,7 @@ def test_layer_by_layer_is_the_whole_forward(name: str, tokens: Tensor, valid: T
 
 def test_a_layers_own_arguments_are_its_own_and_those_that_layers_share_are_held_once(tokens: Tensor, valid: Tensor):
     model = other("gemma4")
-    first, second = models.decoder_layers(model)[1]
+    first, second = layout.decoder_layers(model)[1]
     arguments = Runner.start(model, tokens, valid, 4, "float32").arguments
     assert len(arguments[first]) == len(arguments[second]) == 3
     ours, theirs = arguments[first][1], arguments[second][1]
@@ -89,7 +89,7 @@ class Doubling(nn.ModuleList):
 def test_what_happens_between_the_layers_is_refused(tokens: Tensor, valid: Tensor, monkeypatch: pytest.MonkeyPatch):
     model = tiny.llama()
     layers = model.model.layers
-    monkeypatch.setattr(models, "decoder_layers", lambda _: ("model.layers", layers))
+    monkeypatch.setattr(layout, "decoder_layers", lambda _: ("model.layers", layers))
     model.model.layers = Doubling(list(layers))
     with pytest.raises(ValueError, match="something happens to its hidden states between the layers"):
         Runner.start(model, tokens, valid, 4, "float32")
@@ -110,8 +110,8 @@ def test_a_model_with_inputs_for_each_layer_is_quantized_and_rescaled(tokens: Te
     model = other("gemma4")
     before = model(input_ids=tokens, use_cache=False).logits
     runner = Runner.start(model, tokens, valid, 4, "float32")
-    for index, layer in enumerate(models.decoder_layers(model)[1]):
-        group = [linear for linear in models.linears(model) if linear.layer == index]
+    for index, layer in enumerate(layout.decoder_layers(model)[1]):
+        group = [linear for linear in layout.linears(model) if linear.layer == index]
         inputs = runner.gather(layer, group)
         schemes = {linear.name: Weights(4) for linear in group}
         rescale(runner, layer, group, inputs, schemes, "smoothquant", 0.5)

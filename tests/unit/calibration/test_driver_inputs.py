@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import models
 from pipeline.calibration.driver import PTQ_METHODS
+from pipeline.calibration.observers import Observed, static_step
+from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
+from pipeline.models import layout
 from pipeline.quant.activations import STEP_DTYPE
 from pipeline.quant.grid import Grid
 from pipeline.quant.kv_cache import quantize_cache
-from pipeline.quant.methods import ROUNDINGS, Rounded
 from pipeline.quant.model import QuantizedModel, quantize_signals
-from pipeline.quant.observers import Observed, static_step
-from pipeline.scheme import Activations, KVCache, Scheme, Weights, from_short
+from pipeline.rounding.methods import ROUNDINGS, Rounded
 from tests import tiny
 from tests.families import family
 from tests.unit.calibration.runs import differing, inputs_of, run, with_layers_quantized
@@ -44,7 +44,7 @@ def test_each_weight_is_rounded_on_the_inputs_from_the_quantized_layers_before(
     """Those of the layer's own linears come from its float weights."""
     scheme = Scheme(Weights(4), Activations(16), KVCache(kv))
     quantized = run(tokens, valid, "gptq", scheme, family(name)).model
-    linears = models.linears(family(name))
+    linears = layout.linears(family(name))
     assert len(hessians) == len(linears)
     for layer in (0, 1):
         model = with_layers_quantized(family(name), quantized, below=layer)

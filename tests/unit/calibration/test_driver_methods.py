@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration import driver
 from pipeline.calibration.driver import PTQ_METHODS
 from pipeline.calibration.rescale import RESCALINGS
+from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
+from pipeline.models import layout
 from pipeline.quant.grid import Grid
-from pipeline.quant.methods import ROUNDINGS, rtn
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Activations, KVCache, Scheme, Weights, from_short
+from pipeline.rounding.methods import ROUNDINGS, rtn
 from tests import tiny
 from tests.unit.calibration.runs import Q, differing, inputs_of, is_bare, run, with_layers_quantized
 
@@ -28,7 +28,7 @@ def db(weight: Tensor, approximation: Tensor, x: Tensor) -> float:
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_the_errors_are_those_of_weight_and_output(tokens: Tensor, valid: Tensor, method: str):
     found = run(tokens, valid, method, Scheme(Weights(4, group=16)))
-    assert list(found.errors.name) == [linear.name for linear in models.linears(tiny.llama())]
+    assert list(found.errors.name) == [linear.name for linear in layout.linears(tiny.llama())]
     inputs = {
         layer: inputs_of(with_layers_quantized(tiny.llama(), found.model, layer), tokens, valid) for layer in (0, 1)
     }
@@ -98,7 +98,7 @@ def test_the_strength_of_smoothquants_migration_counts(tokens: Tensor, valid: Te
 def test_every_method_gives_whole_codes_whose_latent_weights_round_to_them(tokens: Tensor, valid: Tensor, method: str):
     scheme = Scheme(Weights(3, symmetric=False, group=16), Activations(8, symmetric=False), KVCache(4, group=4))
     found = run(tokens, valid, method, scheme)
-    names = {linear.name for linear in models.linears(tiny.llama())}
+    names = {linear.name for linear in layout.linears(tiny.llama())}
     model = found.model
     assert model.codes.keys() == model.steps.keys() == model.latent.keys() == model.schemes.keys() == names
     assert (model.kv_cache, set(model.schemes.values())) == (KVCache(4, group=4), {scheme.weights})

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import models
 from pipeline.calibration.driver import plan
-from pipeline.quant.methods import rtn
+from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights
+from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights
+from pipeline.rounding.methods import rtn
 from tests import tiny
 from tests.families import family
 from tests.unit.calibration.runs import W4A16, Q, run
@@ -43,12 +43,12 @@ def test_overrides_reach_the_linears_that_they_name(tokens: Tensor, valid: Tenso
     assert quantized.schemes == expected
     assert quantized.codes.keys() == expected.keys()
     assert quantized.latent.keys() == expected.keys() - {"lm_head"}  # training leaves the head alone
-    assert list(found.errors.name) == [linear.name for linear in models.linears(model) if linear.name in expected]
+    assert list(found.errors.name) == [linear.name for linear in layout.linears(model) if linear.name in expected]
     assert dict(zip(found.errors.name, found.errors.bits, strict=True)) == {
         name: weights.bits for name, weights in expected.items() if name != "lm_head"
     }
     kinds = {linear: quantizer.scheme for linear, quantizer in quantized.inputs.items()}
-    for linear in models.linears(model):
+    for linear in layout.linears(model):
         dynamic = Activations(8, dynamic=True)
         wanted = {"down": dynamic, "v": None}.get(linear.role, Activations(16))
         assert kinds.get(linear.name) == wanted
@@ -92,11 +92,11 @@ def test_inputs_of_a_linear_in_float_may_be_quantized(tokens: Tensor, valid: Ten
 
 
 def test_the_head_is_planned_only_where_an_override_gives_it_bits():
-    linears = models.linears(tiny.llama())
+    linears = layout.linears(tiny.llama())
     assert plan(tiny.llama(), W4A16) == dict.fromkeys(linears, (W4A16.weights, W4A16.activations))
     planned = plan(tiny.llama(), Scheme(Weights(4), overrides=(Override("lm_head", Weights(8)),)))
     assert [linear.name for linear in planned] == [*(linear.name for linear in linears), "lm_head"]
-    assert planned[models.head(tiny.llama())] == (Weights(8), Activations(0))
+    assert planned[layout.head(tiny.llama())] == (Weights(8), Activations(0))
 
 
 def test_a_fused_projection_is_named_by_its_module_or_its_own_role():

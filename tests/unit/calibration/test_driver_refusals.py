@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.calibration.driver import plan
+from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 from pipeline.quant.grid import stored_dtype
-from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 from tests import tiny
 from tests.families import family
 from tests.unit.calibration.runs import W4A16, Q, is_bare, run

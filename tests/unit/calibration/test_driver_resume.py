@@ -8,11 +8,12 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline import artifacts, models
+from pipeline.artifacts import contract
 from pipeline.calibration import driver, rounded_layer
 from pipeline.calibration.driver import PTQ_METHODS
+from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights
+from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights
 from tests import tiny
 from tests.unit.calibration.runs import differing, run
 
@@ -41,7 +42,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     sound = driver._quantize_layer
 
-    def spy(runner: Any, layer: nn.Module, group: list[models.Linear], *rest: Any) -> Any:
+    def spy(runner: Any, layer: nn.Module, group: list[layout.Linear], *rest: Any) -> Any:
         seen.append(group[0].layer)
         return sound(runner, layer, group, *rest)
 
@@ -118,6 +119,6 @@ def test_the_same_calibration_gives_the_same_bytes(tokens: Tensor, valid: Tensor
         found = run(tokens, valid, method, killable(Activations(8, False, observer="mse")))
         found.model.save(tmp_path / name, {"method": method}, {"errors": found.errors})
     files = sorted(file.name for file in (tmp_path / "a").iterdir())
-    assert {"codes.safetensors", "latent.safetensors", "errors.csv", artifacts.MANIFEST} <= set(files)
+    assert {"codes.safetensors", "latent.safetensors", "errors.csv", contract.MANIFEST} <= set(files)
     assert files == sorted(file.name for file in (tmp_path / "b").iterdir())
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)

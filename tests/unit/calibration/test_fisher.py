@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration import fisher
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.layers import Runner
-from pipeline.quant.across import round_across
+from pipeline.models import forward, layout
+from pipeline.rounding.across import round_across
 from tests import tiny
 from tests.families import FAMILIES, family
 from tests.unit.calibration.runs import W4A16, differing, is_bare, run
@@ -20,7 +20,7 @@ from tests.unit.calibration.runs import W4A16, differing, is_bare, run
 def measured(
     model: PreTrainedModel, tokens: Tensor, valid: Tensor, sampled: Tensor | None = None, batch: int = 4
 ) -> dict[str, Fisher]:
-    names = {linear.name for linear in models.linears(model)}
+    names = {linear.name for linear in layout.linears(model)}
     drawn = valid if sampled is None else sampled
     return fisher.fisher(model, tokens, valid, drawn, batch, "float32", names, lambda: None)
 
@@ -36,7 +36,7 @@ def by_autograd(
         out.retain_grad()
         kept[name] = x.detach(), out
 
-    for linear in models.linears(model):
+    for linear in layout.linears(model):
         model.get_submodule(linear.name).register_forward_hook(
             lambda _, args, out, name=linear.name: keep(name, args[0], out)
         )
@@ -105,11 +105,11 @@ def test_every_familys_linears_are_measured_and_the_model_left_as_it_was(tokens:
     model = family(name)
     before = {key: values.clone() for key, values in model.state_dict().items()}
     try:
-        models.head_weight(model)
+        forward.head_weight(model)
     except ValueError:
         pytest.skip("its logits are no plain product")
     found = measured(model, tokens, valid)
-    assert found.keys() == {linear.name for linear in models.linears(model)}
+    assert found.keys() == {linear.name for linear in layout.linears(model)}
     assert all(torch.equal(values, before[key]) for key, values in model.state_dict().items())
     assert is_bare(model)
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
@@ -141,11 +141,11 @@ def test_what_is_kept_is_had_again_and_half_of_it_is_nothing(tokens: Tensor, val
 
 def test_a_layers_hessians_weigh_each_token(tokens: Tensor, valid: Tensor):
     model = tiny.llama()
-    group = [linear for linear in models.linears(model) if linear.layer == 0]
+    group = [linear for linear in layout.linears(model) if linear.layer == 0]
     weighed = {"model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj"}
     weights = {name: torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) for name in weighed}
     seen: dict[str, Tensor] = {}
-    handles = models.on_layer_inputs(model, group, lambda linear, x: seen.update({linear.name: x[valid].double()}))
+    handles = forward.on_layer_inputs(model, group, lambda linear, x: seen.update({linear.name: x[valid].double()}))
     model(input_ids=tokens, use_cache=False)
     for handle in handles:
         handle.remove()
@@ -174,7 +174,7 @@ def test_tokens_and_outputs_each_change_what_gptq_makes(tokens: Tensor, valid: T
     weighed = {name: Fisher(found[name].tokens, each.outputs) for name, each in alike.items()}
     together = {name: Fisher(each.tokens, found[name].outputs) for name, each in alike.items()}
     plain, same, one, other = (run(tokens, valid, fisher=each).model for each in (None, alike, weighed, together))
-    codes = {f"codes of {linear.name}" for linear in models.linears(tiny.llama())}
+    codes = {f"codes of {linear.name}" for linear in layout.linears(tiny.llama())}
     assert not codes & {*differing(same, plain)}
     for changed in (one, other):
         assert codes & {*differing(changed, plain)}

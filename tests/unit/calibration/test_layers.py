@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration.layers import Inputs, Runner
-from pipeline.quant.observers import BINS
+from pipeline.calibration.observers import BINS
+from pipeline.models import forward, layout
 from tests import tiny
 from tests.families import family
 
@@ -16,18 +16,18 @@ def start(model: PreTrainedModel, tokens: Tensor, valid: Tensor, batch: int = 4,
     return Runner.start(model, tokens, valid, batch, dtype)
 
 
-def of_layer(model: PreTrainedModel, index: int) -> list[models.Linear]:
-    return [linear for linear in models.linears(model) if linear.layer == index]
+def of_layer(model: PreTrainedModel, index: int) -> list[layout.Linear]:
+    return [linear for linear in layout.linears(model) if linear.layer == index]
 
 
 def rows_read(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """What each linear reads at valid positions in a whole forward: float64 [tokens, in]."""
     seen: dict[str, Tensor] = {}
 
-    def see(linear: models.Linear, x: Tensor) -> None:
+    def see(linear: layout.Linear, x: Tensor) -> None:
         seen[linear.name] = x.flatten(0, -2)[valid.flatten()].double()
 
-    handles = models.on_layer_inputs(model, models.linears(model), see)
+    handles = forward.on_layer_inputs(model, layout.linears(model), see)
     model(input_ids=tokens, use_cache=False)
     for handle in handles:
         handle.remove()
@@ -55,7 +55,7 @@ def test_inputs_are_the_sums_over_all_rows_that_were_added(width: int):
 def test_layer_by_layer_is_the_whole_forward(tokens: Tensor, valid: Tensor, name: str, batch: int):
     """A sliding window in some of the layers included, and position biases."""
     model = family(name)
-    layers = models.decoder_layers(model)[1]
+    layers = layout.decoder_layers(model)[1]
     expected: list[Tensor] = []
     handles = [
         layer.register_forward_hook(lambda _, __, out: expected.append(out[0] if isinstance(out, tuple) else out))
@@ -75,7 +75,7 @@ def test_gathered_inputs_are_those_of_a_whole_forward(tokens: Tensor, valid: Ten
     model = family(name)
     expected = rows_read(model, tokens, valid)
     runner = start(model, tokens, valid)
-    for index, layer in enumerate(models.decoder_layers(model)[1]):
+    for index, layer in enumerate(layout.decoder_layers(model)[1]):
         group = of_layer(model, index)
         found = runner.gather(layer, group)
         assert found.keys() == {linear.name for linear in group}
@@ -92,7 +92,7 @@ def test_gathered_inputs_are_those_of_a_whole_forward(tokens: Tensor, valid: Ten
 def test_linears_that_read_the_same_tensor_share_their_inputs(tokens: Tensor, valid: Tensor):
     model = tiny.llama()
     group = of_layer(model, 0)
-    found = start(model, tokens, valid).gather(models.decoder_layers(model)[1][0], group)
+    found = start(model, tokens, valid).gather(layout.decoder_layers(model)[1][0], group)
     distinct = [
         [linear.role for linear in group if found[linear.name] is each]
         for each in {id(i): i for i in found.values()}.values()
@@ -107,7 +107,7 @@ def test_ranges_and_counts_are_those_of_the_valid_rows(tokens: Tensor, valid: Te
     runner = start(model, tokens, valid)
     group = of_layer(model, 0)
     counted = {group[0].name, group[-1].name}
-    seen = runner.advance(models.decoder_layers(model)[1][0], group, counted)
+    seen = runner.advance(layout.decoder_layers(model)[1][0], group, counted)
     assert seen.keys() == {linear.name for linear in group}
     for linear, observed in seen.items():
         x = expected[linear]
@@ -128,8 +128,8 @@ def test_the_forward_runs_under_the_autocast_that_is_asked_for(tokens: Tensor, v
     runner = start(model, tokens, valid, dtype=dtype)
     kinds: list[torch.dtype] = []
     model.model.layers[0].mlp.down_proj.register_forward_hook(lambda _, __, out: kinds.append(out.dtype))
-    runner.gather(models.decoder_layers(model)[1][0], of_layer(model, 0))
-    assert set(kinds) == {models.torch_dtype(dtype)}
+    runner.gather(layout.decoder_layers(model)[1][0], of_layer(model, 0))
+    assert set(kinds) == {forward.torch_dtype(dtype)}
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
@@ -140,7 +140,7 @@ def test_an_input_that_is_not_finite_is_refused_with_its_linear(
     model = tiny.llama()
     runner = start(model, tokens, valid)
     runner.states[1][2, 7, 3] = value
-    layer, group = models.decoder_layers(model)[1][0], of_layer(model, 0)
+    layer, group = layout.decoder_layers(model)[1][0], of_layer(model, 0)
     with pytest.raises(ValueError, match=r"the input of model\.layers\.0\.self_attn\.q_proj is not finite"):
         runner.gather(layer, group) if pass_name == "gather" else runner.advance(layer, group, set())
     assert all(not module._forward_pre_hooks for module in model.modules())
@@ -149,5 +149,5 @@ def test_an_input_that_is_not_finite_is_refused_with_its_linear(
 def test_one_sequence_alone_will_do(tokens: Tensor, valid: Tensor):
     model = tiny.llama()
     runner = start(model, tokens[:1], valid[:1])
-    found = runner.gather(models.decoder_layers(model)[1][0], of_layer(model, 0))
+    found = runner.gather(layout.decoder_layers(model)[1][0], of_layer(model, 0))
     assert found["model.layers.0.self_attn.q_proj"].tokens == 20

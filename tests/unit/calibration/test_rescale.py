@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration.layers import Inputs, Runner
 from pipeline.calibration.rescale import EXPONENTS, RESCALINGS, awq, fold, pairs, rescale, smoothquant
-from pipeline.quant.methods import rtn
+from pipeline.knobs.scheme import Weights
+from pipeline.models import layout
 from pipeline.quant.model import float_tensors
-from pipeline.scheme import Weights
+from pipeline.rounding.methods import rtn
 from tests.families import family
 
 V_O, UP_DOWN = "v_proj -> o_proj", "up_proj -> down_proj"
@@ -32,7 +32,7 @@ SKIPPED = {  # what does not fold, in each layer
 def rounded(name: str) -> PreTrainedModel:
     """A family's model as calibration takes it: what is not quantized is representable in float16."""
     model = family(name)
-    quantized = {linear.name for linear in models.linears(model)}
+    quantized = {linear.name for linear in layout.linears(model)}
     for each, values in float_tensors(model, quantized).items():
         model.get_parameter(each).copy_(values)
     return model
@@ -44,8 +44,8 @@ def rescaled(
     """Rescale every layer of a float model; returns the pairs that were skipped."""
     runner = Runner.start(model, tokens, valid, 4, "float32")
     skipped = []
-    for index, layer in enumerate(models.decoder_layers(model)[1]):
-        group = [linear for linear in models.linears(model) if linear.layer == index]
+    for index, layer in enumerate(layout.decoder_layers(model)[1]):
+        group = [linear for linear in layout.linears(model) if linear.layer == index]
         inputs = runner.gather(layer, group)
         skipped += rescale(runner, layer, group, inputs, {x.name: Weights(4) for x in group}, method, 0.5)
         see(runner, layer, group, inputs)
@@ -60,12 +60,12 @@ def test_without_rounding_the_model_says_what_it_said(tokens: Tensor, valid: Ten
     expected = model(input_ids=tokens, use_cache=False).logits
     before = {key: parameter.clone() for key, parameter in model.named_parameters()}
     skipped = rescaled(model, tokens, valid, method)
-    prefix = models.decoder_layers(model)[0]
+    prefix = layout.decoder_layers(model)[0]
     assert skipped == [f"{prefix}.{i}.{pair}" for i in (0, 1) for pair in SKIPPED[name]]
     found = model(input_ids=tokens, use_cache=False).logits
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
     changed = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
-    readers = {f"{linear.name}.weight" for linear in models.linears(model)}
+    readers = {f"{linear.name}.weight" for linear in layout.linears(model)}
     unmoved = {f"{prefix}.{i}.{pair}" for i in (0, 1) for pair in SKIPPED[name]}
     unmoved = {re.sub(r"[^.]+ -> (.*)", r"\1", pair) + ".weight" for pair in unmoved}
     assert unmoved <= readers - changed
@@ -79,7 +79,7 @@ def test_without_rounding_the_model_says_what_it_said(tokens: Tensor, valid: Ten
 def test_inputs_become_those_of_the_rescaled_layer(tokens: Tensor, valid: Tensor, name: str, method: str):
     """Those of linears that read one tensor after another included, as under a parallel residual."""
 
-    def see(runner: Runner, layer: torch.nn.Module, group: list[models.Linear], inputs: dict[str, Inputs]) -> None:
+    def see(runner: Runner, layer: torch.nn.Module, group: list[layout.Linear], inputs: dict[str, Inputs]) -> None:
         for linear, expected in runner.gather(layer, group).items():
             for part in ("hessian", "absmax", "mean_abs"):
                 ours, theirs = (getattr(each, part) for each in (inputs[linear], expected))
@@ -177,10 +177,10 @@ def test_channels_that_are_always_zero_do_no_harm(method: str):
     assert bool((scale > 0).all())
 
 
-def first_layer(name: str, tokens: Tensor, valid: Tensor) -> tuple[Runner, torch.nn.Module, list[models.Linear]]:
+def first_layer(name: str, tokens: Tensor, valid: Tensor) -> tuple[Runner, torch.nn.Module, list[layout.Linear]]:
     model = rounded(name)
-    group = [linear for linear in models.linears(model) if linear.layer == 0]
-    return Runner.start(model, tokens, valid, 4, "float32"), models.decoder_layers(model)[1][0], group
+    group = [linear for linear in layout.linears(model) if linear.layer == 0]
+    return Runner.start(model, tokens, valid, 4, "float32"), layout.decoder_layers(model)[1][0], group
 
 
 def test_pairs_are_each_norm_with_its_readers_then_v_with_o_and_up_with_down(tokens: Tensor, valid: Tensor):

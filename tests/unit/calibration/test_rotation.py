@@ -6,14 +6,14 @@ from scipy.linalg import hadamard as scipy_hadamard
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration import rotation as rotation_module
 from pipeline.calibration.hadamard import paley, random_rotation, sylvester
 from pipeline.calibration.probing import Stream
 from pipeline.calibration.rotation import rotate, unturned
-from pipeline.quant.methods import rtn
+from pipeline.knobs.scheme import Weights
+from pipeline.models import forward, layout
 from pipeline.quant.model import QuantizedModel, float_tensors
-from pipeline.scheme import Weights
+from pipeline.rounding.methods import rtn
 from tests import tiny
 from tests.families import FAMILIES, family
 from tests.others import MIXTURES, other
@@ -78,7 +78,7 @@ def test_a_rotated_model_says_what_it_said(tokens: Tensor, name: str):
     expected = model(input_ids=tokens, use_cache=False).logits
     found = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-    weights = {f"{linear.name}.weight" for linear in models.linears(model)}
+    weights = {f"{linear.name}.weight" for linear in layout.linears(model)}
     unmoved = {key for key in weights if torch.equal(model.get_parameter(key), before[key])}
     assert unmoved == {key for key in weights if "x_proj" in key}  # Mamba's, which neither reads nor writes the stream
     for norm in (module for module in model.modules() if type(module).__name__.endswith("RMSNorm")):
@@ -90,8 +90,8 @@ def test_a_rotated_model_says_what_it_said(tokens: Tensor, name: str):
 def test_the_last_hidden_states_of_a_rotated_model_come_back(tokens: Tensor, name: str):
     """With the last norm's weights, which the head has now, and its bias; and so do gradients."""
     model = family(name)
-    expected, back = models.hidden_states(model, tokens), unturned(model, 0)
-    states = models.hidden_states(rotate(model, 0), tokens)
+    expected, back = forward.hidden_states(model, tokens), unturned(model, 0)
+    states = forward.hidden_states(rotate(model, 0), tokens)
     assert (states - expected).abs().max() > 0.1 * expected.abs().max()
     assert (back(states) - expected).abs().max() <= 1e-4 * expected.abs().max()
     exact = states.double().requires_grad_()
@@ -210,7 +210,7 @@ def test_a_head_parts_from_its_embedding_and_its_norm_keeps_its_size():
 
 def test_an_outlying_channel_no_longer_costs_the_others_their_bits(tokens: Tensor):
     model = tiny.llama(hidden=64)
-    for linear in models.linears(model):
+    for linear in layout.linears(model):
         if linear.role in ("q", "k", "v", "gate", "up"):
             model.get_submodule(linear.name).weight[:, 5] *= 10
 
@@ -220,7 +220,7 @@ def test_an_outlying_channel_no_longer_costs_the_others_their_bits(tokens: Tenso
         ours.load_state_dict(model.state_dict())
         ours = rotate(ours, 0) if turned else ours
         expected = ours(input_ids=tokens).logits
-        for linear in models.linears(ours):
+        for linear in layout.linears(ours):
             weight = ours.get_parameter(f"{linear.name}.weight")
             weight.copy_(rtn(weight, None, Weights(4)).weight)
         return float((ours(input_ids=tokens).logits - expected).square().mean())

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.distill.freeze import Frozen, frozen_rows
 from pipeline.distill.student import Learns, Student, prepare
+from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
+from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 from tests import tiny
 from tests.families import family
 
@@ -62,7 +62,7 @@ def start_of(name: str, scheme: str) -> QuantizedModel:
 
 
 def frozen_of(name: str, start: QuantizedModel, policy: str) -> Frozen:
-    return frozen_rows(policy, [linear for linear in models.linears(float_model(name)) if linear.name in start.codes])
+    return frozen_rows(policy, [linear for linear in layout.linears(float_model(name)) if linear.name in start.codes])
 
 
 def student(

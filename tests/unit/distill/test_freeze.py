@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from pipeline import models
 from pipeline.distill.freeze import frozen_rows
-from pipeline.freezing import FREEZE_POLICIES, terms
-from pipeline.models import Linear
+from pipeline.knobs.freezing import FREEZE_POLICIES, terms
+from pipeline.models import layout
+from pipeline.models.layout import Linear
 from tests import tiny
 from tests.families import family
 
@@ -22,7 +22,7 @@ PROJECTIONS = {
 
 @pytest.fixture(scope="module")
 def linears() -> list[Linear]:
-    return models.linears(tiny.llama())
+    return layout.linears(tiny.llama())
 
 
 @pytest.mark.parametrize("policy", FREEZE_POLICIES)
@@ -45,7 +45,7 @@ def test_of_a_fused_projection_a_policy_freezes_the_rows_of_its_parts(name: str,
         },
     }[name]
     roles = set(FREEZE_POLICIES[policy])
-    for linear in (found := models.linears(family(name))):
+    for linear in (found := layout.linears(family(name))):
         parts = set(linear.parts())
         if policy == "mlp" and name == "gpt-neox":
             continue
@@ -63,7 +63,7 @@ def test_of_a_fused_projection_a_policy_freezes_the_rows_of_its_parts(name: str,
 def test_patterns_freeze_whole_linears(linears: list[Linear]):
     frozen = frozen_rows(["model.layers.0.*", "*.1.mlp.down_proj"], linears)
     assert frozen == dict.fromkeys([*(x.name for x in linears if x.layer == 0), "model.layers.1.mlp.down_proj"])
-    fused = frozen_rows(["*.qkv_proj"], models.linears(family("phi3")))
+    fused = frozen_rows(["*.qkv_proj"], layout.linears(family("phi3")))
     assert fused == dict.fromkeys(f"model.layers.{i}.self_attn.qkv_proj" for i in (0, 1))
 
 
@@ -79,7 +79,7 @@ def test_a_role_that_the_model_lacks_is_named_with_what_it_has():
         frozen_rows("qkv", fused)
     assert "h.*.c_attn (other)" in str(caught.value)
     with pytest.raises(ValueError, match=r"'mlp' needs linears of the roles \['gate'\]"):
-        frozen_rows("mlp", models.linears(family("gpt-neox")))
+        frozen_rows("mlp", layout.linears(family("gpt-neox")))
 
 
 def test_every_pattern_that_matches_nothing_is_named(linears: list[Linear]):
@@ -94,7 +94,7 @@ def test_freezing_everything_is_refused(linears: list[Linear]):
 
 def test_all_of_a_fused_projection_but_one_part_leaves_something_to_train():
     """Nothing else is quantized, and yet the queries learn."""
-    fused = [linear for linear in models.linears(family("phi3")) if linear.role == "qkv"]
+    fused = [linear for linear in layout.linears(family("phi3")) if linear.role == "qkv"]
     kept = [Linear(x.name, x.layer, x.role, x.rows) for x in fused]
     assert {name: len(rows) for name, rows in frozen_rows("v", kept).items()} == dict.fromkeys(
         (x.name for x in kept), 16
@@ -108,7 +108,7 @@ def names(linears: list[Linear], *projections: tuple[str, int]) -> set[str]:
 
 
 def test_terms_of_roles_layers_and_patterns_add_up():
-    four = models.linears(tiny.llama(layers=4))
+    four = layout.linears(tiny.llama(layers=4))
     for policy, expected in {
         "q,k": [(role, layer) for role in "qk" for layer in range(4)],
         "ov@0-1": [(role, layer) for role in "ov" for layer in (0, 1)],
@@ -123,7 +123,7 @@ def test_terms_of_roles_layers_and_patterns_add_up():
 
 
 def test_of_a_fused_projection_each_layer_has_its_own_rows():
-    frozen = frozen_rows("v@0,qk@1,*.down_proj@0", models.linears(family("phi3")))
+    frozen = frozen_rows("v@0,qk@1,*.down_proj@0", layout.linears(family("phi3")))
     first, second = (frozen[f"model.layers.{i}.self_attn.qkv_proj"] for i in (0, 1))
     assert first.tolist() == [*range(48, 64)]
     assert second.tolist() == [*range(48)]

@@ -7,16 +7,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import models
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.distill import loop
 from pipeline.distill.freeze import frozen_rows
-from pipeline.distill.losses import LossWeights
 from pipeline.distill.schedule import Schedule
 from pipeline.distill.student import Learns, Student, prepare
 from pipeline.distill.targets import Targets, record
+from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights
+from pipeline.losses.chunked import LossWeights
+from pipeline.models import forward, layout
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights
 from tests import tiny
 from tests.families import family
 
@@ -35,8 +35,8 @@ def schedule(**changes: Any) -> Schedule:
 def make_student(start: QuantizedModel, learns: Learns = STATIC, dtype: str = "float32") -> Student:
     model = tiny.llama()
     own = dataclasses.replace(start, latent={name: latent.clone() for name, latent in start.latent.items()})
-    frozen = frozen_rows("ov", models.linears(model))
-    return prepare(model, own, frozen, learns, models.torch_dtype(dtype))
+    frozen = frozen_rows("ov", layout.linears(model))
+    return prepare(model, own, frozen, learns, forward.torch_dtype(dtype))
 
 
 def train(
@@ -148,7 +148,7 @@ def test_so_does_one_of_groups_zero_points_and_partly_frozen_projections(data, t
     def fresh() -> Student:
         own = dataclasses.replace(start, latent={name: latent.clone() for name, latent in start.latent.items()})
         model = family("phi3")
-        return prepare(model, own, frozen_rows("ov", models.linears(model)), learns, torch.float32)
+        return prepare(model, own, frozen_rows("ov", layout.linears(model)), learns, torch.float32)
 
     def end(student: Student, folder: Path, begin: Any) -> tuple[Student, list[dict[str, Any]]]:
         folder.mkdir(exist_ok=True)
@@ -204,7 +204,7 @@ def test_a_loss_that_stays_at_zero_stops_training(calibrated, data, tmp_path: Pa
     teacher = tiny.llama()
     calibrated.put_into(teacher)
     same = dataclasses.replace(
-        data, hidden=torch.cat([models.hidden_states(teacher, data.tokens[[i]]) for i in range(len(data))])
+        data, hidden=torch.cat([forward.hidden_states(teacher, data.tokens[[i]]) for i in range(len(data))])
     )
     with pytest.raises(ValueError, match="the loss has been zero for 5 steps, at step 5"):
         train(

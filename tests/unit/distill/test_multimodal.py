@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import models
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.student import Learns, prepare
+from pipeline.knobs.scheme import from_short
+from pipeline.models import layout
 from pipeline.quant.model import stored_float
-from pipeline.scheme import from_short
 from tests import families
 
 
@@ -19,7 +19,7 @@ def test_only_what_a_text_reads_is_quantized_and_learns(vision_layers: int, toke
         families.multimodal(vision_layers), tokens, valid, from_short("W4A16"), Options("rtn", {}), None, lambda: None
     ).model
     model = families.multimodal(vision_layers)
-    linears = models.linears(model)
+    linears = layout.linears(model)
     assert start.codes.keys() == {linear.name for linear in linears}
     made = prepare(model, start, frozen_rows("ov", linears), Learns(), torch.float32)
     assert all(name.startswith("model.language_model.") for name in made.masters)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import models
+from pipeline.models import layout
 from pipeline.quant import weights
 from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
@@ -72,7 +72,7 @@ def test_frozen_rows_keep_their_codes_and_have_neither_gradient_nor_optimizer_st
 def test_a_quantized_head_keeps_its_codes(name: str, mode: str, tokens: Tensor):
     made, start = student(name, "mixed", "ov", mode), start_of(name, "mixed")
     learn(made, tokens)
-    finished, head = made.finished(), models.head(made.model).name
+    finished, head = made.finished(), layout.head(made.model).name
     assert head in start.codes
     assert f"{head}.weight" not in made.masters
     assert torch.equal(made.model.get_submodule(head).weight, start.weight(head))
@@ -179,5 +179,5 @@ def test_an_embedding_and_the_head_that_is_tied_to_it_learn_where_they_may(token
     head = student("llama", "mixed", "qkv", embeddings=True)  # whose head is quantized, and stays as it is
     assert {key for key in head.masters if "embed" in key or "head" in key} == {embedding}
     apart = student("gpt-neox", "fine", "v", embeddings=True)
-    own_head = f"{models.head(apart.model).name}.weight"
+    own_head = f"{layout.head(apart.model).name}.weight"
     assert {"gpt_neox.embed_in.weight", own_head} < apart.masters.keys()

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.knobs.scheme import Weights
 from pipeline.quant import weights
 from pipeline.quant.grid import Step
-from pipeline.scheme import Weights
 from tests.unit.distill.students import Q, both_modes, float_model, free_rows, start_of, student
 
 

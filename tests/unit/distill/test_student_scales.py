@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.knobs.scheme import Weights
 from pipeline.quant.grid import stored_scale
-from pipeline.scheme import Weights
 from tests.unit.distill.students import SCHEMES, Q, every_case, float_model, free_rows, learn, start_of, student
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import models
 from pipeline.distill.targets import Targets, mix, record
+from pipeline.models import forward
 from tests import tiny
 
 
@@ -18,14 +18,14 @@ def nothing(done: int) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_recorded_is_what_the_teacher_gives(dtype: str, tokens: Tensor, lengths: Tensor, tmp_path: Path):
     teacher = tiny.llama()
-    models.cast_linears(teacher, dtype)
+    forward.cast_linears(teacher, dtype)
     record(teacher, tokens, lengths, 2, dtype, nothing).save(tmp_path / "targets", {})
     found = Targets.load(tmp_path / "targets")
     assert len(found) == 6
     for first in (0, 2, 4):
         ids, valid, hidden = found.rows([first, first + 1])
-        with torch.no_grad(), models.autocast(dtype):
-            expected = models.hidden_states(teacher, tokens[first : first + 2]).to(models.torch_dtype(dtype))
+        with torch.no_grad(), forward.autocast(dtype):
+            expected = forward.hidden_states(teacher, tokens[first : first + 2]).to(forward.torch_dtype(dtype))
         assert torch.equal(hidden, expected)
         assert torch.equal(ids, tokens[first : first + 2])
         assert valid.sum(dim=1).tolist() == lengths[first : first + 2].tolist()

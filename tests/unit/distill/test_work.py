@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.distill import loop
-from pipeline.distill.losses import LossWeights, distillation_loss
 from pipeline.distill.schedule import Schedule
 from pipeline.distill.targets import record
+from pipeline.losses.chunked import LossWeights, distillation_loss
 from pipeline.quant import weights
 from tests import tiny
 from tests.unit.distill.students import student

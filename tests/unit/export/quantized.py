@@ -5,8 +5,8 @@ from functools import cache
 import torch
 
 from pipeline.calibration.driver import Options, calibrate
+from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 from tests import tiny
 
 Q = "model.layers.0.self_attn.q_proj"

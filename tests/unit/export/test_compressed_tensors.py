@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.export import compressed_tensors
+from pipeline.knobs.scheme import Weights
+from pipeline.models import saved
 from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Weights
 
 Q = "model.layers.0.self_attn.q_proj"
 HEAD = "lm_head"
@@ -27,7 +27,7 @@ all_bits = pytest.mark.parametrize("bits", range(2, 9))
 
 @pytest.fixture
 def teacher(teacher_folder: Path) -> PreTrainedModel:
-    return models.load_model(teacher_folder)
+    return saved.load_model(teacher_folder)
 
 
 def packed_bit_by_bit(codes: Tensor, bits: int) -> np.ndarray:

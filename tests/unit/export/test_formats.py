@@ -13,8 +13,8 @@ from pipeline.calibration.driver import Options, calibrate
 from pipeline.calibration.rotation import rotate
 from pipeline.export import formats
 from pipeline.export.formats import EXPORT_FORMATS, export, load_exported
+from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.quant.activations import from_json
-from pipeline.scheme import Activations, KVCache, Scheme, Weights, from_short
 from tests import families, tiny
 from tests.families import family
 from tests.unit.export.conftest import Exported

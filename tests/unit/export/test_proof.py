@@ -21,9 +21,9 @@ from transformers import (
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.export.formats import EXPORT_FORMATS, export, load_exported
 from pipeline.export.proof import check_state, choose_dtype, dtype_loss, probe_tokens, same_logits
+from pipeline.knobs.scheme import from_short
 from pipeline.quant.grid import stored_dtype
 from pipeline.quant.model import QuantizedModel, state
-from pipeline.scheme import from_short
 from stages.export import told
 from tests import tiny
 from tests.unit.export.quantized import Q, quantized

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.flow import definition
-from tests.unit.knobs import SHIPPED
+from tests.unit.knobs.files import SHIPPED
 
 ROOT = Path(__file__).parents[3]
 SOUND: dict[str, Any] = {

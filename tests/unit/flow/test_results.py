@@ -215,7 +215,12 @@ def test_a_result_knows_its_commit_the_code_that_it_needs_its_model_and_its_text
     assert found.scores == {"kl": 0.25}
     assert found.origin == Origin(
         "0123",
-        {"pipeline/models.py": "b2", "stages/distill.py": "a1", "stages/evaluate.py": "c3", "stages/teacher.py": "e5"},
+        {
+            "pipeline/models.py": "b2",
+            "stages/distill.py": "a1",
+            "stages/evaluate.py": "c3",
+            "stages/teacher.py": "e5",
+        },
         "bcc8",
         sweep_files.digest({"text": "ab"}),
     )

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from pipeline.knobs.scheme import Activations
 from pipeline.quant.activations import Quantizer
 from pipeline.quant.grid import Step
-from pipeline.scheme import Activations
 
 EIGHT = Activations(8)
 

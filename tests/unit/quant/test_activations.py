@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.knobs.scheme import Activations
 from pipeline.quant.activations import STEP_DTYPE, Quantizer, from_json, to_json
 from pipeline.quant.grid import Grid, Step
-from pipeline.scheme import Activations
 from tests.unit.quant.quantizers import EIGHT, fake_quantized, static, step_of
 from tests.unit.quant.strategies import ACTIVATION_BITS, SEEDS, from_tie, matrices, random, with_ties
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.knobs.scheme import KVCache
 from pipeline.quant.grid import Grid
 from pipeline.quant.kv_cache import fake_quantize
-from pipeline.scheme import KVCache
 from tests.unit.quant.strategies import SEEDS, WEIGHT_BITS, random
 
 

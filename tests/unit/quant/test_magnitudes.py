@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.knobs.scheme import Weights
 from pipeline.quant import weights
 from pipeline.quant.grid import SCALE_DTYPE, Grid, grouped, sqnr, stored_dtype, stored_scale
-from pipeline.quant.methods import ROUNDINGS
 from pipeline.quant.model import QuantizedModel, float_tensors, stored_float
-from pipeline.scheme import Weights
+from pipeline.rounding.methods import ROUNDINGS
 from tests.unit.quant.strategies import random
 
 MAGNITUDES = [10.0**exponent for exponent in range(-6, 4)]  # standard deviations

@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, models
-from pipeline.artifacts import QUANTIZED
+from pipeline.artifacts import contract
+from pipeline.artifacts.contract import QUANTIZED
+from pipeline.knobs.scheme import HEAD, Activations, KVCache, Override, Scheme, Weights
+from pipeline.models import layout
 from pipeline.quant import weights
 from pipeline.quant.activations import Quantizer
 from pipeline.quant.grid import Step
-from pipeline.quant.methods import rtn
 from pipeline.quant.model import QuantizedModel, float_tensors, untie_head
-from pipeline.scheme import HEAD, Activations, KVCache, Override, Scheme, Weights
+from pipeline.rounding.methods import rtn
 from tests import tiny
 
 PARTS = ("codes", "floats", "latent")
@@ -33,7 +34,7 @@ MIXED = Scheme(
 def built() -> QuantizedModel:
     """The tiny model rounded to nearest under a mixed scheme, and its inputs' grids, those of static ones made up."""
     model, made = tiny.llama(), QuantizedModel(kv_cache=MIXED.kv_cache)
-    for name, role in [(linear.name, linear.role) for linear in models.linears(model)] + [("lm_head", HEAD)]:
+    for name, role in [(linear.name, linear.role) for linear in layout.linears(model)] + [("lm_head", HEAD)]:
         made_of, activations = MIXED.of(name, role)
         if made_of.bits:
             rounded = rtn(model.get_submodule(name).weight, None, made_of)
@@ -93,7 +94,7 @@ def test_every_zero_point_reads_back(bits: int, tmp_path: Path):
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path):
     for name in ("a", "b"):
         built().save(tmp_path / name, {}, {})
-    assert artifacts.fingerprint(tmp_path / "a") == artifacts.fingerprint(tmp_path / "b")
+    assert contract.fingerprint(tmp_path / "a") == contract.fingerprint(tmp_path / "b")
 
 
 def one_input_changed(mixed: QuantizedModel) -> None:
@@ -114,7 +115,7 @@ def test_whatever_changes_the_numbers_changes_the_fingerprint(tmp_path: Path, ch
     mixed.save(tmp_path / "a", {}, {})
     change(mixed)
     mixed.save(tmp_path / "b", {}, {})
-    assert artifacts.fingerprint(tmp_path / "a") != artifacts.fingerprint(tmp_path / "b")
+    assert contract.fingerprint(tmp_path / "a") != contract.fingerprint(tmp_path / "b")
 
 
 def test_what_is_empty_has_no_file(calibrated: QuantizedModel, tmp_path: Path):
@@ -139,11 +140,11 @@ def test_a_changed_tensor_is_refused(name: str, tmp_path: Path):
 
 
 def test_another_artifact_is_refused(tmp_path: Path):
-    with artifacts.writing(tmp_path / "corpus", artifacts.CORPUS):
+    with contract.writing(tmp_path / "corpus", contract.CORPUS):
         pass
     with pytest.raises(
         ValueError,
-        match=rf"holds 'corpus' version {artifacts.CORPUS.version}, but 'quantized' version {QUANTIZED.version}",
+        match=rf"holds 'corpus' version {contract.CORPUS.version}, but 'quantized' version {QUANTIZED.version}",
     ):
         QuantizedModel.load(tmp_path / "corpus")
 
@@ -256,7 +257,7 @@ def test_a_refused_model_is_left_as_it_was(calibrated: QuantizedModel):
 
 def test_float_tensors_are_all_that_is_not_a_quantized_weight():
     model = tiny.llama()
-    quantized = {linear.name for linear in models.linears(model)}
+    quantized = {linear.name for linear in layout.linears(model)}
     kept = float_tensors(model, quantized)
     assert kept.keys() == {name for name, _ in model.named_parameters() if "norm" in name or "embed" in name}
     assert torch.equal(kept["model.norm.weight"], model.model.norm.weight.half())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.knobs.scheme import Activations
 from pipeline.quant.activations import Quantizer, quantize_inputs
-from pipeline.scheme import Activations
 from tests.unit.quant.quantizers import fake_quantized, static, step_of
 from tests.unit.quant.strategies import random
 

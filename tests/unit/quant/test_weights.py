@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.knobs.scheme import Weights
 from pipeline.quant import weights
 from pipeline.quant.grid import Grid, Step
-from pipeline.scheme import Weights
 from tests.unit.quant.strategies import SEEDS, WEIGHT_BITS, inside, matrices, random, with_ties
 
 some = settings(max_examples=300)

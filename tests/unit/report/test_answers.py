@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from pipeline.bench import items
+from pipeline.evaluation import items
 from pipeline.report import answers
 
 SUMMARY = {

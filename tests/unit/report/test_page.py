@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from pipeline import artifacts
+from pipeline.artifacts import contract
 from pipeline.report import page
 from pipeline.report.answers import Answer
 
@@ -171,7 +171,7 @@ def test_sweeps_have_a_page_of_their_own():
 
 
 def test_the_lineage_gives_each_artifact_by_the_hash_of_its_manifest(tmp_path: Path):
-    with artifacts.writing(tmp_path / "corpus", artifacts.CORPUS) as draft:
+    with contract.writing(tmp_path / "corpus", contract.CORPUS) as draft:
         (draft.path / "tokens").write_text("abc")
         draft.facts = {"length": 3, "loss": 0.123456789, "frozen": ["a", "b"]}
     (tmp_path / "ptq.json").write_text("abc")
@@ -179,7 +179,7 @@ def test_the_lineage_gives_each_artifact_by_the_hash_of_its_manifest(tmp_path: P
     assert found == [
         {
             "name": "data/corpus",
-            "sha256": artifacts.fingerprint(tmp_path / "corpus"),
+            "sha256": contract.fingerprint(tmp_path / "corpus"),
             "facts": "length: 3, loss: 0.1235",
         },
         {"name": "scores/ptq", "sha256": HASH, "facts": ""},

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from pipeline.freezing import ROLES
+from pipeline.knobs.freezing import ROLES
 from pipeline.report import plots
 from tests.unit.report.pictures import SVG, differences, drawn_in, overlay, words_of
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline import artifacts
+from pipeline.artifacts import contract
 from pipeline.report import signals
 from pipeline.signals import suggest
 from tests.unit.signals.test_suggest import gradients
@@ -78,8 +78,8 @@ def test_the_plans_table_has_a_row_a_role_and_a_column_a_layer():
 def folder(signals_of_a_tiny_model, tmp_path: Path) -> Path:
     """What analyze leaves that the section reads."""
     suggestion = {"freeze": {}, "bits": BITS}
-    with artifacts.writing(tmp_path / "signals", artifacts.SIGNALS) as draft:
-        artifacts.write_json(draft.path / "suggestion.json", suggestion)
+    with contract.writing(tmp_path / "signals", contract.SIGNALS) as draft:
+        contract.write_json(draft.path / "suggestion.json", suggestion)
         (draft.path / "plan.csv").write_text("name,layer,role,weights,bits,kl\na,0,q,8,4,0.1\n")
         (draft.path / "plan_curve.csv").write_text("bits,uniform,plan\n2,1.0,1.0\n4,0.1,0.05\n")
         draft.facts = {"variants": ["float", "ptq", "rtn"], "suggested_by": "ptq"}
@@ -124,10 +124,10 @@ def test_a_model_without_attention_has_a_section_too(folder: Path, signals_of_a_
 
 
 def test_float_alone_has_neither_costs_nor_comparisons(folder: Path, signals_of_a_tiny_model):
-    artifacts.write_json(folder / "suggestion.json", {"freeze": {}})
-    manifest = artifacts.read_json(folder / "manifest.json")
-    manifest["files"]["suggestion.json"] = artifacts.sha256(folder / "suggestion.json")
+    contract.write_json(folder / "suggestion.json", {"freeze": {}})
+    manifest = contract.read_json(folder / "manifest.json")
+    manifest["files"]["suggestion.json"] = contract.sha256(folder / "suggestion.json")
     manifest["facts"]["suggested_by"] = "float"
-    artifacts.write_json(folder / "manifest.json", manifest)
+    contract.write_json(folder / "manifest.json", manifest)
     found = signals.section(folder, signals_of_a_tiny_model, ["float"], "none")
     assert (found["cost_plot"], found["plan"], len(found["flow"])) == ("", None, 4)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.bench import items
+from pipeline.evaluation import items
 from pipeline.report import summary
 from pipeline.report.summary import VARIANTS, bars, rows, task_names
 

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from pipeline.calibration.driver import Options as Calibration
 from pipeline.calibration.driver import calibrate
-from pipeline.distill.losses import LossWeights
+from pipeline.knobs.scheme import Override, Weights, from_short
+from pipeline.losses.chunked import LossWeights
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import Override, Weights, from_short
 from pipeline.signals.labels import Text
 from pipeline.signals.probe import Options, Signals, Variant, probe
 from tests import tiny

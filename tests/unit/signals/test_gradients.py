@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pipeline import models
-from pipeline.distill.losses import LossWeights
+from pipeline.losses.chunked import LossWeights
+from pipeline.models import layout
 from pipeline.signals.gradients import Probe
 from pipeline.signals.labels import Text
 from pipeline.signals.table import COLUMNS
@@ -55,7 +55,7 @@ def expected(variants, text: Text) -> Expected:
     """Each statistic by variant, linear, tensor and name, from one backward over all sequences."""
     found: Expected = {}
     teacher = load_float()
-    names = [linear.name for linear in models.linears(teacher)]
+    names = [linear.name for linear in layout.linears(teacher)]
     _, references = watched(teacher, names)
     logits = teacher(input_ids=text.tokens).logits
     _, ce, _ = losses(teacher, logits.detach(), text)
@@ -189,10 +189,10 @@ def test_the_parts_of_a_fused_projection_are_looked_at_as_if_they_stood_alone(na
     """Against the same model with the fused linear taken apart: every role's rows agree."""
     module, rows = FUSED[name]
     whole, apart = family(name).double(), family(name).double()
-    for layer in models.decoder_layers(apart)[1]:
+    for layer in layout.decoder_layers(apart)[1]:
         parent, _, last = module.rpartition(".")
         setattr(layer.get_submodule(parent), last, Split(layer.get_submodule(module), rows))
-    prefix = models.decoder_layers(whole)[0]
+    prefix = layout.decoder_layers(whole)[0]
     parts = [f"{prefix}.{layer}.{module}.{part}" for layer in (0, 1) for part in rows]
     inputs, outputs = watched(apart, parts)
     _, ce, _ = losses(apart, whole(input_ids=text.tokens).logits, text)
@@ -222,5 +222,5 @@ def test_labels_that_do_not_count_leave_no_gradient(text: Text):
     model = load_float().requires_grad_(True)
     logits = model(input_ids=text.tokens).logits[:, :-1][counted[:, 1:]]
     functional.cross_entropy(logits, text.tokens[:, 1:][counted[:, 1:]]).backward()
-    for linear in models.linears(model):
+    for linear in layout.linears(model):
         torch.testing.assert_close(probe.gradients[linear.name], model.get_submodule(linear.name).weight.grad)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import params
+from pipeline.knobs import params
 
 ROOT = Path(__file__).parents[3]
 

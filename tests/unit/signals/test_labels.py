@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline.corpus import Corpus
+from pipeline.corpus.artifact import Corpus
 from pipeline.signals import labels
 from tests import tiny
 

@@ -9,10 +9,11 @@ import torch
 import yaml
 from torch.nn import functional
 
-from pipeline import models, params
 from pipeline.calibration.driver import plan as calibration_plan
+from pipeline.knobs import params
+from pipeline.knobs.scheme import Override, Scheme, Weights, from_short
+from pipeline.models import layout
 from pipeline.quant import weights
-from pipeline.scheme import Override, Scheme, Weights, from_short
 from pipeline.signals import plan
 from pipeline.signals.plan import Curve, average_bits, choose, predicted
 from tests import tiny
@@ -102,7 +103,7 @@ def test_an_average_below_the_fewest_bits_is_refused():
 def test_the_curves_are_the_weighted_errors_of_rounding_to_nearest(signals, calibrated, text):
     """tokens / 2 * sum(g^2 dW^2), g by autograd on the whole batch in double precision."""
     model = load_float()
-    linears = models.linears(model)
+    linears = layout.linears(model)
     parameters = [model.get_submodule(linear.name).weight.requires_grad_(True) for linear in linears]
     counted = text.valid[:, 1:]
     logits = model(input_ids=text.tokens).logits[:, :-1][counted]
@@ -158,7 +159,7 @@ def test_params_take_the_plan_for_a_scheme_which_then_gives_each_linear_its_bits
         scheme.kv_cache,
     )
     given = {linear.name: grid for linear, (grid, _) in calibration_plan(tiny.llama(), loaded).items()}
-    for linear in models.linears(tiny.llama()):
+    for linear in layout.linears(tiny.llama()):
         before = scheme.of(linear.name, linear.role)[0]
         assert given[linear.name] == Weights(chosen[linear.name], before.symmetric, before.group)
 

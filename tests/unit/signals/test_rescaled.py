@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pipeline import models
 from pipeline.calibration.driver import PTQ_METHODS, Options, calibrate
+from pipeline.knobs.scheme import Weights, from_short
+from pipeline.models import layout
 from pipeline.quant.grid import sqnr
-from pipeline.quant.methods import rtn
-from pipeline.scheme import Weights, from_short
+from pipeline.rounding.methods import rtn
 from pipeline.signals.probe import Options as Chosen
 from pipeline.signals.probe import probe
 from pipeline.signals.rescaled import factors, rescales
@@ -73,5 +73,5 @@ def test_the_errors_are_those_that_calibration_measured(text):
     ).table
     found = found[(found.tensor == "weight") & (found.statistic == "sqnr_db")].set_index("name").value
     theirs = done.errors.set_index("name").weight_sqnr
-    assert len(found) == len(models.linears(tiny.llama()))
+    assert len(found) == len(layout.linears(tiny.llama()))
     assert float((found - theirs).abs().mean()) < 1.5

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from pipeline.calibration.driver import Options, calibrate
 from pipeline.calibration.rotation import rotate
+from pipeline.knobs.scheme import from_short
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import from_short
 from pipeline.signals import probe
 from pipeline.signals.labels import Text
 from tests import tiny

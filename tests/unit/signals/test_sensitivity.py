@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.calibration.driver import Options, calibrate
+from pipeline.knobs.scheme import from_short
+from pipeline.models import forward, layout
 from pipeline.quant.model import QuantizedModel
-from pipeline.scheme import from_short
 from pipeline.signals import sensitivity
 from pipeline.signals.labels import Text
 from pipeline.signals.sensitivity import one_layer_on
@@ -31,7 +31,7 @@ def quantized(load: Load, text: Text, method: str = "rtn") -> QuantizedModel:
 def plainly(load: Load, ours: QuantizedModel, text: Text) -> dict[int, float]:
     """KL by layer in double precision: a fresh model a layer, all of it run, on all sequences at once."""
     teacher = load().double()
-    prefix, layers = models.decoder_layers(teacher)
+    prefix, layers = layout.decoder_layers(teacher)
     counted = text.valid[:, 1:]
 
     def log_p(model) -> Tensor:
@@ -84,8 +84,8 @@ def test_the_model_is_as_it_was(text: Text):
     one_layer_on(model, quantized(tiny.llama, text), text, calls.append)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert len(calls) == 2 * 2  # layers, batches
-    hidden = models.hidden_states(model, text.tokens)
-    assert torch.equal(hidden, models.hidden_states(tiny.llama(), text.tokens))
+    hidden = forward.hidden_states(model, text.tokens)
+    assert torch.equal(hidden, forward.hidden_states(tiny.llama(), text.tokens))
 
 
 def test_the_layers_before_are_not_run_again(text: Text, monkeypatch: pytest.MonkeyPatch):
@@ -94,7 +94,7 @@ def test_the_layers_before_are_not_run_again(text: Text, monkeypatch: pytest.Mon
     for index, layer in enumerate(model.model.layers):
         layer.mlp.register_forward_hook(lambda *_, index=index: runs.update({index: runs[index] + 1}))
     ours = quantized(tiny.llama, text)
-    monkeypatch.setattr(models, "head_weight", lambda m: m.lm_head.weight)  # runs the model to check its logits
+    monkeypatch.setattr(forward, "head_weight", lambda m: m.lm_head.weight)  # runs the model to check its logits
     one_layer_on(model, ours, replace(text, batch=6), lambda _: None)
     assert runs == {0: 1 + 1, 1: 1 + 2}  # once for the teacher, then layer 0 once, layer 1 after it and alone
 

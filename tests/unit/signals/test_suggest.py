@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from pipeline.freezing import FREEZE_POLICIES, terms
+from pipeline.knobs.freezing import FREEZE_POLICIES, terms
 from pipeline.signals.suggest import claim, freeze_policy
 from pipeline.signals.table import COLUMNS
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.freezing import ROLES
+from pipeline.knobs.freezing import ROLES
 from pipeline.signals import table
 from pipeline.signals.table import COLUMNS, by_layer, layers
 

@@ -11,7 +11,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from pipeline import models
+from pipeline.models import forward, layout
 from pipeline.signals import tensors
 from pipeline.signals.tensors import Moments, Watch, statistics, valid_rows
 from tests.families import FAMILIES, family
@@ -118,7 +118,7 @@ def attended(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[tupl
 
 
 def watch(model: PreTrainedModel, tokens: Tensor, valid: Tensor, batch: int) -> tuple[Watch, list[Tensor]]:
-    found = Watch(model, models.linears(model), tokens.numel())
+    found = Watch(model, layout.linears(model), tokens.numel())
     states = []
     for part, mask in zip(tokens.split(batch), valid.split(batch), strict=True):
         with torch.no_grad(), found.watching(mask) as extra:
@@ -140,10 +140,10 @@ def test_keys_and_values_are_those_that_attention_is_given(name: str, tokens: Te
 @pytest.mark.parametrize("name", FAMILIES)
 def test_watching_changes_nothing_and_sees_every_linear_and_layer(name: str, tokens: Tensor, valid: Tensor):
     model = family(name)
-    plain = [models.hidden_states(model, part) for part in tokens.split(4)]
+    plain = [forward.hidden_states(model, part) for part in tokens.split(4)]
     found, states = watch(model, tokens, valid, 4)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(states, plain, strict=True))
-    assert found.inputs.keys() == {linear.name for linear in models.linears(model)}
+    assert found.inputs.keys() == {linear.name for linear in layout.linears(model)}
     assert set(found.cache) == (set() if name == "mamba" else {(i, role) for i in (0, 1) for role in "kv"})
     tokens_seen = {m.count / model.get_submodule(name).in_features for name, m in found.inputs.items()}
     assert tokens_seen == {int(valid.sum())}

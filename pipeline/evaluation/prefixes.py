@@ -1,0 +1,163 @@
+"""Log-likelihoods as lm-eval's causal model gives them, where what texts begin with alike is read once.
+
+The answers of a multiple-choice item share its question, which is most of the tokens. Texts are put into one row as a
+tree: a token attends to those before it in its own text alone, and stands at its place there. A model that takes no
+such mask, or gives other log-likelihoods with it, is asked as lm-eval asks it.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from pipeline.corpus import decoding
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+"""Of lm-eval: context and continuation, and the tokens of each."""
+
+TOLERANCE = 1e-3  # of a log-likelihood, as a share of it: an input that is rounded to the next code changes less
+NOISE = 4.0  # times what padding changes, which is how much rounding to coarser codes may
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Token sequences, of which those that begin alike share what they begin with.
+
+    tokens, positions: int64 [n]. attends: bool [n, n], to which tokens each one attends, itself included. paths: of
+    each sequence, where its tokens stand.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    attends: Tensor
+    paths: list[list[int]]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "Tree":
+        """Sequences share what they begin with if they are neighbours, as in lexicographic order."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        paths: list[list[int]] = []
+        for sequence in sequences:
+            before = paths[-1] if paths else []
+            shared = 0
+            while shared < min(len(before), len(sequence)) and tokens[before[shared]] == sequence[shared]:
+                shared += 1
+            paths.append(before[:shared] + list(range(len(tokens), len(tokens) + len(sequence) - shared)))
+            tokens += sequence[shared:]
+            positions += range(shared, len(sequence))
+        attends = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
+        for path in paths:
+            on_path = torch.tensor(path)
+            attends[on_path[:, None], on_path] |= torch.ones(len(path), len(path), dtype=torch.bool).tril()
+        return cls(torch.tensor(tokens), torch.tensor(positions), attends, paths)
+
+
+class SharedPrefixes(HFLM):
+    """lm-eval's model, with fewer tokens to read where it is held in float32.
+
+    Args:
+        begin: called with the number of requests, once they are known; returns what is called with each number done.
+        others: lm-eval's.
+    """
+
+    def __init__(self, begin: Callable[[int], Callable[[int], object]], **others: Any) -> None:
+        super().__init__(**others)
+        self._begin = begin
+        self.passed_over = ""
+        """Why texts were not put together, if they were not."""
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Of each request, and whether greedy decoding would give it."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        self._refuse_long(requests)
+        advance = self._begin(len(requests))
+        order = sorted(range(len(requests)), key=lambda i: requests[i][1] + requests[i][2])
+        self.passed_over = self._differs([requests[i] for i in order])
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            asked = [requests[i] for i in part]
+            given = self._plain(asked) if self.passed_over else self._together(asked)
+            for i, answer in zip(part, given, strict=True):
+                answers[i] = answer
+            advance(len(part))
+        return answers
+
+    def _refuse_long(self, requests: list[Request]) -> None:
+        """lm-eval would cut off their beginnings, and score what is left as if it were the item."""
+        sizes = [len(context) + len(continuation) - 1 for _, context, continuation in requests]
+        long = [text for size, (text, _, _) in zip(sizes, requests, strict=True) if size > self.max_length]
+        if long:
+            opening = " ".join("".join(long[0]).split())[:60]
+            raise ValueError(
+                f"evaluate.tasks: {len(long)} of {len(requests)} answers with their questions have more tokens than "
+                f"the {self.max_length} of the model's context (the longest {max(sizes)}; the first begins "
+                f"{opening!r}); "
+                "leave their task out, or the long items out of its file"
+            )
+
+    def _plain(self, requests: list[Request]) -> list[tuple[float, bool]]:
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True)
+
+    def _differs(self, requests: list[Request]) -> str:
+        """Why these requests, neighbours in lexicographic order, are not to be put together; empty: they may be.
+
+        The longest and the shortest are compared, each with the one after it.
+        """
+        if self.model.dtype != torch.float32:
+            return f"in {self.model.dtype} rounding hides whether they change each other"
+        sizes = [len(context) + len(continuation) for _, context, continuation in requests]
+        window = min(decoding.spans(self.model), default=max(sizes))
+        if max(sizes) > window:
+            return f"the longest has {max(sizes)} tokens, and a window of the model's attention {window}"
+        ends = {sizes.index(max(sizes)), sizes.index(min(sizes))}
+        asked = [requests[i] for end in ends for i in (end, end + 1) if i < len(requests)]
+        plain = _values(self._plain(asked))
+        noise = (plain - _values([self._plain([request])[0] for request in asked])).abs().max()
+        try:
+            decoding.require_keys_and_values(self.model)
+            together = _values(self._together(asked))
+        except Exception as error:  # a model's code may fail in any way on what it was not written for
+            return str(error).partition("\n")[0] or type(error).__name__
+        if not torch.allclose(together, plain, rtol=TOLERANCE, atol=NOISE * float(noise)):
+            return f"together they have other log-likelihoods: {together.tolist()} for {plain.tolist()}"
+        return ""
+
+    def _together(self, requests: list[Request]) -> list[tuple[float, bool]]:
+        """Of one forward over a tree."""
+        tree = Tree.of([(context + continuation)[:-1] for _, context, continuation in requests])
+        paths = [path[-len(ask[2]) :] for path, ask in zip(tree.paths, requests, strict=True)]
+        wanted = sorted({node for path in paths for node in path})
+        row = {node: i for i, node in enumerate(wanted)}
+        log_p = self._logits(tree, torch.tensor(wanted)).log_softmax(dim=-1)  # (wanted, vocabulary)
+        answers = []
+        for path, (_, _, continuation) in zip(paths, requests, strict=True):
+            here, said = log_p[[row[node] for node in path]], torch.tensor(continuation)
+            greedy = torch.equal(here.argmax(dim=-1), said)
+            answers.append((float(here.gather(1, said[:, None]).sum()), greedy))
+        return answers
+
+    def _logits(self, tree: Tree, wanted: Tensor) -> Tensor:
+        """The logits of some of a tree's tokens: float32 [wanted, vocabulary]."""
+        barred = torch.zeros(tree.attends.shape).masked_fill_(~tree.attends, torch.finfo(torch.float32).min)
+        asked: dict[str, Any] = {"attention_mask": barred[None, None], "position_ids": tree.positions[None]}
+        only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        if only:
+            asked["logits_to_keep"] = wanted
+        logits = self.model(input_ids=tree.tokens[None], use_cache=False, **asked).logits[0]
+        return logits if only else logits[wanted]
+
+
+def _values(answers: list[tuple[float, bool]]) -> Tensor:
+    """The log-likelihoods of answers: float32 [n]."""
+    return torch.tensor([value for value, _ in answers])

@@ -1,0 +1,90 @@
+"""Perplexity on a text that the teacher did not write.
+
+Protocol: the documents joined by blank lines, encoded once without special tokens, cut into windows of a fixed length
+from the start; each window stands alone, its first token is context only. No BOS is added.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.corpus.texts import json_lines
+from pipeline.evaluation.items import content_hash
+
+PYDOC = "pydoc"
+
+
+def read_text(name: str, folder: str | Path) -> str:
+    """The text to score: CPython's own help topics, or a JSON lines file whose rows have a `page` or a `text`.
+
+    Raises:
+        ValueError: the file is missing or a line of it is malformed; names file and line.
+    """
+    if name == PYDOC:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[topic] for topic in sorted(topics))
+    file = Path(folder) / f"{name}.jsonl"
+    if not file.is_file():
+        raise ValueError(
+            f"evaluate.text: {file} does not exist; give the name of a JSON lines file there, or {PYDOC!r}"
+        )
+    return "\n\n".join(json_lines(file))
+
+
+def windows(text: str, tokenizer: Any, count: int, length: int) -> Tensor:
+    """The first `count` windows of the text: int64 [count, length].
+
+    Raises:
+        ValueError: the text is too short.
+    """
+    wanted = count * length
+    ids = tokenizer(text[: wanted * 16], add_special_tokens=False, verbose=False)["input_ids"][:wanted]
+    if len(ids) < wanted:
+        raise ValueError(
+            f"evaluate.windows x evaluate.window asks for {wanted} tokens, the text has {len(ids)}; lower one of them"
+        )
+    return torch.tensor(ids).reshape(count, length)
+
+
+@torch.inference_mode()
+def perplexity(
+    model: PreTrainedModel, tokens: Tensor, advance: Callable[[], object]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Perplexity over windows [count, length], its standard error (delta method over windows), and its logarithm's.
+
+    Logits are cast to float32 before the softmax.
+
+    Returns:
+        the scores, and the logarithm's row of each window for `items.documents`.
+    """
+    losses = []
+    for window in tokens:
+        logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
+        losses.append(torch.nn.functional.cross_entropy(logits, window[1:]).double())
+        advance()
+    each = torch.stack(losses)
+    mean, error = float(each.mean()), float(each.std() / math.sqrt(len(each)))
+    scores = {"perplexity": math.exp(mean), "perplexity.stderr": math.exp(mean) * error, "log_perplexity": mean}
+    rows = [
+        {
+            "measure": "log_perplexity",
+            "document": i,
+            "hash": content_hash(window.numpy().tobytes()),
+            "tokens": len(window) - 1,
+            "value": loss,
+        }
+        for i, (window, loss) in enumerate(zip(tokens, each.tolist(), strict=True))
+    ]
+    return scores, rows
+
+
+def text_sha256(text: str) -> str:
+    """sha256 of the text's UTF-8: which text a perplexity was measured on."""
+    return hashlib.sha256(text.encode()).hexdigest()

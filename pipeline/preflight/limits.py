@@ -1,0 +1,139 @@
+"""The knobs of all stages, held against the model at hand before the first of them works.
+
+Each stage refuses what it cannot do itself, but some of them hours after the first one began. A check makes nothing, so
+of these knobs dvc.yaml gives the stage `teacher` only those whose limit the stage that uses them does not see.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from pipeline.calibration import driver
+from pipeline.corpus import conversation
+from pipeline.distill.freeze import frozen_rows
+from pipeline.knobs.freezing import AUTO
+from pipeline.knobs.sections import Evaluate, Params
+from pipeline.models import forward, layout, vocabulary
+
+CONTEXTS = (  # what configs call the longest text that a model's positions hold
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
+)  # fmt: skip
+ALTERNATIVES = ("sol1", "sol2", "option1", "option2", "endings", "choices")  # of which a request holds one
+
+
+def check(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> None:
+    """Raises:
+    ValueError: knobs ask for what the model or its tokenizer does not have: all of them, a line each.
+    """
+    problems = [*_lengths(model, tokenizer, knobs), *_tokens(model, tokenizer, knobs), *_linears(model, knobs)]
+    if problems:
+        lines = "\n  ".join(dict.fromkeys(problems))
+        raise ValueError(f"{type(model).__name__} and the knobs in params.yaml do not fit:\n  {lines}")
+
+
+def warning(model: PreTrainedModel) -> str:
+    """What a whole run would come to, hours later, though a part of it is sound; empty where there is nothing.
+
+    A model whose logits are more than its head times its last hidden states can be quantized, but not distilled.
+    """
+    try:
+        forward.head_weight(model)
+    except ValueError as error:
+        return f"targets and distill will refuse this model; `dvc repro export@ptq` quantizes it without them: {error}"
+    return ""
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The tokens that a model's positions hold; None where it has no such limit, as with ALiBi or a state space."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "alibi", config.model_type == "bloom"):
+        return None
+    if getattr(getattr(config, "attn_config", None), "alibi", False):
+        return None  # MPT
+    named = (getattr(config, name, None) for name in CONTEXTS)
+    length = next((value for value in named if isinstance(value, int) and value > 0), None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    return max(length, int(original * factor)) if length and original and factor else length
+
+
+def _lengths(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[str]:
+    most = context_length(model)
+    if most is None:
+        return
+    for name, value in (
+        ("synthesize.length", knobs.synthesize.length),
+        ("evaluate.window", knobs.evaluate.window),
+    ):
+        if value > most:
+            yield f"{name}: {value} tokens are more than the {most} of the model's context; lower it"
+    tasks = knobs.evaluate
+    longest = {task: longest_request(tasks, task, tokenizer) for task in tasks.tasks if tasks.source == "folder"}
+    for task, tokens in longest.items():
+        if tokens > most:
+            yield (
+                f"evaluate.tasks: the longest item of {task} has about {tokens} tokens, the model's context {most}; "
+                "leave the task out, or its long items"
+            )
+
+
+def longest_request(knobs: Evaluate, task: str, tokenizer: Any) -> int:
+    """About the tokens of the longest request of a task's file: a row's texts, of its alternatives the longest."""
+    file, longest = Path(knobs.benchmarks) / f"{task}.jsonl", ""
+    for line in file.read_text(encoding="utf-8").split("\n") if file.is_file() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # for evaluate to name
+        texts = {key: list(_texts(value)) for key, value in row.items()}
+        alternatives = [text for key in ALTERNATIVES for text in texts.pop(key, [])]
+        context = [text for found in texts.values() for text in found]
+        asked = " ".join(["Question: Answer:", *context, max(alternatives, key=len, default="")])
+        longest = max(longest, asked, key=len)
+    return len(tokenizer(longest, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value of a row, and in what it holds."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _tokens(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[str]:
+    rows, ends = model.get_input_embeddings().weight.shape[0], vocabulary.end_tokens(model)
+    beyond = [end for end in ends if end >= rows]
+    if beyond:
+        yield f"the end-of-sequence tokens {beyond} of its generation config are beyond the embedding's {rows} rows"
+    if knobs.synthesize.stop_at_eos and not ends:
+        yield "synthesize.stop_at_eos: the model has no end-of-sequence token; set it to false"
+    if not set(vocabulary.vocabulary(tokenizer)) - set(vocabulary.special_tokens(tokenizer)):
+        yield "its tokenizer has special tokens alone, so no text can begin"
+    if knobs.synthesize.chat:
+        try:
+            opening = conversation.opening(tokenizer, ends)
+        except ValueError as error:
+            yield str(error)
+            return
+        if opening is not None and len(opening.tokens) >= knobs.synthesize.length:
+            yield (
+                f"synthesize.length: {knobs.synthesize.length} tokens leave no place behind the {len(opening.tokens)} "
+                "that open a conversation; make it longer, or set synthesize.chat to 0"
+            )
+
+
+def _linears(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
+    """What calibrate and distill would refuse."""
+    checks: list[Callable[[], object]] = [lambda: driver.plan(model, knobs.scheme)]
+    if knobs.distill.freeze != AUTO:
+        checks.append(lambda: frozen_rows(knobs.distill.freeze, layout.linears(model)))
+    for attempt in checks:
+        try:
+            attempt()
+        except ValueError as error:
+            yield str(error)

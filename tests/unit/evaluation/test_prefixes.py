@@ -1,0 +1,125 @@
+"""Log-likelihoods of texts that share what they begin with against lm-eval's own, one text a row."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, BambaConfig, MambaConfig, MistralConfig, PreTrainedModel
+
+from pipeline.evaluation.prefixes import Request, SharedPrefixes, Tree
+from tests import tiny
+from tests.families import FAMILIES, family
+
+QUESTION, OTHER = list(range(40, 60)), [7, 8, 9]
+REQUESTS: list[Request] = [
+    (("", ""), QUESTION, [100, 101, 102]),
+    (("", ""), OTHER, [50, 60]),
+    (("", ""), QUESTION, [100, 103]),
+    (("", ""), [*QUESTION[:10], 5, *QUESTION[10:]], [11, 12, 13]),
+    (("", ""), QUESTION, [104]),
+    (("", ""), OTHER, [50]),
+    (("", ""), QUESTION, [100, 101, 102]),  # twice the same
+]
+SMALL: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+STATES = {name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "initializer_range")}
+MIXED = {"mamba_d_head": 8, "mamba_n_heads": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "attn_layer_indices": [1]}
+ALONE = {"mistral", "qwen2-window", "falcon-rw", "bloom", "mamba"}  # of windows, with linear biases, of states
+SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=6)
+
+
+def asked(model: PreTrainedModel, kind: type[HFLM], **options: Any) -> tuple[HFLM, list[tuple[float, bool]]]:
+    engine = kind(pretrained=model, tokenizer=tiny.tokenizer(), batch_size=3, **options)
+    with torch.inference_mode():
+        return engine, engine._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+
+
+def compared(model: PreTrainedModel) -> str:
+    """Whether the answers are those of lm-eval; returns why texts were not put together."""
+    done: list[int] = []
+    _, theirs = asked(model, HFLM)
+    engine, ours = asked(model, SharedPrefixes, begin=lambda count: done.append(-count) or done.append)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], rel=1e-4)
+    assert done[0] == -len(REQUESTS) == -sum(done[1:])
+    return engine.passed_over
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_gives_the_log_likelihoods_of_lm_eval(name: str):
+    model = family(name)
+    reason = compared(model)
+    assert bool(reason) == (name in ALONE), reason
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MistralConfig(**SMALL, sliding_window=8), "a window of the model's attention 8"),
+        (MambaConfig(**STATES), "no cache of keys and values"),
+        (BambaConfig(**SMALL, **MIXED), "its cache has layers of the kind"),
+    ],
+    ids=["window", "context", "states", "states and attention"],
+)
+def test_a_model_that_cannot_read_a_tree_is_asked_as_lm_eval_asks_it(config: Any, reason: str):
+    torch.manual_seed(0)
+    assert reason in compared(AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_a_model_in_bfloat16_is_asked_as_lm_eval_asks_it():
+    model = tiny.llama().to(torch.bfloat16)
+    _, theirs = asked(model, HFLM)
+    engine, ours = asked(model, SharedPrefixes, begin=lambda _: int)
+    assert "bfloat16" in engine.passed_over
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], rel=0.05)
+
+
+def test_items_beyond_the_context_are_refused_where_lm_eval_would_cut_them():
+    def begin(count: int) -> None:
+        raise AssertionError("work has begun")
+
+    fits, short = (
+        AutoModelForCausalLM.from_config(MistralConfig(**SMALL, sliding_window=None, max_position_embeddings=length))
+        for length in (23, 22)
+    )
+    assert compared(fits.eval()) == ""
+    with pytest.raises(ValueError, match=r"1 of 7 answers .* than the 22 of .* \(the longest 23;"):
+        asked(short, SharedPrefixes, begin=begin)
+
+
+def test_a_question_is_read_once():
+    model, read = tiny.llama(), []
+    engine = SharedPrefixes(lambda _: int, pretrained=model, tokenizer=tiny.tokenizer(), batch_size=len(REQUESTS))
+    model.register_forward_pre_hook(
+        lambda _, args, options: read.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    with torch.inference_mode():
+        engine._together(sorted(REQUESTS))
+    distinct = {
+        tuple(text[:n]) for text in ((a + b)[:-1] for _, a, b in sorted(REQUESTS)) for n in range(1, len(text) + 1)
+    }
+    assert sum(read) == len(distinct)
+
+
+@given(SEQUENCES)
+def test_a_tree_holds_each_sequence_and_what_comes_before_it(sequences: list[list[int]]):
+    sequences.sort()
+    tree = Tree.of(sequences)
+    prefixes = {tuple(sequence[:n]) for sequence in sequences for n in range(1, len(sequence) + 1)}
+    assert len(tree.tokens) == len(prefixes)
+    for sequence, path in zip(sequences, tree.paths, strict=True):
+        assert tree.tokens[path].tolist() == sequence
+        assert tree.positions[path].tolist() == list(range(len(sequence)))
+        for n, node in enumerate(path):
+            assert tree.attends[node].nonzero().flatten().tolist() == sorted(path[: n + 1])

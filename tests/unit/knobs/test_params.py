@@ -1,0 +1,274 @@
+"""params.yaml as a file: its shape, the names and types of its knobs, and YAML's traps."""
+
+import math
+import re
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+from ruamel.yaml import YAML
+
+from pipeline.calibration.driver import PTQ_METHODS
+from pipeline.calibration.observers import OBSERVERS
+from pipeline.corpus.sampler import SAMPLERS
+from pipeline.evaluation.harness import TASKS
+from pipeline.export.formats import EXPORT_FORMATS
+from pipeline.knobs import params, reading, sections
+from pipeline.knobs.scheme import Activations, KVCache, Observer, Weights, from_short
+from pipeline.losses.chunked import DIVERGENCES
+from pipeline.rounding.methods import SCALES
+from tests.unit.knobs.files import ROOT, SHIPPED, lines, load_text, load_with, long, problems
+
+pytestmark = pytest.mark.usefixtures("in_the_root")
+
+
+def test_the_shipped_knobs_load_with_their_values():
+    loaded = params.load()
+    assert SHIPPED.keys() == sections.Params.__dataclass_fields__.keys()
+    assert loaded.seed == SHIPPED["seed"]
+    assert loaded.scheme == from_short(SHIPPED["scheme"])
+    for section in SHIPPED.keys() - {"seed", "scheme"}:
+        assert vars(getattr(loaded, section)) == SHIPPED[section]
+
+
+def test_the_long_scheme_in_the_comments_of_the_shipped_knobs_loads(tmp_path: Path):
+    """Without its `# `, in place of the short one."""
+    rows = (ROOT / "params.yaml").read_text().splitlines()
+    start = rows.index("# scheme:")
+    end = rows.index("", start)
+    shown = [row.removeprefix("# ") for row in rows[start:end]]
+    rest = [row for row in [*rows[:start], *rows[end:]] if not row.startswith("scheme:")]
+    loaded = load_text(tmp_path, "\n".join([*rest, *shown])).scheme
+    assert loaded.weights == Weights(4)
+    assert loaded.activations == Activations(16)
+    assert loaded.kv_cache == KVCache(0)
+    assert [override.match for override in loaded.overrides] == ["down_proj", "model.layers.0.*", "lm_head"]
+    assert loaded.overrides[0].activations == Activations(16, dynamic=True)
+
+
+@pytest.mark.parametrize(
+    ("hint", "table"),
+    [
+        (sections.Divergence, [*DIVERGENCES]),
+        (sections.Method, PTQ_METHODS),
+        (sections.Calibrate.__annotations__["scales"], SCALES),
+        (sections.Synthesize.__annotations__["strategy"], SAMPLERS),
+        (sections.Export.__annotations__["format"], EXPORT_FORMATS),
+        (sections.Task, TASKS),
+        (Observer, OBSERVERS),
+    ],
+    ids=["divergence", "method", "scales", "strategy", "format", "task", "observer"],
+)
+def test_the_names_a_knob_admits_are_the_keys_of_the_table_behind_it(hint: object, table: dict):
+    assert sorted(typing.get_args(hint)) == sorted(table)
+
+
+def test_unknown_missing_and_ill_typed_knobs_are_all_named_at_once(tmp_path: Path):
+    found = problems(
+        tmp_path,
+        seed="zero",
+        distill__steps=...,
+        distill__stepz=1,
+        export=...,
+        synthesize__length=2.5,
+        extra=1,
+        scheme=long(
+            {"match": "down", "weights": {"bits": 9}, "activation": 3},
+            {"match": "up", "activations": {"dynamic": "yes", "percent": 99}},
+            weights__group=...,
+            kv_cache__bits="8",
+            bits=4,
+        ),
+    )
+    text = "\n".join(found)
+    assert "seed: expected int, got 'zero' (str)" in text
+    assert "distill.steps: missing" in text
+    assert "unknown knob 'distill.stepz'; did you mean 'distill.steps'?" in text
+    assert "export: missing" in text
+    assert "synthesize.length: expected int, got 2.5 (float)" in text
+    assert "unknown knob 'extra'" in text
+    assert "scheme.weights.group: missing" in text
+    assert "scheme.kv_cache.bits: expected int, got '8' (str)" in text
+    assert "unknown knob 'scheme.bits'" in text
+    assert "scheme.overrides[0].weights.bits: unknown value 9; available: 0, 2, 3, 4, 5, 6, 7, 8" in text
+    assert "unknown knob 'scheme.overrides[0].activation'; did you mean 'scheme.overrides[0].activations'?" in text
+    assert "scheme.overrides[1].activations.dynamic: expected bool, got 'yes' (str)" in text
+    assert "unknown knob 'scheme.overrides[1].activations.percent'" in text
+    assert len(found) == 13
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "meant"),
+    [
+        ("distill__divergence", "revers", "'reverse'"),
+        ("synthesize__strategy", "hybird", "'hybrid'"),
+        ("calibrate__method", "gpqt", "'gptq'"),
+        ("calibrate__scales", "min-max", "'minmax'"),
+        ("export__format", "compressed_tensors", "'compressed-tensors'"),
+        ("evaluate__tasks", ["arc_ez"], "'arc_easy'"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_one_that_was_meant(tmp_path: Path, knob: str, value: object, meant: str):
+    (found,) = problems(tmp_path, **{knob: value})
+    assert found.startswith(knob.replace("__", "."))
+    assert f"did you mean {meant}? available: " in found
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("seed", True),
+        ("seed", None),
+        ("scheme", 4),
+        ("scheme", None),
+        ("scheme", ["W4"]),
+        ("distill__train_norms", 1),
+        ("distill__train_norms", "yes"),
+        ("distill__lr", "fast"),
+        ("distill__lr", "0.1"),
+        ("distill__freeze", []),
+        ("distill__freeze", [3]),
+        ("synthesize__greedy_prefix", 3),
+        ("synthesize__greedy_prefix", [3, 5.0]),
+        ("evaluate__tasks", "piqa"),
+        ("report__title", 3),
+        ("teacher", "pypi"),
+        ("teacher", None),
+    ],
+)
+def test_a_value_of_another_type_is_named(tmp_path: Path, knob: str, value: object):
+    (found,) = problems(tmp_path, **{knob: value})
+    assert found.startswith(knob.replace("__", "."))
+    assert "text, write" not in found
+
+
+def test_an_integer_may_stand_where_a_float_is_due(tmp_path: Path):
+    value = load_with(tmp_path, distill__kl=1).distill.kl
+    assert (value, type(value)) == (1.0, float)
+
+
+def load_written(tmp_path: Path, knob: str, written: str) -> params.Params:
+    """The shipped file with another text after a knob's name, comments and all."""
+    changed, count = re.subn(rf"(?m)^(  )?{knob}: \S+", rf"\g<1>{knob}: {written}", (ROOT / "params.yaml").read_text())
+    assert count == 1
+    return load_text(tmp_path, changed)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("2e-05", 2e-5),  # as `dvc exp run -S distill.lr=2.0e-5` writes it
+        ("1e-4", 1e-4),
+        ("1.5e3", 1.5e3),
+        ("2E-5", 2e-5),
+        ("1.", 1.0),
+        ("2.0e-4", 2e-4),
+        ("3", 3.0),
+        ("010", 10.0),
+    ],
+)
+def test_a_number_is_read_as_yaml_1_2_has_it(tmp_path: Path, written: str, value: float):
+    """As DVC reads it. YAML 1.1, which PyYAML reads, takes most of these for text, and 010 for eight."""
+    assert load_written(tmp_path, "lr", written).distill.lr == value
+    (ours,) = reading_of(written)
+    theirs = YAML(typ="safe").load(f"lr: {written}")["lr"]
+    assert (ours, type(ours)) == (theirs, type(theirs))
+
+
+def reading_of(*written: str) -> list[object]:
+    return [yaml.load(f"x: {text}", Loader=reading.Loader)["x"] for text in written]
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("0o17", 15),
+        (".5e2", 50.0),
+        ("0x1F", 31),
+        ("-12", -12),
+        ("+3", 3),
+        ("-.inf", -math.inf),
+        ("-1e-4", -1e-4),
+        ("0", 0),
+        ("-0.0", 0.0),
+    ],
+)
+def test_other_numbers_are_the_core_schemas(written: str, value: float):
+    assert reading_of(written) == [value]
+
+
+@pytest.mark.parametrize("written", ["1_000", "1:30", "0b11", "e5", "1e", "1e5x", ".e5", "1.0.1", "0x", ".", "+.5.1"])
+def test_what_is_no_number_in_yaml_1_2_is_text(written: str):
+    assert reading_of(written) == [written]
+
+
+@pytest.mark.parametrize("written", ['"2.0e-5"', "'0.1'"])
+def test_a_number_in_quotes_is_answered_with_the_way_out(tmp_path: Path, written: str):
+    with pytest.raises(ValueError, match=r"distill\.lr: expected float, .*; without quotes it is a number"):
+        load_written(tmp_path, "lr", written)
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "1e5x", "1 e5", ".e5", "fast", "AUTO", ""])
+def test_a_rate_that_is_no_number_may_only_be_auto(tmp_path: Path, text: str):
+    (found,) = problems(tmp_path, distill__lr=text)
+    assert found.startswith(f"distill.lr: unknown value {text!r}")
+    assert "auto" in found
+
+
+def test_a_rate_may_be_auto(tmp_path: Path):
+    assert load_with(tmp_path, distill__lr="auto").distill.lr == "auto"
+
+
+def test_a_commit_that_yaml_reads_as_a_number_is_to_be_quoted(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"teacher\.revision: expected str, got .*; put it in quotes"):
+        load_written(tmp_path, "revision", "12e4567")
+    assert load_written(tmp_path, "revision", '"12e4567"').teacher.revision == "12e4567"
+
+
+def test_knobs_that_stand_twice_are_all_named_with_their_lines(tmp_path: Path):
+    """Beside what else is wrong."""
+    rows = (ROOT / "params.yaml").read_text().splitlines()
+    rows[rows.index("distill:") + 1 : rows.index("distill:") + 1] = ["  steps: 3", "  stepz: 3"]
+    rows = [row for row in rows if not row.startswith("scheme:")]
+    rows += ["seed: 1", "scheme:", "  weights: {bits: 4, symmetric: true, bits: 8, group: 0}"]
+    rows += ["  overrides: [{match: q, weights: {}}, {match: down, match: up, activations: {bits: 4}}]"]
+    with pytest.raises(ValueError, match="bad knob") as caught:
+        load_text(tmp_path, "\n".join(rows))
+    found = lines(caught.value)
+    at = {start: [i + 1 for i, row in enumerate(rows) if row.startswith(start)] for start in ("seed:", "  steps:")}
+    assert f"seed: stands twice, in lines {at['seed:'][0]} and {at['seed:'][1]}" in found
+    assert f"distill.steps: stands twice, in lines {at['  steps:'][0]} and {at['  steps:'][1]}" in found
+    assert f"scheme.weights.bits: stands twice, in lines {len(rows) - 1} and {len(rows) - 1}" in found
+    assert f"scheme.overrides[1].match: stands twice, in lines {len(rows)} and {len(rows)}" in found
+    assert "scheme.kv_cache: missing" in found
+    assert any("distill.stepz" in line for line in found)
+    assert sum("stands twice" in line for line in found) == 4
+
+
+def test_the_same_knob_in_two_sections_stands_once_in_each(tmp_path: Path):
+    text = "a: {x: 1, y: &y {x: 2}}\nb: {x: 1, y: *y}\nc: [{x: 1}, {x: 2}]\n"
+    with pytest.raises(ValueError, match="bad knob") as caught:
+        load_text(tmp_path, text)
+    assert "twice" not in str(caught.value)
+
+
+def test_a_file_that_is_no_yaml_or_no_mapping_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_text(tmp_path, "seed: [0")
+    with pytest.raises(ValueError, match="the file: expected a section of knobs, got None"):
+        load_text(tmp_path, "")
+    with pytest.raises(ValueError, match=r"the file: expected a section of knobs, got \['seed'\]"):
+        load_text(tmp_path, "- seed")
+
+
+def test_keys_that_are_no_text_are_named(tmp_path: Path):
+    with pytest.raises(ValueError, match="unknown knob '3'"):
+        load_text(tmp_path, (ROOT / "params.yaml").read_text() + "\n3: 4\n")
+    (found,) = problems(tmp_path, scheme=long({"match": "q", "weights": {4: 8}, "activations": {}}))
+    assert "unknown knob 'scheme.overrides[0].weights.4'" in found
+
+
+def test_knobs_cannot_be_changed_once_loaded():
+    with pytest.raises(AttributeError):
+        params.load().seed = 1  # type: ignore[misc]

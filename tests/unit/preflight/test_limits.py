@@ -1,0 +1,144 @@
+"""Knobs that a model or its tokenizer cannot have are all named, before any stage works."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    MambaConfig,
+    PreTrainedConfig,
+)
+
+from pipeline.preflight import limits
+from tests import families, tiny
+from tests.unit.knobs.files import load_with, long
+
+pytestmark = pytest.mark.usefixtures("in_the_root")
+FITTING = {"evaluate__window": 64, "synthesize__length": 64, "evaluate__source": "hub"}
+
+
+def problems(model: object, tmp_path: Path, **changes: object) -> list[str]:
+    """The lines that are said of the knobs."""
+    knobs = load_with(tmp_path, **(FITTING | changes))
+    try:
+        limits.check(model, tiny.tokenizer(), knobs)  # type: ignore[arg-type]
+    except ValueError as error:
+        head, *rest = str(error).splitlines()
+        assert head.endswith("and the knobs in params.yaml do not fit:")
+        return [line.strip() for line in rest]
+    return []
+
+
+def test_sound_knobs_pass(tmp_path: Path):
+    assert problems(tiny.llama(), tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [name for name in families.FAMILIES if name != "mamba"])
+def test_every_family_passes(tmp_path: Path, name: str):
+    assert problems(families.family(name), tmp_path, distill__freeze="none") == []
+
+
+def test_what_is_longer_than_the_context_is_named_all_at_once(tmp_path: Path):
+    found = problems(tiny.llama(), tmp_path, evaluate__window=513, synthesize__length=600)
+    assert found == [
+        "synthesize.length: 600 tokens are more than the 512 of the model's context; lower it",
+        "evaluate.window: 513 tokens are more than the 512 of the model's context; lower it",
+    ]
+
+
+def test_items_that_are_longer_than_the_context_are_named_by_their_task(tmp_path: Path):
+    row = {"goal": "g" * 100, "sol1": "s" * 500, "sol2": "s", "label": 0}
+    (tmp_path / "piqa.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"sol1": "s"}) + "\n")
+    changes = {
+        "evaluate__source": "folder",
+        "evaluate__benchmarks": str(tmp_path),
+        "evaluate__tasks": ["piqa"],
+        "evaluate__text": "pydoc",
+    }
+    (found,) = problems(tiny.llama(), tmp_path, **changes)
+    assert found.startswith("evaluate.tasks: the longest item of piqa has about 619 tokens, the model's context 512;")
+
+
+CONTEXTS: list[tuple[PreTrainedConfig, int | None]] = [
+    (LlamaConfig(max_position_embeddings=96), 96),
+    (GPT2Config(n_positions=48), 48),
+    (MambaConfig(), None),
+    (BloomConfig(), None),
+    (FalconConfig(alibi=True), None),
+    (FalconConfig(alibi=False, max_position_embeddings=80), 80),
+    (
+        LlamaConfig(
+            max_position_embeddings=64,
+            rope_parameters={
+                "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64,
+            },
+        ),
+        256,
+    ),
+    (families.multimodal(1).config, 64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "expected"), CONTEXTS)
+def test_the_context_is_read_off_the_config(config: PreTrainedConfig, expected: int | None):
+    model = tiny.llama()
+    model.config = config
+    assert limits.context_length(model) == expected
+
+
+def test_a_model_without_an_end_cannot_stop_there(tmp_path: Path):
+    model = tiny.llama()
+    model.generation_config.eos_token_id = None
+    assert problems(model, tmp_path) == []
+    (found,) = problems(model, tmp_path, synthesize__stop_at_eos=True)
+    assert found.startswith("synthesize.stop_at_eos: the model has no end-of-sequence token")
+
+
+def test_an_end_beyond_the_embedding_is_named(tmp_path: Path):
+    model = tiny.llama()
+    model.generation_config.eos_token_id = [2, 300]
+    assert "the end-of-sequence tokens [300] of its generation config" in problems(model, tmp_path)[0]
+
+
+def test_what_calibrate_and_distill_would_refuse_is_refused_here(tmp_path: Path):
+    found = problems(
+        tiny.llama(), tmp_path, scheme=long({"match": "nothing", "weights": {"bits": 8}}), distill__freeze="ov@9"
+    )
+    assert "nothing is called 'nothing'" in " ".join(found)
+    assert "does not divide" in " ".join(found)
+    assert "names layers beyond the model's last, 1" in " ".join(found)
+
+
+def test_a_model_that_changes_its_logits_after_the_head_is_told_of_and_not_refused():
+    """It can be quantized, without distillation. Granite divides them."""
+    shape = tiny.llama().config.to_dict()
+    sizes = {key: shape[key] for key in shape if key.startswith("num_") or key.endswith(("_size", "_token_id"))}
+    granite = GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=4.0)).eval().requires_grad_(False)
+    said = limits.warning(granite)
+    assert said.startswith("targets and distill will refuse this model; `dvc repro export@ptq` quantizes it")
+    assert "GraniteForCausalLM" in said
+    assert limits.warning(tiny.llama()) == ""
+
+
+def test_a_model_without_attention_has_no_kv_cache_to_quantize(tmp_path: Path):
+    found = problems(families.family("mamba"), tmp_path, scheme="W4A16KV8", distill__freeze="none")
+    assert any(line.startswith("scheme: ") for line in found)
+
+
+def test_a_model_without_linears_is_refused(tmp_path: Path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=259, n_embd=16, n_layer=2, n_head=2, n_positions=64)).eval()
+    assert "no torch.nn.Linear" in " ".join(problems(model, tmp_path))
+
+
+@pytest.mark.parametrize("lacking", ["pad_token", "bos_token", "eos_token"])
+def test_a_tokenizer_may_lack_special_tokens(tmp_path: Path, lacking: str):
+    tokenizer = tiny.tokenizer()
+    setattr(tokenizer, lacking, None)
+    limits.check(tiny.llama(), tokenizer, load_with(tmp_path, **FITTING))
