@@ -1,12 +1,11 @@
 """One script a stage of dvc.yaml: read params, load artifacts, call the library, save the artifact."""
 
-import hashlib
 import os
 import sys
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.artifacts import ending
+from pipeline.artifacts import dvc_hashes, ending
 
 if sys.argv[0] == "-m":  # what it is while `python -m stages.…` imports this package, and in nothing else
     ending.when_told()
@@ -33,8 +32,8 @@ sys.excepthook = _say_what_is_missing
 
 def sources() -> dict[str, str]:
     """The md5 of each source file, by its path in the project, which is the working directory."""
-    files = [file for folder in ("pipeline", "stages") for file in Path(folder).rglob("*.py")]
-    return {file.as_posix(): hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() for file in files}
+    files = [file for folder in ("pipeline", "stages") for file in dvc_hashes.files_of(Path(folder))]
+    return {file.as_posix(): dvc_hashes.file_md5(file.read_bytes()) for file in files}
 
 
-BEGAN_WITH = sources()  # before anything of it is imported but `ending`
+BEGAN_WITH = sources()  # before anything of it is imported but these two

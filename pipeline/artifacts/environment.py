@@ -56,8 +56,8 @@ def check(file: Path = PINS, knobs: Path = KNOBS) -> dict[str, str]:
         raise ValueError(
             f"{file} pins Python {pinned_python}, and this is {running}. Perplexity's text (evaluate.text: {TOPICS}) "
             "comes with Python and changes with it. `python -m pipeline.artifacts.environment` pins this one, and "
-            f"`evaluate` scores all variants anew; or run Python {pinned_python}, or set evaluate.text to a file of your "
-            "own"
+            f"`evaluate` scores all variants anew; or run Python {pinned_python}, or set evaluate.text to a "
+            "file of your own"
         )
     return found
 

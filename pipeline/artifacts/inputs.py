@@ -53,7 +53,7 @@ def read(stage: str, code: Mapping[str, str], before: Inputs | None = None) -> I
     Of a foreach or matrix it is what DVC says by DVC_STAGE that runs; where DVC runs none, what all have in common.
 
     Args:
-        code: the md5 of the project's source files, by path.
+        code: the md5 of the project's source files, by path; a dep is one of them, or a folder of some.
         before: what it read earlier; a file in the same state is not read again. Without it, the content of a file that
             an artifact's manifest lists is what that says, which is for the stage to check.
     """
@@ -65,11 +65,13 @@ def read(stage: str, code: Mapping[str, str], before: Inputs | None = None) -> I
     entry = entry.get("do", entry)
     asked = [name for name in entry.get("params", ()) if isinstance(name, str)]
     deps = _resolved(stage, flow, entry)
-    data = {file.as_posix(): file for dep in deps if dep not in code for file in _files(Path(dep))}
+    sources = {dep: {path: md5 for path, md5 in code.items() if _lies_in(path, dep)} for dep in deps}
+    data = {file.as_posix(): file for dep in deps if not sources[dep] for file in _files(Path(dep))}
     known = before.data if before else {}
     claims = {} if before else _claims({file.parent for file in data.values()})
     files = {path: _file(file, known.get(path), claims.get(path)) for path, file in data.items()}
-    return Inputs(under(asked, knobs), {dep: code[dep] for dep in deps if dep in code}, files)
+    read_code = {path: md5 for files_of_dep in sources.values() for path, md5 in files_of_dep.items()}
+    return Inputs(under(asked, knobs), read_code, files)
 
 
 def _resolved(stage: str, flow: dict[str, Any], entry: dict[str, Any]) -> list[str]:
@@ -120,6 +122,10 @@ def _mapping(file: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _lies_in(path: str, dep: str) -> bool:
+    return path == dep or path.startswith(f"{dep}/")
 
 
 def _files(path: Path) -> list[Path]:

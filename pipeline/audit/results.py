@@ -11,8 +11,9 @@ import pandas as pd
 from pipeline.artifacts import contract
 from pipeline.audit import locks, numbers
 from pipeline.audit.cache import Cache
+from pipeline.audit.finding import Finding
+from pipeline.audit.recomputed import CLOSE
 from pipeline.audit.trees import Commit, Git
-from pipeline.audit.verify import CLOSE, Finding
 from pipeline.report import sweep_files
 from pipeline.report.sweep_files import UNKNOWN, SweepFiles
 

@@ -1,11 +1,11 @@
 """The project's files at a Git revision, or as they lie in the working tree."""
 
-import hashlib
-import json
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
+
+from pipeline.artifacts import dvc_hashes
 
 
 class Tree(Protocol):
@@ -34,8 +34,7 @@ class WorkingTree:
 
     def files(self, folder: str) -> list[str]:
         """The paths of all files of a folder that DVC would hash, sorted."""
-        found = (file for file in (self.root / folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-        return sorted(file.relative_to(self.root).as_posix() for file in found)
+        return [file.relative_to(self.root).as_posix() for file in dvc_hashes.files_of(self.root / folder)]
 
     def remedy(self, path: str) -> str:
         """What to do where a file is damaged."""
@@ -107,19 +106,13 @@ def md5(tree: Tree, path: str) -> str | None:
     """The hash by which DVC knows a file, or a folder with `.dir` after it; None where there is neither."""
     content = tree.read(path)
     if content is not None:
-        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+        return dvc_hashes.file_md5(content)
     if not tree.files(path):
         return None
-    return folder_md5(_entries(tree, path))
-
-
-def folder_md5(entries: Iterable[tuple[str, str]]) -> str:
-    """DVC's hash of a folder, from path and md5 of each of its files."""
-    listed = [{"md5": digest, "relpath": path} for path, digest in sorted(entries)]
-    return f"{hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest()}.dir"
+    return dvc_hashes.folder_md5(_entries(tree, path))
 
 
 def _entries(tree: Tree, folder: str) -> Iterator[tuple[str, str]]:
     for path in tree.files(folder):
         content = tree.read(path) or b""
-        yield path.removeprefix(f"{folder}/"), hashlib.md5(content, usedforsecurity=False).hexdigest()
+        yield path.removeprefix(f"{folder}/"), dvc_hashes.file_md5(content)

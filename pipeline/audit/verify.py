@@ -2,45 +2,26 @@
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from safetensors import SafetensorError
 
+from pipeline.artifacts import dvc_hashes
 from pipeline.artifacts.contract import MANIFEST, sha256
 from pipeline.artifacts.environment import PYTHON, TOPICS, fits
 from pipeline.artifacts.inputs import differing
-from pipeline.audit import numbers
+from pipeline.audit import recomputed
 from pipeline.audit.cache import Cache
+from pipeline.audit.finding import Finding
 from pipeline.audit.locks import LOCK, PARAMS, PINS, Lock, Stage, command, overlap, some
-from pipeline.audit.trees import Git, WorkingTree, folder_md5
-from pipeline.audit.versions import EVALUATE, Version, summary_file
-from pipeline.evaluation.items import Items
-from pipeline.report import summary
+from pipeline.audit.trees import Git, WorkingTree
+from pipeline.audit.versions import Version
 
-MODEL, TEACHER = "--model", "--teacher"  # before the paths of what is scored and of its teacher, in evaluate's command
-UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, ArithmeticError)  # what damaged files give
-CLOSE = 1e-9  # of a number that is worked out again, relative
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is not as it should be: a path or a stage, and what is wrong with it.
-
-    checked: whether it was; if not, the problem is why it could not be.
-    """
-
-    what: str
-    problem: str
-    checked: bool = True
+SOURCES = ("pipeline/", "stages/")  # where code lies
 
 
 def verify(git: Git, version: Version, cache: Cache, advance: Callable[[str], object]) -> list[Finding]:
@@ -63,7 +44,7 @@ def verify(git: Git, version: Version, cache: Cache, advance: Callable[[str], ob
     found += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in stale.items()]
     strays = _strays(git, version.lock)
     runs = [*_declared(root, version.lock), *_recorded(root, version)]
-    return [*found, *strays, *runs, *_scores(root, version), *_summary(root, version)]
+    return [*found, *strays, *runs, *recomputed.scores(root, version), *recomputed.report(root, version)]
 
 
 def _content(root: Path, stage: Stage, path: str, md5: str, cache: Cache) -> Iterator[Finding]:
@@ -77,7 +58,7 @@ def _content(root: Path, stage: Stage, path: str, md5: str, cache: Cache) -> Ite
     else:
         files = [file for file in sorted(where.rglob("*")) if file.is_file()]
         hashes = {file.relative_to(where).as_posix(): _md5(file) for file in files}
-        if folder_md5(hashes.items()) != md5:
+        if dvc_hashes.folder_md5(hashes.items()) != md5:
             yield from _files(path, stage, hashes, cache.listing(md5))
         yield from _manifest(path, where)
 
@@ -159,11 +140,19 @@ def _recorded(root: Path, version: Version) -> Iterator[Finding]:
         ran_with = {key: pin if fits(pin, str(have.get(key))) else have.get(key) for key, pin in pins.items()}
         compared: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("version of", ran_with, pins)]
         if isinstance(knobs, dict) and isinstance(code, dict):  # records of before 2026-11-27 have neither
-            compared += [("knob", knobs, stage.knobs), ("md5 of", code, {path: stage.deps.get(path) for path in code})]
+            compared += [("knob", knobs, stage.knobs), ("md5 of", *_code(stage, code, version.lock))]
         for what, ran, noted in compared:
             for key in differing(ran, noted):
                 problem = f"by {LOCK} the {what} {key} was {noted.get(key)}, by its own record {ran.get(key)}"
                 yield Finding(name, problem)
+
+
+def _code(stage: Stage, code: dict[str, str], lock: Lock) -> tuple[dict[str, str], dict[str, str]]:
+    """The md5 of the code that a stage ran, by its deps: by its own record of files, and by dvc.lock."""
+    noted = {dep: md5 for dep, md5 in lock.code(stage).items() if dep.startswith(SOURCES)}
+    ran = dvc_hashes.of_deps(noted, code)
+    beside = {path: md5 for path, md5 in code.items() if not any(overlap(path, dep) for dep in noted)}
+    return {**ran, **beside}, noted
 
 
 def _record_here(file: Path, md5: str | None) -> dict[str, Any]:
@@ -181,86 +170,6 @@ def _unlike(stage: str, what: str, wanted: Iterable[str], had: Iterable[str]) ->
     for here, there, names in (("dvc.yaml", LOCK, wanted - had), (LOCK, "dvc.yaml", had - wanted)):
         if names:
             yield Finding(stage, f"by {here} it {what} {', '.join(sorted(names))}; {there} does not know of it")
-
-
-def _scores(root: Path, version: Version) -> Iterator[Finding]:
-    """Scores that do not follow from their items and from the model's file."""
-    for variant in version.variants:
-        stage, file = version.lock.stages[f"{EVALUATE}{variant}"], version.scores(variant)
-        content = WorkingTree(root).read(file) if file else None
-        if file is None or content is None:
-            continue  # told among the hashes
-        found, expected, whole = numbers.read(content), dict[str, float](), True
-        if found is None:
-            yield Finding(file, "it holds no numbers by name")
-            continue
-        folder = version.items_folder(variant)
-        model, teacher = (re.search(rf"{each} (\S+)", stage.cmd) for each in (MODEL, TEACHER))
-        give_size = partial(numbers.of_model, teacher=root / teacher[1]) if teacher else None
-        for source, give in ((folder, _of_items), (model and model[1], give_size)):
-            try:
-                expected |= give(root / source) if source and give else {}
-            except UNREADABLE as error:
-                yield Finding(file, f"it cannot be held against {source}: {error!r}")
-                whole = False
-        sure = whole and folder and model and teacher
-        unpacked = {numbers.SIZES[1]} - {*expected}  # of such weights the files do not tell it
-        names = {*expected, *(found if sure else ())} - unpacked
-        yield from _differing(file, found, expected, sorted(names), "what it was made from gives")
-        left = sorted({*found} - names) if whole else []
-        if left:
-            yield Finding(file, f"{', '.join(left)}: nothing that it was made from tells of it", checked=False)
-
-
-def _of_items(folder: Path) -> dict[str, float]:
-    return numbers.of_items(Items.load(folder))
-
-
-def _summary(root: Path, version: Version) -> Iterator[Finding]:
-    """Numbers of the report that do not follow from the scores."""
-    tree, path = WorkingTree(root), summary_file(version.lock)
-    content = tree.read(path) if path else None
-    files = {variant: version.scores(variant) for variant in version.variants}
-    contents = {variant: tree.read(file) for variant, file in files.items() if file}
-    if path is None or content is None:
-        return  # told among the hashes, if a stage made it
-    missing = [variant for variant in summary.VARIANTS if numbers.read(contents.get(variant)) is None]
-    if missing:
-        yield Finding(path, f"its numbers: there are no scores of {', '.join(missing)} to read", checked=False)
-        return
-    found = numbers.read(content)
-    if found is None:
-        yield Finding(path, "it holds no numbers by name")
-        return
-    try:
-        scores = {variant: json.loads(contents[variant] or b"") for variant in summary.VARIANTS}
-        folders = {variant: version.items_folder(variant) for variant in summary.VARIANTS}
-        lost = [variant for variant, folder in folders.items() if folder is None]
-        if lost:
-            yield Finding(path, f"the gap won back: there are no items of {', '.join(lost)} to read", checked=False)
-            yield from _differing(path, found, summary.of_scores(scores), summary.of_scores(scores), "the scores give")
-            return
-        documents = {variant: Items.load(root / (folder or "")).documents for variant, folder in folders.items()}
-        expected = summary.summarize(scores, documents)
-    except KeyError as error:
-        yield Finding(path, f"the scores that it is made from have no {error}")
-        return
-    except UNREADABLE as error:
-        yield Finding(path, f"it cannot be held against the scores and items: {error}")
-        return
-    yield from _differing(path, found, expected, [*expected, *found], "the scores give")
-
-
-def _differing(
-    file: str, found: dict[str, float], expected: dict[str, float], names: Iterable[str], giver: str
-) -> Iterator[Finding]:
-    """Numbers that are not what they should be; of a standard error of one item there is nothing to say."""
-    for name in dict.fromkeys(names):
-        here, there = found.get(name), expected.get(name)
-        if there is not None and math.isnan(there):
-            continue
-        if here is None or there is None or not math.isclose(here, there, rel_tol=CLOSE, abs_tol=CLOSE):
-            yield Finding(file, f"{name} is {here}, but {giver} {there}")
 
 
 def _md5(file: Path) -> str:

@@ -16,11 +16,13 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.artifacts import dvc_hashes
 from pipeline.report import comparison
 
 UNKNOWN = "unknown"
 ORIGIN = ("commit", "code", "teacher", "read")  # columns of points.csv
 LINEAGE = "lineage.json"
+SOURCES = ("pipeline/", "stages/")  # where code lies
 DIGITS = 16  # of a digest
 WEIGHTS = ".safetensors"
 
@@ -112,8 +114,8 @@ def teacher_of(manifest: Mapping[str, Any]) -> str:
 
 
 def source_files(lock: Mapping[str, Any], target: str) -> dict[str, str]:
-    """By a dvc.lock, the md5 of each file that a target's stages read and no stage made: their code, and single files
-    of data; of a target that is no stage, those of all stages."""
+    """By a dvc.lock, DVC's hash of what a target's stages read and no stage made: their code, and single files of data;
+    of a target that is no stage, those of all stages."""
     stages = lock.get("stages", {})
     made = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", ())}
     found: dict[str, str] = {}
@@ -126,14 +128,14 @@ def source_files(lock: Mapping[str, Any], target: str) -> dict[str, str]:
         for dep in stages[name].get("deps", ()):
             makers = [maker for out, maker in made.items() if _overlap(dep["path"], out)]
             waiting += makers
-            if not makers and not str(dep["md5"]).endswith(".dir"):
+            if not makers and (dep["path"].startswith(SOURCES) or not str(dep["md5"]).endswith(".dir")):
                 found[dep["path"]] = str(dep["md5"])
     return dict(sorted(found.items()))
 
 
 def changed(code: Mapping[str, str], root: Path) -> list[str]:
-    """Those of the files that are not now what they were."""
-    return [path for path, md5 in code.items() if _md5(root / path) != md5]
+    """Those of the files and folders that are not now what they were."""
+    return [path for path, md5 in code.items() if dvc_hashes.path_md5(root / path) != md5]
 
 
 def wrong_digests(files: SweepFiles) -> Iterable[str]:
@@ -144,10 +146,6 @@ def wrong_digests(files: SweepFiles) -> Iterable[str]:
 def _read(file: Path, text: Mapping[str, type]) -> pd.DataFrame:
     """A table in which an empty cell is missing, and nothing else: settings may be called null or nan."""
     return pd.read_csv(file, keep_default_na=False, na_values=[""], dtype=dict(text), float_precision="round_trip")
-
-
-def _md5(file: Path) -> str:
-    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() if file.is_file() else ""
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.audit import verify
+from pipeline.audit.finding import Finding
 from pipeline.audit.locks import Lock, Stage
-from pipeline.audit.verify import Finding
 from pipeline.audit.versions import Version
 from pipeline.evaluation import items
 from pipeline.export.formats import export
