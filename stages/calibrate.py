@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 from pipeline.artifacts import contract, progress
 from pipeline.calibration import fisher
 from pipeline.calibration.coverage import coverage
-from pipeline.calibration.driver import PTQ_METHODS, Calibrated, Options, calibrate, plan
+from pipeline.calibration.driver import Calibrated, calibrate
 from pipeline.calibration.fisher import Fisher
+from pipeline.calibration.methods import PTQ_METHODS, Options
+from pipeline.calibration.plan import plan
 from pipeline.calibration.rotation import rotate
 from pipeline.corpus.artifact import Corpus, valid_mask
 from pipeline.knobs import params

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.artifacts.contract import write_json
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.distill import loop
 from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.parallel import Processes, join

@@ -18,10 +18,12 @@ from transformers import PreTrainedModel
 
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.layers import Inputs, Runner
+from pipeline.calibration.methods import PTQ_METHODS, Options
 from pipeline.calibration.observers import static_step
+from pipeline.calibration.plan import plan
 from pipeline.calibration.rescale import rescale
 from pipeline.calibration.rounded_layer import RoundedLayer
-from pipeline.knobs.scheme import HEAD, Activations, Scheme, Weights
+from pipeline.knobs.scheme import Activations, Scheme, Weights
 from pipeline.models import layout, memory
 from pipeline.quant.activations import Quantizer
 from pipeline.quant.grid import sqnr
@@ -31,100 +33,12 @@ from pipeline.rounding.methods import ROUNDINGS, Rounded, output_sqnr, rtn
 
 
 @dataclass(frozen=True)
-class Method:
-    """A PTQ method: which rescaling comes first, if any, and how codes are chosen then."""
-
-    rounding: str
-    rescaling: str | None = None
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether it looks at what the linears read."""
-        return self.rescaling is not None or self.rounding in ("gptq", "clip")
-
-    @property
-    def uses_fisher(self) -> bool:
-        """Whether it can weigh errors by the Fisher information. A rescaling would change what that is."""
-        return self.rounding == "gptq" and self.rescaling is None
-
-
-PTQ_METHODS = {
-    "rtn": Method("rtn"),
-    "mse": Method("mse"),
-    "gptq": Method("gptq"),
-    "awq": Method("clip", "awq"),
-    "smoothquant": Method("rtn", "smoothquant"),
-    "awq+gptq": Method("gptq", "awq"),
-    "smoothquant+gptq": Method("gptq", "smoothquant"),
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to calibrate.
-
-    method: a name of PTQ_METHODS. gptq: keyword arguments of GPTQ. migration: SmoothQuant's strength. batch: sequences
-    a forward. dtype: of the forward's autocast. measure: whether to report errors, for which a method that does not
-    look at the inputs needs them, too.
-    """
-
-    method: str
-    gptq: dict[str, Any]
-    migration: float = 0.5
-    batch: int = 8
-    dtype: str = "float32"
-    measure: bool = True
-
-
-@dataclass(frozen=True)
 class Calibrated:
     """errors: a row a linear, see `_errors`. skipped: rescaling pairs that do not fold."""
 
     model: QuantizedModel
     errors: pd.DataFrame
     skipped: list[str]
-
-
-def plan(model: PreTrainedModel, scheme: Scheme) -> dict[layout.Linear, tuple[Weights, Activations]]:
-    """What each of the decoder's linears gets, and the head, if an override names it.
-
-    Raises:
-        ValueError: what of the scheme does not fit this model: all of it.
-    """
-    head = layout.head(model)
-    linears = [*layout.linears(model), *([head] if head else [])]
-    known = [(linear.name, linear.role) for linear in linears]
-    parts = {part for linear in linears for part in linear.rows}
-    problems = [
-        f"scheme.overrides: nothing is called {match!r}; the model has {layout.role_names(linears)}"
-        for match in scheme.unmatched(known)
-        if match not in parts
-    ]
-    found = {}
-    for linear in linears:
-        weights, activations = scheme.of(linear.name, linear.role)
-        width, shape = model.get_submodule(linear.name).in_features, layout.role_names([linear])
-        if weights.bits and weights.group and width % weights.group:
-            problems.append(f"scheme: a group of {weights.group} does not divide the {width} inputs of {shape}")
-        if linear.role == HEAD and activations.bits:
-            problems.append(f"scheme.overrides: the input of {shape} stays in float; leave out its activations")
-        problems += [
-            f"scheme.overrides: {override.match!r} is only part of {shape}; name the module, whose parts share a grid"
-            for override in scheme.overrides
-            if override.match in linear.rows
-        ]
-        if linear.role != HEAD or weights.bits:
-            found[linear] = weights, activations
-    if scheme.kv_cache.bits:
-        try:
-            quantize_cache(model, scheme.kv_cache)()
-        except ValueError as error:
-            problems.append(f"scheme: {error}")
-    if not any(weights.bits for weights, _ in found.values()):
-        problems.append("scheme: no weight is quantized; give scheme.weights.bits, or an override")
-    if problems:
-        raise ValueError(f"the scheme does not fit {type(model).__name__}:\n  " + "\n  ".join(dict.fromkeys(problems)))
-    return found
 
 
 @torch.no_grad()

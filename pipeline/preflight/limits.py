@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pipeline.calibration import driver
+from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
 from pipeline.knobs.freezing import AUTO
@@ -129,7 +129,7 @@ def _tokens(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[s
 
 def _linears(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
     """What calibrate and distill would refuse."""
-    checks: list[Callable[[], object]] = [lambda: driver.plan(model, knobs.scheme)]
+    checks: list[Callable[[], object]] = [lambda: plan(model, knobs.scheme)]
     if knobs.distill.freeze != AUTO:
         checks.append(lambda: frozen_rows(knobs.distill.freeze, layout.linears(model)))
     for attempt in checks:

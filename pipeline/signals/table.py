@@ -59,4 +59,9 @@ def write(table: pd.DataFrame, variants: list[str], folder: Path) -> None:
         files["sensitivity"] = layers(table, variant)
         for name, wide in files.items():
             if not (wide.empty and name == "sensitivity"):
-                wide.to_csv(folder / f"{name}_{variant}.csv", index=False, float_format="%.6g")
+                write_csv(wide, folder / f"{name}_{variant}.csv")
+
+
+def write_csv(wide: pd.DataFrame, file: Path) -> None:
+    """A table with six significant digits, without its index."""
+    wide.to_csv(file, index=False, float_format="%.6g")

@@ -26,8 +26,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
 from pipeline.calibration.fisher import fisher
+from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
 from pipeline.corpus.artifact import Corpus, valid_mask
 from pipeline.evaluation import text

@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 from pipeline.artifacts import environment
 from pipeline.artifacts.contract import fingerprint, write_json, write_text
 from pipeline.calibration import fisher
-from pipeline.calibration.driver import PTQ_METHODS, Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import PTQ_METHODS, Options
 from pipeline.calibration.rotation import rotate
 from pipeline.corpus.artifact import Corpus, valid_mask
 from pipeline.evaluation import agreement, harness, text

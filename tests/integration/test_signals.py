@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from pipeline.artifacts import contract
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.corpus.artifact import Corpus, valid_mask
 from pipeline.knobs.scheme import from_short
 from pipeline.models import saved

@@ -13,7 +13,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.corpus.artifact import valid_mask
 from pipeline.knobs.scheme import from_short
 from pipeline.quant.model import QuantizedModel

@@ -9,7 +9,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from pipeline.calibration.driver import Calibrated, Options, calibrate
+from pipeline.calibration.driver import Calibrated, calibrate
+from pipeline.calibration.methods import Options
 from pipeline.knobs.scheme import from_short
 from pipeline.models import layout
 from tests.families import FAMILIES

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 
 from pipeline.artifacts import environment
 from pipeline.artifacts.contract import INT4, writing
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.export.formats import export, load_exported
 from pipeline.knobs.scheme import from_short
 from stages import run

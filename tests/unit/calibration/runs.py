@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.calibration.driver import Calibrated, Options, calibrate
+from pipeline.calibration.driver import Calibrated, calibrate
 from pipeline.calibration.fisher import Fisher
+from pipeline.calibration.methods import Options
 from pipeline.knobs.scheme import Scheme, from_short
 from pipeline.models import forward, layout
 from pipeline.quant.model import QuantizedModel

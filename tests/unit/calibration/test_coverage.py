@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.calibration.coverage import coverage
-from pipeline.calibration.driver import plan
+from pipeline.calibration.plan import plan
 from pipeline.knobs.scheme import Override, Scheme, Weights, from_short
 from tests import tiny
 from tests.families import FAMILIES, family

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.calibration.driver import PTQ_METHODS
+from pipeline.calibration.methods import PTQ_METHODS
 from pipeline.calibration.observers import Observed, static_step
 from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.models import layout

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.calibration import driver
-from pipeline.calibration.driver import PTQ_METHODS
+from pipeline.calibration.methods import PTQ_METHODS
 from pipeline.calibration.rescale import RESCALINGS
 from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.models import layout

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.calibration.driver import plan
+from pipeline.calibration.plan import plan
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights
 from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel

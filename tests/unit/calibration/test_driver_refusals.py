@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.calibration.driver import plan
+from pipeline.calibration.plan import plan
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 from pipeline.quant.grid import stored_dtype
 from tests import tiny

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.artifacts import contract
 from pipeline.calibration import driver, rounded_layer
-from pipeline.calibration.driver import PTQ_METHODS
+from pipeline.calibration.methods import PTQ_METHODS
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights
 from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.distill.freeze import Frozen, frozen_rows
 from pipeline.distill.student import Learns, Student, prepare
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights, from_short

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.student import Learns, prepare
 from pipeline.knobs.scheme import from_short

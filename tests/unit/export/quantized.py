@@ -4,7 +4,8 @@ from functools import cache
 
 import torch
 
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 from pipeline.quant.model import QuantizedModel
 from tests import tiny

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
 from pipeline.export import formats
 from pipeline.export.formats import EXPORT_FORMATS, export, load_exported

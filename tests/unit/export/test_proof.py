@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.export.formats import EXPORT_FORMATS, export, load_exported
 from pipeline.export.proof import check_state, choose_dtype, dtype_loss, probe_tokens, same_logits
 from pipeline.knobs.scheme import from_short

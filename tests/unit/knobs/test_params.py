@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from pipeline.calibration.driver import PTQ_METHODS
+from pipeline.calibration.methods import PTQ_METHODS
 from pipeline.calibration.observers import OBSERVERS
 from pipeline.corpus.sampler import SAMPLERS
 from pipeline.evaluation.harness import TASKS

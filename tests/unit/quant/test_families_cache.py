@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from pipeline.calibration.driver import plan
+from pipeline.calibration.plan import plan
 from pipeline.knobs.scheme import KVCache, from_short
 from pipeline.quant.kv_cache import quantize_cache
 from tests.families import family

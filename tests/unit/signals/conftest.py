@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.calibration.driver import Options as Calibration
 from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options as Calibration
 from pipeline.knobs.scheme import Override, Weights, from_short
 from pipeline.losses.chunked import LossWeights
 from pipeline.quant.model import QuantizedModel

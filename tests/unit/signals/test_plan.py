@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch.nn import functional
 
-from pipeline.calibration.driver import plan as calibration_plan
+from pipeline.calibration.plan import plan as calibration_plan
 from pipeline.knobs import params
 from pipeline.knobs.scheme import Override, Scheme, Weights, from_short
 from pipeline.models import layout

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline.calibration.driver import PTQ_METHODS, Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import PTQ_METHODS, Options
 from pipeline.knobs.scheme import Weights, from_short
 from pipeline.models import layout
 from pipeline.quant.grid import sqnr

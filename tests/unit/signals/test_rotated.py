@@ -3,7 +3,8 @@
 import pandas as pd
 from torch import Tensor
 
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
 from pipeline.knobs.scheme import from_short
 from pipeline.quant.model import QuantizedModel

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pipeline.calibration.driver import Options, calibrate
+from pipeline.calibration.driver import calibrate
+from pipeline.calibration.methods import Options
 from pipeline.knobs.scheme import from_short
 from pipeline.models import forward, layout
 from pipeline.quant.model import QuantizedModel
