@@ -15,8 +15,8 @@ from pipeline.signals import labels, plan, probe, suggest, table
 
 @dataclass(frozen=True)
 class Look:
-    """names: of the float model and the variants, in order. table: see table.py. curves: predicted losses of the linears
-    of the first variant. tokens: how many were looked at."""
+    """names: of the float model and the variants, in order. table: see table.py. curves: predicted losses of the
+    linears of the first variant. tokens: how many were looked at."""
 
     names: list[str]
     table: pd.DataFrame
