@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.artifacts import dvc_hashes
 from pipeline.audit import trees
 from tests.unit.flow.conftest import commit, git
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -51,4 +54,17 @@ def test_hashes_are_dvcs_own(project: Path):
             assert trees.md5(tree, "nowhere") is None
     listing = project / ".dvc/cache/files/md5" / noted["texts"][:2] / noted["texts"][2:]
     entries = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text())}
-    assert trees.folder_md5(entries.items()) == noted["texts"]
+    assert dvc_hashes.folder_md5(entries.items()) == noted["texts"]
+    assert {name: dvc_hashes.path_md5(project / name) for name in noted} == noted
+    assert dvc_hashes.path_md5(project / "nowhere") == ""
+    files = {"a": noted["a"], **{f"texts/{path}": md5 for path, md5 in entries.items()}, "text": "1", "textsb": "2"}
+    assert dvc_hashes.of_deps(["a", "texts", "nowhere"], files) == noted
+
+
+def test_what_python_compiled_is_no_part_of_a_folder(project: Path):
+    """.dvcignore keeps it out of DVC's hash, and Git does not have it."""
+    before = dvc_hashes.path_md5(project / "texts")
+    (project / "texts/__pycache__").mkdir()
+    (project / "texts/__pycache__/b.pyc").write_bytes(b"compiled")
+    assert dvc_hashes.path_md5(project / "texts") == before
+    assert "__pycache__" in (ROOT / ".dvcignore").read_text().splitlines()

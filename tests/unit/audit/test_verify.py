@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit import verify
+from pipeline.artifacts import dvc_hashes
+from pipeline.audit import recomputed, verify
 from pipeline.audit.finding import Finding
 from pipeline.audit.locks import Lock, Stage
 from pipeline.audit.versions import Version
@@ -36,7 +37,7 @@ def scored(root: Path, format_name: str) -> tuple[Version, dict[str, float]]:
 
 def found(root: Path, made: Version, scores: dict[str, float]) -> list[Finding]:
     (root / "scores.json").write_text(json.dumps(scores))
-    return list(verify._scores(root, made))
+    return list(recomputed.scores(root, made))
 
 
 def test_sizes_are_measured_whatever_the_manifest_claims(tmp_path: Path):
@@ -82,3 +83,19 @@ def test_a_record_is_read_where_it_is_and_missed_where_it_is_not(tmp_path: Path,
 def test_a_stage_that_wrote_no_record_is_named(tmp_path: Path):
     (finding,) = verify._recorded(tmp_path, version(Stage("distill", "", {}, {}, {})))
     assert (finding.what, finding.checked) == ("distill", False)
+
+
+def test_the_code_of_a_room_is_held_against_the_hash_of_its_folder(tmp_path: Path):
+    """A stage writes down each file that it ran; dvc.lock has one hash of the folder."""
+    code = {"stages/distill.py": "a1", "pipeline/quant/grid.py": "b2", "pipeline/quant/weights.py": "c3"}
+    room = dvc_hashes.folder_md5([("grid.py", "b2"), ("weights.py", "c3")])
+    for noted, told in (
+        ({"pipeline/quant": room}, []),
+        ({"pipeline/quant": "0.dir"}, ["pipeline/quant"]),
+        ({"pipeline/quant": room, "pipeline/losses": "1.dir"}, ["pipeline/losses"]),
+        ({}, ["pipeline/quant/grid.py", "pipeline/quant/weights.py"]),
+    ):
+        record = {"libraries": {}, "knobs": {}, "code": code}
+        stage = Stage("distill", "", {"stages/distill.py": "a1", "data/text": "2.dir", **noted}, {}, {})
+        findings = [*verify._recorded(tmp_path, version(stage, environments={"distill": record}))]
+        assert [finding.problem.split(" was ")[0].split("md5 of ")[1] for finding in findings] == told

@@ -1,0 +1,49 @@
+"""The stages of dvc.yaml one after the other in this process, with the commands that stand there."""
+
+import importlib
+import os
+import re
+import shlex
+import sys
+from contextlib import chdir
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import yaml
+
+from stages import run
+from tests.integration.conftest import KNOBS, change_params, checkout
+
+FLOAT32 = {
+    **{stage: {"dtype": "float32"} for stage in ("synthesize", "calibrate", "targets")},
+    "distill": {"steps": 3, "lr": 1e-3, "dtype": "float32"},
+}
+
+
+def make(where: Path, teacher: Path) -> Path:
+    """Run all stages but the report in a new checkout, in float32 and on one thread; returns its data folder."""
+    checkout(where, teacher)
+    change_params(where, {section: {**KNOBS.get(section, {}), **knobs} for section, knobs in FLOAT32.items()})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with chdir(where), patch.dict(os.environ, {"CI": "1", "OMP_NUM_THREADS": "1"}):
+            for command in commands(yaml.safe_load(Path("dvc.yaml").read_text())):
+                _, _, module, *arguments = shlex.split(command)
+                with patch.object(sys, "argv", [module, *arguments]):
+                    run.main(module.partition(".")[2], importlib.import_module(module).work)
+    finally:
+        torch.set_num_threads(threads)
+    return where / "data"
+
+
+def commands(flow: dict) -> list[str]:
+    """The commands of dvc.yaml, in its order, those of a foreach one by one."""
+    found = []
+    for name, stage in flow["stages"].items():
+        for key, item in stage.get("foreach", {"": ""}).items():
+            if name != "report":
+                command = stage.get("do", stage)["cmd"].replace("${item}", item).replace("${key}", key)
+                found.append(re.sub(r"\$\{targets\.text\}", "data/text", command))
+    return found
