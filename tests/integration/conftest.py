@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.artifacts import environment as environment_of_stages
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
+Stage = Callable[..., str]
 RESULTS = ("dvc.lock", "data/report/summary.json", "data/report/sizes.svg")  # that are in Git
 OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of a make that started the tests, which is none of the project's
 KNOBS = {
@@ -103,3 +105,37 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Pa
     run(["dvc", "repro"], where)
     commit(where)
     return where
+
+
+def run_stage(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    for name, path in paths.items():
+        command += [f"--{name}", path]
+    env = {**environment(), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=desk, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def desk(pipeline: Path, tmp_path: Path) -> Path:
+    """A folder to run stages in: the pipeline's knobs and pins, and its artifacts to break."""
+    for name in ("params.yaml", "versions.yaml"):
+        shutil.copy2(pipeline / name, tmp_path)
+    shutil.copytree(pipeline / "data", tmp_path / "data", symlinks=True)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(desk: Path) -> Stage:
+    """Run a stage that must fail after some knobs are set; gives its message, with `out` proven untouched."""
+
+    def run(stage: str, /, knobs: dict | None = None, **paths: str) -> str:
+        for name, value in (knobs or {}).items():
+            section, _, knob = name.partition(".")
+            change_params(desk, {section: {knob: value} if knob else value})
+        done = run_stage(desk, stage, **paths, out="made/out")
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        assert not list(desk.glob("made/*"))
+        return done.stderr
+
+    return run

@@ -3,65 +3,13 @@
 import json
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from transformers import GraniteConfig, GraniteForCausalLM
 
-from tests import families, tiny
-from tests.integration.conftest import ROOT, change_params, environment
-from tests.others import other
-
-Stage = Callable[..., str]
-
-
-@pytest.fixture
-def desk(pipeline: Path, tmp_path: Path) -> Path:
-    """A folder to run stages in: the pipeline's knobs and pins, and its artifacts to break."""
-    for name in ("params.yaml", "versions.yaml"):
-        shutil.copy2(pipeline / name, tmp_path)
-    shutil.copytree(pipeline / "data", tmp_path / "data", symlinks=True)
-    return tmp_path
-
-
-def run_stage(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"stages.{stage}"]
-    for name, path in paths.items():
-        command += [f"--{name}", path]
-    env = {**environment(), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=desk, env=env, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def refused(desk: Path) -> Stage:
-    """Run a stage that must fail after some knobs are set; gives its message, with `out` proven untouched."""
-
-    def run(stage: str, /, knobs: dict | None = None, **paths: str) -> str:
-        for name, value in (knobs or {}).items():
-            section, _, knob = name.partition(".")
-            change_params(desk, {section: {knob: value} if knob else value})
-        done = run_stage(desk, stage, **paths, out="made/out")
-        assert done.returncode != 0
-        assert "Traceback" not in done.stderr
-        assert not list(desk.glob("made/*"))
-        return done.stderr
-
-    return run
-
-
-DISTILL = {
-    "teacher": "data/teacher",
-    "targets": "data/targets",
-    "calibration": "data/calibration",
-    "signals": "data/signals",
-}
-EVALUATE = {"teacher": "data/teacher", "corpus": "data/corpus", "model": "data/int4/ptq", "items": "made/items"}
-CALIBRATE = {"teacher": "data/teacher", "corpus": "data/corpus", "rtn": "made/rtn"}
+from tests.integration.conftest import Stage
+from tests.integration.refusals import CALIBRATE, DISTILL, EVALUATE
 
 
 def test_all_bad_knobs_are_named_at_once(refused: Stage) -> None:
@@ -124,83 +72,6 @@ def test_asymmetric_weights_for_a_format_that_does_not_hold_them(refused: Stage,
     for stage, paths in (("calibrate", CALIBRATE), ("export", {"teacher": "data/teacher", "quantized": "data/rtn"})):
         found = refused(stage, {"scheme": scheme}, **paths)
         assert "export.format 'compressed-tensors' holds no asymmetric weights; take 'dequantized'" in found
-
-
-def calibrated(desk: Path, source: Path) -> str:
-    """Take a model in a folder from there to own/ptq and own/rtn at W4A16; returns what calibrate said."""
-    change_params(desk, {"teacher": {"path": str(source)}, "scheme": "W4A16"})
-    change_params(desk, {"evaluate": {"source": "hub"}})  # the benchmark's items are longer than their contexts
-    for stage, paths in (
-        ("teacher", {"out": "own/teacher"}),
-        ("synthesize", {"teacher": "own/teacher", "out": "own/corpus"}),
-        ("calibrate", {"teacher": "own/teacher", "corpus": "own/corpus", "out": "own/ptq", "rtn": "own/rtn"}),
-    ):
-        done = run_stage(desk, stage, **paths)
-        assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> None:
-    """Mamba, from the source to the calibration: without KV in the scheme it goes through."""
-    change_params(desk, {"calibrate": {"coverage": 0.9}})  # a tiny one's small tensors are a tenth of it
-    change_params(desk, {"distill": {"freeze": "none"}})  # it has neither v nor o
-    calibrated(desk, families.save(desk / "mamba", "mamba"))
-    paths = {"teacher": "own/teacher", "corpus": "own/corpus", "rtn": "made/rtn"}
-    found = refused("calibrate", {"scheme": "W4A16KV4"}, **paths)
-    assert found == (
-        "calibrate: the scheme does not fit MambaForCausalLM:\n"
-        "  scheme: MambaForCausalLM has no attention whose keys and values can be quantized; set kv_cache.bits to 0\n"
-    )
-
-
-def test_a_model_that_cannot_be_rotated_is_quantized_without(desk: Path) -> None:
-    """Bloom, whose embeddings are normed before the first layer."""
-    said = calibrated(desk, families.save(desk / "bloom", "bloom"))
-    assert "calibrate: goes on without rotation: BloomForCausalLM does not allow its residual stream" in said
-    facts = [json.loads((desk / f"own/{name}/manifest.json").read_text())["facts"] for name in ("ptq", "rtn")]
-    assert [each.get("rotation_seed") for each in facts] == [None, None]
-    assert facts[0]["fisher"]
-    assert facts[0]["rotation"] == "none"
-    assert "word_embeddings_layernorm" in facts[0]["rotation_reason"]
-    change_params(desk, {"calibrate": {"rotation": "hadamard"}})
-    done = run_stage(desk, "calibrate", teacher="own/teacher", corpus="own/corpus", out="made/ptq", rtn="made/rtn")
-    assert done.returncode != 0
-    assert done.stderr.startswith("calibrate: calibrate.rotation is hadamard, but BloomForCausalLM does not allow")
-    assert done.stderr.endswith("take auto or none\n")
-    assert not (desk / "made").exists()
-
-
-def test_a_mixture_whose_experts_would_stay_in_float_is_refused_unless_less_will_do(desk: Path) -> None:
-    model = other("mixtral")
-    model.save_pretrained(desk / "mixtral")
-    tiny.tokenizer().save_pretrained(desk / "mixtral")
-    change_params(desk, {"calibrate": {"coverage": 0.05}})
-    said = calibrated(desk, desk / "mixtral")
-    assert "model.layers.*.mlp.experts.gate_up_proj: 59." in said
-    for name in ("ptq", "rtn"):
-        facts = json.loads((desk / f"own/{name}/manifest.json").read_text())["facts"]
-        assert facts["coverage"] == pytest.approx(0.1, abs=0.01)
-        assert facts["in_float"].keys() == {
-            f"model.layers.*.mlp.{part}" for part in ("gate", "experts.gate_up_proj", "experts.down_proj")
-        }
-    change_params(desk, {"calibrate": {"coverage": 0.95}})
-    done = run_stage(desk, "calibrate", teacher="own/teacher", corpus="own/corpus", out="made/ptq", rtn="made/rtn")
-    assert done.returncode != 0
-    assert "That is less than calibrate.coverage, 0.95" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (desk / "made").exists()
-
-
-def test_a_model_whose_logits_are_no_plain_product_is_quantized_with_all_errors_alike(desk: Path) -> None:
-    """Granite, which divides them."""
-    shape = tiny.llama().config.to_dict()
-    sizes = {key: shape[key] for key in shape if key.startswith("num_") or key.endswith(("_size", "_token_id"))}
-    torch.manual_seed(0)
-    GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=4.0)).save_pretrained(desk / "granite")
-    tiny.tokenizer().save_pretrained(desk / "granite")
-    said = calibrated(desk, desk / "granite")
-    assert "calibrate: goes on without the Fisher information, for which logits must be" in said
-    assert not json.loads((desk / "own/ptq/manifest.json").read_text())["facts"]["fisher"]
 
 
 def test_truncated_safetensors(refused: Stage, desk: Path, tiny_teacher: Path) -> None:

@@ -86,17 +86,11 @@ def test_a_stage_reads_what_dvc_yaml_says():
 
 def test_a_folder_of_code_is_read_file_by_file():
     """The name of a room is no beginning of another's."""
-    flow = FLOW.replace("pipeline/losses.py]", "pipeline/losses]")
-    Path("dvc.yaml").write_text(flow)
-    code = {
-        "pipeline/losses/chunked.py": "kl",
-        "pipeline/losses/page.html": "p",
-        "pipeline/losses_too/x.py": "x",
-        **CODE,
-    }
+    Path("dvc.yaml").write_text(FLOW.replace("pipeline/losses.py]", "pipeline/losses]"))
+    room = {"pipeline/losses/chunked.py": "kl", "pipeline/losses/page.html": "p"}
+    code = {**room, "pipeline/losses_too/x.py": "x", **CODE}
     found = inputs.read("distill", code)
-    own = ("stages/distill.py", "pipeline/losses/chunked.py", "pipeline/losses/page.html")
-    assert found.code == {name: code[name] for name in own}
+    assert found.code == {"stages/distill.py": "lr", **room}
     after = inputs.read("distill", {**code, "pipeline/losses/chunked.py": "ce"}, found)
     assert found.changed(after) == ["pipeline/losses/chunked.py"]
 

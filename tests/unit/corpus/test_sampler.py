@@ -6,30 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline.corpus import decoding, sampler
 from pipeline.corpus.decode_attention import DECODE_ATTENTION
 from pipeline.corpus.sampler import Streams, draw_streams, generate, sample
 from pipeline.models import vocabulary
 from tests import tiny
-
-STARTS = list(range(3, 259))
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def uniforms(seed: int, *shape: int) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def inverted(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Where the float64 cumulative distribution passes `uniform`, and whether float32 noise could move that."""
-    ends = torch.softmax(logits.double() / temperature, dim=1).cumsum(dim=1)
-    tokens = torch.searchsorted(ends, uniform.double()[:, None], right=True).squeeze(1)
-    return tokens, (ends - uniform.double()[:, None]).abs().amin(dim=1) < 2e-6
+from tests.unit.corpus.draws import STARTS, inverted, random, uniforms
+from tests.unit.corpus.openings import OPENING
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 3.0])
@@ -140,41 +124,6 @@ def test_starts_prefixes_and_numbers_cover_their_ranges():
     assert drawn.uniform.dtype == torch.float32
     assert 0 <= drawn.uniform.min() < 0.001
     assert 0.999 < drawn.uniform.max() < 1
-
-
-OPENING = [1, 40, 41, 42, 2, 43]
-
-
-def test_a_share_begins_with_the_opening_and_the_others_are_as_without():
-    plain, mixed = (draw_streams(0, range(2000), 8, STARTS, (3, 5), OPENING, share) for share in (0.0, 0.2))
-    assert not plain.opened.any()
-    assert 0.17 < mixed.opened.float().mean() < 0.23
-    assert (mixed.given[mixed.opened] == torch.tensor(OPENING)).all()
-    assert not mixed.prefix[mixed.opened].any()
-    for name in ("given", "prefix", "uniform"):
-        assert torch.equal(getattr(mixed, name)[~mixed.opened], getattr(plain, name)[~mixed.opened])
-    more = draw_streams(0, range(2000), 8, STARTS, (3, 5), OPENING, 0.5)
-    assert more.opened[mixed.opened].all()
-
-
-def test_an_opening_that_leaves_no_place_is_refused():
-    with pytest.raises(ValueError, match=r"synthesize.length: 6 tokens leave no place behind the 6 that open"):
-        draw_streams(0, range(2), 6, STARTS, (3, 5), OPENING, 0.2)
-    draw_streams(0, range(2), 6, STARTS, (3, 5), OPENING, 0.0)
-
-
-@pytest.mark.parametrize("strategy", ["hybrid", "sampled"])
-def test_what_opens_a_conversation_is_written_and_read(strategy: str):
-    """All behind it is what a full forward calls for, at the number that was drawn for the position."""
-    streams = draw_streams(0, range(40), 12, STARTS, (3, 5), OPENING, 0.5)
-    tokens = generate(tiny.llama(), streams, strategy, 1.0, lambda n: None)
-    assert (tokens[streams.opened, : len(OPENING)] == torch.tensor(OPENING)).all()
-    logits = tiny.llama()(input_ids=tokens).logits[streams.opened]
-    for position in range(len(OPENING), 12):
-        expected, unsure = inverted(logits[:, position - 1], streams.uniform[streams.opened, position])
-        assert torch.equal(tokens[streams.opened, position][~unsure], expected[~unsure])
-    alone = generate(tiny.llama(), draw_streams(0, range(40), 12, STARTS, (3, 5)), strategy, 1.0, lambda n: None)
-    assert torch.equal(tokens[~streams.opened], alone[~streams.opened])
 
 
 def test_a_start_token_is_never_special():

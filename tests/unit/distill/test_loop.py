@@ -11,62 +11,14 @@ from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.distill import loop
 from pipeline.distill.freeze import frozen_rows
-from pipeline.distill.schedule import Schedule
 from pipeline.distill.student import Learns, Student, prepare
 from pipeline.distill.targets import Targets, record
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights
 from pipeline.losses.chunked import LossWeights
-from pipeline.models import forward, layout
-from pipeline.quant.model import QuantizedModel
+from pipeline.models import layout
 from tests import tiny
 from tests.families import family
-
-KNOBS = {
-    "steps": 6, "batch": 2, "accumulate": 1, "lr": 1e-3, "scale_lr": 1e-4, "warmup": 0.34, "min_lr": 0.1,
-    "weight_decay": 0.01, "clip": 1.0, "checkpoint_every": 2, "dtype": "float32", "seed": 0,
-}  # fmt: skip
-KL = LossWeights(0.0, 1.0, 1.0, 16)
-STATIC = Learns()
-
-
-def schedule(**changes: Any) -> Schedule:
-    return Schedule(**{**KNOBS, **changes})
-
-
-def make_student(start: QuantizedModel, learns: Learns = STATIC, dtype: str = "float32") -> Student:
-    model = tiny.llama()
-    own = dataclasses.replace(start, latent={name: latent.clone() for name, latent in start.latent.items()})
-    frozen = frozen_rows("ov", layout.linears(model))
-    return prepare(model, own, frozen, learns, forward.torch_dtype(dtype))
-
-
-def train(
-    student: Student,
-    data: Targets,
-    folder: Path,
-    begin: Any,
-    plan: Schedule | None = None,
-    weights: LossWeights = KL,
-    head: Tensor | None = None,
-    batchmean: bool = False,
-) -> list[dict[str, Any]]:
-    """The student of the tiny model, or of the one whose head is given."""
-    head = tiny.llama().lm_head.weight if head is None else head
-    return loop.train(student, head, data, plan or schedule(), weights, folder, begin, batchmean)
-
-
-def quietly(done: int) -> Any:
-    return lambda row: None
-
-
-def killed_after(steps: int) -> Any:
-    """A `begin` whose report stands for the signal that kills the run."""
-
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] == steps:
-            raise KeyboardInterrupt
-
-    return lambda done: report
+from tests.unit.distill.training import assert_same_end, killed_after, make_student, quietly, schedule, train
 
 
 @pytest.fixture(scope="module")
@@ -163,59 +115,6 @@ def test_so_does_one_of_groups_zero_points_and_partly_frozen_projections(data, t
     student, log = end(fresh(), tmp_path / "killed", quietly)
     assert_same_end(student, log, expected)
     assert 0 < log[-1]["kl"] < log[0]["kl"]
-
-
-def assert_same_end(
-    student: Student, log: list[dict[str, Any]], uninterrupted: tuple[Student, list[dict[str, Any]]]
-) -> None:
-    reference, reference_log = uninterrupted
-    assert log == reference_log
-    assert all(torch.equal(master, reference.masters[name]) for name, master in student.masters.items())
-    ours, theirs = student.finished(), reference.finished()
-    assert all(torch.equal(codes, theirs.codes[name]) for name, codes in ours.codes.items())
-    assert all(
-        torch.equal(a, b) for name in ours.steps for a, b in zip(ours.steps[name], theirs.steps[name], strict=True)
-    )
-    assert all(torch.equal(values, theirs.floats[name]) for name, values in ours.floats.items())
-
-
-def test_a_rate_that_drives_the_loss_out_of_range_stops_at_once_and_names_the_step(calibrated, data, tmp_path: Path):
-    """What overflows is the final norm: the layers before it read activations that static grids hold in range."""
-    message = (
-        r"the loss is nan at step 2: every layer's output is finite, the head's or the loss is not; lower distill\.lr"
-    )
-    with pytest.raises(ValueError, match=message):
-        train(make_student(calibrated), data, tmp_path, quietly, schedule(lr=1e38))
-
-
-@pytest.mark.parametrize("layer", [0, 1])
-def test_the_first_layer_whose_output_is_not_finite_is_named(calibrated, data, tmp_path: Path, layer: int):
-    student = make_student(calibrated)
-    norm = student.modules[f"model.layers.{layer}.input_layernorm.weight"]
-
-    def spoil(row: dict[str, Any]) -> None:
-        norm.data[0] = float("nan")
-
-    with pytest.raises(ValueError, match=rf"the loss is nan at step 2: model\.layers\.{layer} is the first layer"):
-        train(student, data, tmp_path, lambda done: spoil)
-
-
-def test_a_loss_that_stays_at_zero_stops_training(calibrated, data, tmp_path: Path):
-    """A teacher that is the student, and a rate too small to change a code."""
-    teacher = tiny.llama()
-    calibrated.put_into(teacher)
-    same = dataclasses.replace(
-        data, hidden=torch.cat([forward.hidden_states(teacher, data.tokens[[i]]) for i in range(len(data))])
-    )
-    with pytest.raises(ValueError, match="the loss has been zero for 5 steps, at step 5"):
-        train(
-            make_student(calibrated),
-            same,
-            tmp_path,
-            quietly,
-            schedule(batch=1, lr=1e-30),
-            head=teacher.lm_head.weight,
-        )
 
 
 def test_each_step_is_as_long_as_the_schedule_says(calibrated, data, tmp_path: Path):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.packed import unpacked
-from tests.unit.models.test_stored import Coded, assert_becomes, refused, write
+from tests.unit.models.coded import Coded, assert_becomes, refused, write
 
 NF4 = torch.tensor([
     -1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
