@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.items import Items
-from pipeline.statistics import paired
+from pipeline.statistics import corrections, paired
 from pipeline.statistics.paired import LEVEL, RESAMPLES
 
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
@@ -129,7 +129,7 @@ def _paired(before: dict[str, Column], after: dict[str, Column]) -> dict[str, tu
 
 def judged(found: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons of an audit with corrected p-values and verdicts, in their order."""
-    corrected = holm([each.p for each in found])
+    corrected = corrections.holm([each.p for each in found])
     return [
         replace(each, corrected=p, verdict=SAME if p >= LEVEL else _direction(each))
         for each, p in zip(found, corrected, strict=True)
@@ -143,16 +143,6 @@ def bootstrap(measure: str, before: np.ndarray, after: np.ndarray, resamples: in
     """
     low, high, p = paired.bootstrap(after - before, resamples)
     return Comparison(measure, len(after), float(before.mean()), float(after.mean()), low, high, p)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values of a family that may be compared with the level one by one."""
-    order = sorted(range(len(p)), key=p.__getitem__)
-    found, largest = [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, p[i] * (len(p) - rank)))
-        found[i] = largest
-    return found
 
 
 def resamples_for(comparisons: int) -> int:

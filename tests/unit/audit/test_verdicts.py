@@ -97,19 +97,6 @@ def test_the_bootstraps_interval_is_scipys():
     assert ours.high == pytest.approx(interval.high, abs=0.03 * width)
 
 
-def test_holms_correction_by_hand():
-    """0.01 x 4, 0.02 x 3, 0.03 x 2 (raised to what stands before it), 0.5 x 1."""
-    assert verdicts.holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
-    assert verdicts.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert verdicts.holm([]) == []
-
-
-@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20))
-def test_a_correction_lies_between_the_p_value_and_bonferronis(p: list[float]):
-    for before, after in zip(p, verdicts.holm(p), strict=True):
-        assert before <= after <= min(1.0, before * len(p)) or after == pytest.approx(before)
-
-
 @pytest.mark.parametrize("comparisons", [1, 10, 500, 5000])
 def test_enough_resamples_are_taken_for_a_clear_difference_to_pass_the_correction(comparisons: int):
     resamples = verdicts.resamples_for(comparisons)
