@@ -16,7 +16,7 @@ def test_every_stage_makes_what_is_written_down(tmp_path: Path, tiny_teacher: Pa
 def test_a_code_or_a_value_that_is_another_is_seen() -> None:
     written = json.loads(golden.MADE.read_text())
     changed = json.loads(golden.MADE.read_text())
-    codes = next(name for name, entry in written.items() if "codes" in entry and len(entry["codes"]) > 400)
+    codes = next(name for name, entry in written.items() if "codes" in entry and name.startswith("calibration/"))
     values = next(name for name, entry in written.items() if "values" in entry and entry["rms"] > 0)
     changed[codes]["codes"] = ("A" if written[codes]["codes"][0] != "A" else "B") * 40 + written[codes]["codes"][40:]
     changed[values]["values"][0] += 1e-3 * written[values]["rms"]
