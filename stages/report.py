@@ -12,7 +12,7 @@ import yaml
 from pipeline.artifacts import contract
 from pipeline.evaluation.items import Items
 from pipeline.evaluation.provenance import READ
-from pipeline.knobs import params
+from pipeline.knobs import params, yaml_1_2
 from pipeline.report import answers, page, plots, signals, sweep_files, sweeps
 from pipeline.report import summary as summaries
 from stages import run
@@ -86,7 +86,7 @@ def work() -> None:
         signals=signals.section(folders["signals"], table, variants, facts["student"]["freeze"]),
         errors=_errors(folders["calibration"]),
         lineage=page.lineage(folders),
-        params=yaml.safe_dump(params.parsed(Path("params.yaml").read_text()), sort_keys=False),
+        params=yaml.safe_dump(yaml_1_2.parse(Path("params.yaml").read_text()), sort_keys=False),
         dtypes=dtypes,
         libraries={name: version(name) for name in LIBRARIES},
     )

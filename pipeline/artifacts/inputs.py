@@ -13,10 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
-
 from pipeline.artifacts.contract import MANIFEST, sha256
-from pipeline.knobs import reading
+from pipeline.knobs import yaml_1_2
 
 STAGES, KNOBS = Path("dvc.yaml"), Path("params.yaml")
 ABSENT = object()  # the value of a knob that is not there; None is one
@@ -118,8 +116,8 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def _mapping(file: Path) -> dict[str, Any]:
     """A YAML file; empty where there is none, or it is none, which is for others to complain of."""
     try:
-        content = yaml.load(file.read_bytes(), Loader=reading.Loader)
-    except (OSError, yaml.YAMLError):
+        content = yaml_1_2.parse(file.read_bytes())
+    except (OSError, yaml_1_2.Error):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import yaml
-
 from pipeline.artifacts.inputs import differing, flat, under
 from pipeline.audit.trees import Tree, md5
-from pipeline.knobs import reading
+from pipeline.knobs import yaml_1_2
 
 LOCK, PARAMS, PINS = "dvc.lock", "params.yaml", "versions.yaml"
 ENVIRONMENT = "--environment"  # before the path of a stage's record of what it ran with, in its command
@@ -149,13 +147,13 @@ def load(tree: Tree) -> Lock:
     try:
         entries = (parsed(content) if content else {}).get("stages", {})
         return Lock({name: _stage(name, entry) for name, entry in entries.items()})
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (yaml_1_2.Error, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{LOCK} is damaged ({str(error).splitlines()[0]}); {tree.remedy(LOCK)}") from None
 
 
 def parsed(content: bytes) -> Any:
     """YAML as DVC reads it."""
-    return yaml.load(content, Loader=reading.Loader)
+    return yaml_1_2.parse(content)
 
 
 def mapping(tree: Tree, file: str) -> dict[str, Any]:

@@ -24,10 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.flow.points import Point, Space
-from pipeline.knobs import params
+from pipeline.knobs import yaml_1_2
 from pipeline.knobs.names import unknown
 
 END = "end."  # before a column of the curves, of whose last quarter the mean is meant
@@ -98,10 +96,10 @@ def load(file: Path, params_file: Path = Path("params.yaml")) -> Sweep:
             not, gives one a value that it cannot have, or its baseline is none of its points: all of it, a line each.
     """
     try:
-        tree = params.parsed(file.read_text(encoding="utf-8"))
+        tree = yaml_1_2.parse(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml_1_2.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{file}: expected a mapping with seeds, metrics, and grid or points, got {tree!r}")

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from dvc.utils.serialize import modify_yaml, parse_yaml_for_update
 
-from pipeline.knobs import params
+from pipeline.knobs import params, yaml_1_2
 from pipeline.knobs.names import unknown
 
 SLUG = 60  # letters of a setting in an experiment's name
@@ -27,7 +27,7 @@ def read(file: Path) -> dict[str, Any]:
         params.load(file)
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}; run this in the project's own folder") from None
-    return params.parsed(file.read_text(encoding="utf-8"))
+    return yaml_1_2.parse(file.read_text(encoding="utf-8"))
 
 
 def value(tree: dict[str, Any], knob: str) -> Any:

@@ -1,15 +1,14 @@
 """params.yaml read and checked whole before any work.
 
-sections.py has the types of the knobs, `_ranges` here what of the right type makes no sense. Stages unpack a section
-into plain values; the library never sees it.
+sections.py has the types and ranges of the knobs, `_together` here what makes no sense beside other knobs. Stages
+unpack a section into plain values; the library never sees it.
 """
 
 from pathlib import Path
-from typing import Any
 
-import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.knobs import reading
+from pipeline.knobs import messages, yaml_1_2
 from pipeline.knobs.scheme import Scheme
 from pipeline.knobs.sections import Distill, Params
 
@@ -19,94 +18,36 @@ def load(path: str | Path = "params.yaml") -> Params:
 
     Raises:
         ValueError: the file is no YAML, or knobs are unknown, missing, there twice, ill-typed or out of range: all of
-            them, a line each.
+            them, a line each, with the line in the file where there is one.
     """
     text = Path(path).read_text()
     try:
-        tree = parsed(text)
-        problems = reading.twice(yaml.compose(text, yaml.SafeLoader), "")
-    except yaml.YAMLError as error:
+        tree, nodes = yaml_1_2.parse(text), yaml_1_2.compose(text)
+    except yaml_1_2.Error as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
-    params = reading.section(Params, tree, "", problems)
-    if not problems:
-        problems += _ranges(params)
-    if problems:
+    problems, params = yaml_1_2.twice(nodes), None
+    try:
+        params = TypeAdapter(Params).validate_python(tree)
+    except ValidationError as error:
+        for place, problem in messages.lines(error, Params):
+            line = yaml_1_2.line_of(nodes, place)
+            problems.append(f"{problem} (line {line})" if line else problem)
+    if params is not None and not problems:
+        problems += _together(params)
+    if problems or params is None:
         raise ValueError(f"{path} has {len(problems)} bad knob(s):\n  " + "\n  ".join(problems))
     return params
 
 
-def parsed(text: str) -> Any:
-    """A YAML text, its numbers as YAML 1.2 has them.
-
-    Raises:
-        yaml.YAMLError: it is none.
-    """
-    return yaml.load(text, Loader=reading.Loader)
-
-
-def _ranges(p: Params) -> list[str]:
-    """What is of the right type and still makes no sense."""
-    at_least = {
-        "synthesize.sequences": (p.synthesize.sequences, 2),
-        "synthesize.held_out": (p.synthesize.held_out, 1),
-        "synthesize.length": (p.synthesize.length, 2),
-        "synthesize.batch": (p.synthesize.batch, 1),
-        "calibrate.sequences": (p.calibrate.sequences, 1),
-        "calibrate.batch": (p.calibrate.batch, 1),
-        "calibrate.block": (p.calibrate.block, 1),
-        "calibrate.descent": (p.calibrate.descent, 0),
-        "analyze.sequences": (p.analyze.sequences, 1),
-        "analyze.batch": (p.analyze.batch, 1),
-        "analyze.sensitivity_sequences": (p.analyze.sensitivity_sequences, 0),
-        "analyze.average_bits": (p.analyze.average_bits, min(p.analyze.plan_bits)),
-        "inspect.sensitivity_sequences": (p.inspect.sensitivity_sequences, 0),
-        "targets.batch": (p.targets.batch, 1),
-        "distill.steps": (p.distill.steps, 1),
-        "distill.seed": (p.distill.seed, 0),
-        "distill.accumulate": (p.distill.accumulate, 1),
-        "distill.processes": (p.distill.processes, 1),
-        "distill.hidden": (p.distill.hidden, 0),
-        "distill.batch": (p.distill.batch, 1),
-        "distill.chunk": (p.distill.chunk, 1),
-        "distill.checkpoint_every": (p.distill.checkpoint_every, 1),
-        "evaluate.limit": (p.evaluate.limit, 0),
-        "evaluate.windows": (p.evaluate.windows, 2),
-        "evaluate.window": (p.evaluate.window, 2),
-        "evaluate.batch": (p.evaluate.batch, 1),
-        "analyze.ce": (p.analyze.ce, 0),
-        "analyze.kl": (p.analyze.kl, 0),
-        "distill.ce": (p.distill.ce, 0),
-        "distill.kl": (p.distill.kl, 0),
-        "distill.weight_decay": (p.distill.weight_decay, 0),
-        "scheme.weights.group": (p.scheme.weights.group, 0),
-        "scheme.kv_cache.group": (p.scheme.kv_cache.group, 0),
-    }
-    problems = [
-        f"{name}: must be at least {low}, got {value}" for name, (value, low) in at_least.items() if value < low
-    ]
-    above_zero = {
-        "synthesize.temperature": p.synthesize.temperature,
-        "distill.lr": 1.0 if p.distill.lr == "auto" else p.distill.lr,
-        "distill.scale_lr": p.distill.scale_lr,
-        "distill.clip": p.distill.clip,
-        "distill.temperature": p.distill.temperature,
-    }
-    problems += [f"{name}: must be above 0, got {value}" for name, value in above_zero.items() if not value > 0]
-    shares = {
-        "synthesize.chat": p.synthesize.chat,
-        "targets.share": p.targets.share,
-        "distill.warmup": p.distill.warmup,
-        "distill.min_lr": p.distill.min_lr,
-        "calibrate.migration": p.calibrate.migration,
-        "calibrate.coverage": p.calibrate.coverage,
-    }
-    problems += [f"{name}: must lie in 0 to 1, got {value}" for name, value in shares.items() if not 0 <= value <= 1]
-
+def _together(p: Params) -> list[str]:
+    """What is sound by itself and makes no sense beside other knobs, or where it is."""
+    problems = []
+    if p.analyze.average_bits < min(p.analyze.plan_bits):
+        least = min(p.analyze.plan_bits)
+        problems.append(f"analyze.average_bits: must be at least {least}, got {p.analyze.average_bits}")
     if p.evaluate.limit == 1:
         problems.append("evaluate.limit: 1 item has no standard error; take 2 or more, or 0 for all")
-    if not 0 < p.calibrate.damping <= 1:
-        problems.append(f"calibrate.damping: must lie above 0 and not above 1, got {p.calibrate.damping}")
-    problems += _scheme_ranges(p.scheme, p.export.format)
+    problems += _exportable(p.scheme, p.export.format)
 
     if p.calibrate.fisher:
         way_out = "set calibrate.fisher to false, or it to"
@@ -115,7 +56,7 @@ def _ranges(p: Params) -> list[str]:
                 f"synthesize.strategy: greedy text is no sample of the teacher, which calibrate.fisher needs; "
                 f"{way_out} hybrid or sampled"
             )
-        if 0 < p.synthesize.temperature != 1:
+        if p.synthesize.temperature != 1:
             problems.append(
                 f"synthesize.temperature: text at {p.synthesize.temperature} is no sample of the teacher, which "
                 f"calibrate.fisher needs; {way_out} 1"
@@ -179,28 +120,14 @@ def _distill_ranges(d: Distill) -> list[str]:
     return problems
 
 
-def _scheme_ranges(chosen: Scheme, export_format: str) -> list[str]:
-    problems = []
-    sections = [("scheme", chosen.activations)]
+def _exportable(chosen: Scheme, export_format: str) -> list[str]:
     weights = {
         "scheme": chosen.weights,
         **{f"scheme.overrides[{i}]": o.weights for i, o in enumerate(chosen.overrides)},
     }
-    problems += [
+    return [
         f"{name}.weights.symmetric: export.format {export_format!r} holds no asymmetric weights; take 'dequantized', "
         "or symmetric ones"
-        for name, given in weights.items()
-        if given is not None and given.bits and not given.symmetric and export_format == "compressed-tensors"
+        for name, own in weights.items()
+        if own is not None and own.bits and not own.symmetric and export_format == "compressed-tensors"
     ]
-    for i, override in enumerate(chosen.overrides):
-        name = f"scheme.overrides[{i}]"
-        if override.weights is not None and override.weights.group < 0:
-            problems.append(f"{name}.weights.group: must be at least 0, got {override.weights.group}")
-        if override.activations is not None:
-            sections.append((name, override.activations))
-    problems += [
-        f"{name}.activations.percentile: must lie above 50 and not above 100, got {activations.percentile}"
-        for name, activations in sections
-        if not 50 < activations.percentile <= 100
-    ]
-    return problems

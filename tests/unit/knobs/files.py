@@ -1,6 +1,7 @@
 """params.yaml as it is shipped, with changes, and what params.load says of them."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def lines(error: ValueError) -> list[str]:
     """The problems that an error lists, whose number its first line tells."""
     head, *rest = str(error).splitlines()
     assert f"{len(rest)} bad knob(s)" in head, head
-    return [line.strip() for line in rest]
+    return [re.sub(r" \(line \d+\)$", "", line.strip()) for line in rest]
 
 
 def problems(tmp_path: Path, **changes: object) -> list[str]:

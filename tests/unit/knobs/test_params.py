@@ -1,5 +1,6 @@
 """params.yaml as a file: its shape, the names and types of its knobs, and YAML's traps."""
 
+import dataclasses
 import typing
 from pathlib import Path
 
@@ -190,3 +191,12 @@ def test_keys_that_are_no_text_are_named(tmp_path: Path):
 def test_knobs_cannot_be_changed_once_loaded():
     with pytest.raises(AttributeError):
         params.load().seed = 1  # type: ignore[misc]
+
+
+def test_a_copy_with_other_knobs_is_checked_too():
+    """As a stage makes one where `dtype: auto` is settled."""
+    loaded = params.load()
+    changed = dataclasses.replace(loaded, calibrate=dataclasses.replace(loaded.calibrate, dtype="float32"))
+    assert (changed.scheme, changed.calibrate.dtype) == (loaded.scheme, "float32")
+    with pytest.raises(ValueError, match="dtype"):
+        dataclasses.replace(loaded.calibrate, dtype="float64")

@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from ruamel.yaml import YAML
 
-from pipeline.knobs import params, reading
+from pipeline.knobs import params, yaml_1_2
 from tests.unit.knobs.files import ROOT, load_text, load_with, problems
 
 
@@ -41,14 +40,15 @@ def test_a_number_is_read_as_yaml_1_2_has_it(tmp_path: Path, written: str, value
 
 
 def reading_of(*written: str) -> list[object]:
-    return [yaml.load(f"x: {text}", Loader=reading.Loader)["x"] for text in written]
+    return [yaml_1_2.parse(f"x: {text}")["x"] for text in written]
 
 
 @pytest.mark.parametrize(
     ("written", "value"),
     [
         ("0o17", 15),
-        (".5e2", 50.0),
+        ("1_000", 1000),
+        ("0b11", 3),
         ("0x1F", 31),
         ("-12", -12),
         ("+3", 3),
@@ -58,12 +58,12 @@ def reading_of(*written: str) -> list[object]:
         ("-0.0", 0.0),
     ],
 )
-def test_other_numbers_are_the_core_schemas(written: str, value: float):
+def test_other_numbers_are_what_dvc_takes_them_for(written: str, value: float):
     assert reading_of(written) == [value]
 
 
-@pytest.mark.parametrize("written", ["1_000", "1:30", "0b11", "e5", "1e", "1e5x", ".e5", "1.0.1", "0x", ".", "+.5.1"])
-def test_what_is_no_number_in_yaml_1_2_is_text(written: str):
+@pytest.mark.parametrize("written", ["1:30", ".5e2", "e5", "1e", "1e5x", ".e5", "1.0.1", "0x", ".", "+.5.1"])
+def test_what_is_no_number_to_dvc_is_text(written: str):
     assert reading_of(written) == [written]
 
 
