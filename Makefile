@@ -37,6 +37,7 @@ lint: $(VENV)/ready                ## linters and types alone; seconds
 	ruff format --check .
 	mypy
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/checks.yml
+	check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
 	zizmor --offline --quiet --persona pedantic .github/workflows
 
 bench-synthesize: $(VENV)/ready    ## our decoding against transformers.generate, side by side
