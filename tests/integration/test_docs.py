@@ -46,7 +46,7 @@ ELSEWHERE = {  # how a command begins: which test runs it, or why none does
     "python -m venv": "the environment of a peer, for a measurement",
     "dvc.yaml": "a file, in the tree of CONTRIBUTING.md",
 }
-FOR_TINY = {"g64": "g32", "q@20-": "q@1-"}  # which is 32 wide, and has two layers
+FOR_TINY = {"g64": "g32", "ov@0-9": "ov@0", "q@20-": "q@1-"}  # which is 32 wide, and has two layers
 STAGES = {"distill": ("distill",), "targets": ("targets", "distill"), "scheme": ("calibrate", "distill", "export")}
 
 

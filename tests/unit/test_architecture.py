@@ -26,6 +26,7 @@ READ_BY_SWEEPS = {
     "pipeline.knobs",
     "pipeline.knobs.params",
     "pipeline.knobs.names",
+    "pipeline.knobs.yaml_1_2",
     "pipeline.artifacts",
     "pipeline.artifacts.contract",
     "pipeline.artifacts.dvc_hashes",

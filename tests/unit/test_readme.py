@@ -15,7 +15,8 @@ from pipeline.knobs import params
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(file.read_text(encoding="utf-8") for file in DOCUMENTS)
-EXPERIMENTS = [line.partition("#")[0] for line in TEXT.splitlines() if "dvc exp run -S" in line]
+EXPERIMENTS = [line.partition("#")[0] for line in TEXT.splitlines() if line.startswith("    dvc exp run -S")]
+THERE = {"teacher.path": "", "evaluate.benchmarks": str(ROOT / "data/benchmarks")}  # for paths that the reader has
 
 
 @pytest.mark.parametrize("line", EXPERIMENTS)
@@ -28,7 +29,10 @@ def test_an_experiments_knobs_are_there_and_make_sense(line: str, tmp_path: Path
     assert not any(each.is_sweep_override() for each in to_hydra_overrides(given)) or "--queue" in words
     file = tmp_path / "params.yaml"
     shutil.copy2(ROOT / "params.yaml", file)
-    apply_overrides(file, [f"teacher.path={tmp_path}" if "teacher.path" in each else each for each in given])
+    names = [each.partition("=")[0] for each in given]
+    apply_overrides(
+        file, [f"{n}={THERE[n] or tmp_path}" if n in THERE else g for n, g in zip(names, given, strict=True)]
+    )
     assert yaml.safe_load(file.read_text()) != yaml.safe_load((ROOT / "params.yaml").read_text())
     params.load(file)
 
@@ -50,4 +54,21 @@ def test_modules_make_targets_and_files_are_there():
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
 def test_links_lead_somewhere(file: Path):
     for target in re.findall(r"\]\(([^)]+)\)", file.read_text(encoding="utf-8")):
-        assert (file.parent / target).exists(), target
+        path, _, heading = target.partition("#")
+        assert (file.parent / path).exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", (file.parent / path).read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], target
+
+
+def test_the_readme_is_a_page_and_each_document_says_what_to_read_next():
+    """docs/schemes.md is made by a benchmark."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+    for file in (ROOT / "docs").glob("*.md"):
+        last = file.read_text(encoding="utf-8").rstrip().splitlines()[-1]
+        assert file.name == "schemes.md" or re.fullmatch(r"Next: \[[\w -]+\]\([\w./-]+\)\.", last), file.name
+
+
+def test_an_entry_of_the_log_is_short():
+    for entry in (ROOT / "LOG.md").read_text(encoding="utf-8").split("\n## ")[1:]:
+        assert len([line for line in entry.splitlines() if line.strip()]) <= 26, entry.splitlines()[0]

@@ -65,13 +65,13 @@ import resource
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from pipeline import artifacts
+from pipeline.artifacts import contract
 from stages import run
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 
 def work():
-    with artifacts.writing(Path("out"), artifacts.CORPUS) as draft:
+    with contract.writing(Path("out"), contract.CORPUS) as draft:
         save_file({"tokens": torch.zeros(100000)}, draft.path / "corpus.safetensors")
 
 run.main("synthesize", work)

@@ -60,7 +60,9 @@ def test_python_is_held_to_its_pin_where_the_text_is_its_own(tmp_path: Path, tex
     file, knobs = pinned(tmp_path, f'# pins\npython: "3.9.1"\ntorch: "{torch}"\n'), tmp_path / "params.yaml"
     knobs.write_text(KNOBS[text])
     if text == "pydoc":
-        with pytest.raises(ValueError, match=r"pins Python 3\.9\.1, and this is .*python -m pipeline\.environment"):
+        with pytest.raises(
+            ValueError, match=r"pins Python 3\.9\.1, and this is .*python -m pipeline\.artifacts\.environment"
+        ):
             environment.check(file, knobs)
     else:
         assert {*environment.check(file, knobs)} == {"torch"}
@@ -133,7 +135,7 @@ def test_the_stages_that_compute_on_gpus_say_so():
 
 def test_a_stage_that_does_without_torch_does_not_load_it_for_the_record(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from pipeline import environment, inputs; "
+        "import sys; from pathlib import Path; from pipeline.artifacts import environment, inputs; "
         "environment.record(Path(sys.argv[1]), {}, inputs.Inputs({}, {}, {})); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r.json")], cwd=ROOT, env={**os.environ})

@@ -173,7 +173,7 @@ def test_of_several_processes_on_different_machines_all_find_one_folder(monkeypa
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline import progress
+from pipeline.artifacts import progress
 progress.SCRATCH = Path(sys.argv[1])
 print(progress.scratch("distill", {"seed": int(sys.argv[2])}), flush=True)
 time.sleep(60)

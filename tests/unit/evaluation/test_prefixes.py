@@ -70,7 +70,7 @@ def test_each_family_gives_the_log_likelihoods_of_lm_eval(name: str):
         (MambaConfig(**STATES), "no cache of keys and values"),
         (BambaConfig(**SMALL, **MIXED), "its cache has layers of the kind"),
     ],
-    ids=["window", "context", "states", "states and attention"],
+    ids=["window", "states", "states and attention"],
 )
 def test_a_model_that_cannot_read_a_tree_is_asked_as_lm_eval_asks_it(config: Any, reason: str):
     torch.manual_seed(0)
