@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from pipeline.artifacts import environment as environment_of_stages
 from tests import tiny
@@ -94,16 +95,30 @@ def commit(where: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("tiny") / "model")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test processes have in common; what lies there is read-only."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
 
 
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
+def tiny_teacher(shared: Path) -> Path:
+    folder = shared / "teacher"
+    with FileLock(shared / "teacher.lock"):
+        return folder if folder.exists() else tiny.save(folder)
+
+
+@pytest.fixture(scope="session")
+def pipeline(shared: Path, tiny_teacher: Path) -> Path:
     """A checkout after one uninterrupted `dvc repro`, its results committed."""
-    where = checkout(tmp_path_factory.mktemp("pipeline"), tiny_teacher)
-    run(["dvc", "repro"], where)
-    commit(where)
+    where, done = shared / "pipeline", shared / "pipeline.done"
+    with FileLock(shared / "pipeline.lock"):
+        if not done.exists():
+            where.mkdir()
+            checkout(where, tiny_teacher)
+            run(["dvc", "repro"], where)
+            commit(where)
+            done.touch()
     return where
 
 
