@@ -45,10 +45,23 @@ def _together(p: Params) -> list[str]:
     if p.analyze.average_bits < min(p.analyze.plan_bits):
         least = min(p.analyze.plan_bits)
         problems.append(f"analyze.average_bits: must be at least {least}, got {p.analyze.average_bits}")
+    if not p.analyze.ce + p.analyze.kl > 0:
+        problems.append("analyze.ce, analyze.kl: both are 0, which leaves no loss")
     if p.evaluate.limit == 1:
         problems.append("evaluate.limit: 1 item has no standard error; take 2 or more, or 0 for all")
-    problems += _exportable(p.scheme, p.export.format)
+    return [
+        *problems,
+        *_exportable(p.scheme, p.export.format),
+        *_of_samples(p),
+        *_of_sequences(p),
+        *_of_distill(p.distill),
+        *_of_files(p),
+    ]
 
+
+def _of_samples(p: Params) -> list[str]:
+    """What of the text is no sample of the teacher, where one is needed."""
+    problems = []
     if p.calibrate.fisher:
         way_out = "set calibrate.fisher to false, or it to"
         if p.synthesize.strategy == "greedy":
@@ -63,50 +76,53 @@ def _together(p: Params) -> list[str]:
             )
     if p.synthesize.chat and p.synthesize.strategy == "greedy":
         problems.append("synthesize.chat: greedy text of one opening is always the same; set it to 0")
-    train = p.synthesize.sequences - p.synthesize.held_out
+    return problems
+
+
+def _of_sequences(p: Params) -> list[str]:
+    """What asks for more sequences, or for longer ones, than the corpus has."""
+    problems = []
     prefix = p.synthesize.greedy_prefix
     if len(prefix) != 2 or not 0 <= prefix[0] <= prefix[-1] < p.synthesize.length:
         problems.append(f"synthesize.greedy_prefix: expected [fewest, most] below the length, got {prefix}")
-    for name, wanted in (
-        ("calibrate.sequences", p.calibrate.sequences),
-        ("analyze.sequences", p.analyze.sequences),
-        ("distill.batch", p.distill.batch),
-    ):
-        if wanted > train:
-            problems.append(
-                f"{name}: asks for {wanted} sequences, but the corpus has {train} for training "
-                f"(synthesize.sequences {p.synthesize.sequences} less synthesize.held_out {p.synthesize.held_out})"
-            )
-    for name, few in (
-        ("analyze", p.analyze.sensitivity_sequences),
-        ("inspect", p.inspect.sensitivity_sequences),
-    ):
-        if few > p.analyze.sequences:
-            problems.append(
-                f"{name}.sensitivity_sequences: {few} are more than analyze.sequences, {p.analyze.sequences}"
-            )
-    if not p.analyze.ce + p.analyze.kl > 0:
-        problems.append("analyze.ce, analyze.kl: both are 0, which leaves no loss")
-    problems += _distill_ranges(p.distill)
+    train = p.synthesize.sequences - p.synthesize.held_out
+    asked = {
+        "calibrate.sequences": p.calibrate.sequences,
+        "analyze.sequences": p.analyze.sequences,
+        "distill.batch": p.distill.batch,
+    }
+    problems += [
+        f"{name}: asks for {count} sequences, but the corpus has {train} for training "
+        f"(synthesize.sequences {p.synthesize.sequences} less synthesize.held_out {p.synthesize.held_out})"
+        for name, count in asked.items()
+        if count > train
+    ]
+    few = {"analyze": p.analyze.sensitivity_sequences, "inspect": p.inspect.sensitivity_sequences}
+    return problems + [
+        f"{name}.sensitivity_sequences: {count} are more than analyze.sequences, {p.analyze.sequences}"
+        for name, count in few.items()
+        if count > p.analyze.sequences
+    ]
+
+
+def _of_files(p: Params) -> list[str]:
+    """Files that are asked for and not there."""
+    problems = []
     if p.targets.share and not Path(p.targets.text).exists():
         problems.append(f"targets.text: {p.targets.text!r} does not exist (targets.share is {p.targets.share})")
     if p.teacher.source == "path" and not Path(p.teacher.path).exists():
         problems.append(f"teacher.path: {p.teacher.path!r} does not exist (teacher.source is path)")
-    if p.evaluate.source == "folder":
-        folder = Path(p.evaluate.benchmarks)
-        wanted_files = [folder / f"{t}.jsonl" for t in p.evaluate.tasks]
-        if p.evaluate.text != "pydoc":
-            wanted_files.append(folder / f"{p.evaluate.text}.jsonl")
-        if not folder.is_dir():
-            problems.append(f"evaluate.benchmarks: {p.evaluate.benchmarks!r} is not a folder")
-        else:
-            problems += [
-                f"evaluate: benchmark file {file} does not exist" for file in wanted_files if not file.is_file()
-            ]
+    folder = Path(p.evaluate.benchmarks)
+    if p.evaluate.source == "folder" and not folder.is_dir():
+        problems.append(f"evaluate.benchmarks: {p.evaluate.benchmarks!r} is not a folder")
+    elif p.evaluate.source == "folder":
+        names = [*p.evaluate.tasks, *([p.evaluate.text] if p.evaluate.text != "pydoc" else [])]
+        files = [folder / f"{name}.jsonl" for name in names]
+        problems += [f"evaluate: benchmark file {file} does not exist" for file in files if not file.is_file()]
     return problems
 
 
-def _distill_ranges(d: Distill) -> list[str]:
+def _of_distill(d: Distill) -> list[str]:
     problems = []
     if not d.ce + d.kl + d.hidden > 0:
         problems.append("distill.ce, distill.kl, distill.hidden: all are 0, which leaves no loss")
