@@ -91,8 +91,7 @@ def test_a_folder_of_code_is_read_file_by_file():
     code = {**room, "pipeline/losses_too/x.py": "x", **CODE}
     found = inputs.read("distill", code)
     assert found.code == {"stages/distill.py": "lr", **room}
-    after = inputs.read("distill", {**code, "pipeline/losses/chunked.py": "ce"}, found)
-    assert found.changed(after) == ["pipeline/losses/chunked.py"]
+    assert found.changed(inputs.read("distill", {**code, next(iter(room)): "ce"})) == [next(iter(room))]
 
 
 @pytest.mark.parametrize(
