@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.knobs import yaml_1_2
-from pipeline.knobs.sections import Params
+from pipeline.knobs.params import Params
 
 INTRODUCTION = """# All knobs
 

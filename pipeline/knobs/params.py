@@ -6,11 +6,49 @@ unpack a section into plain values; the library never sees it.
 
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from pipeline.knobs import messages, yaml_1_2
+from pipeline.knobs.kinds import FORBID, Int
+from pipeline.knobs.long_scheme import AnyScheme
 from pipeline.knobs.scheme import Scheme
-from pipeline.knobs.sections import Distill, Params
+from pipeline.knobs.sections import (
+    Analyze,
+    Calibrate,
+    Distill,
+    Evaluate,
+    Export,
+    Inspect,
+    Report,
+    Synthesize,
+    Targets,
+    Teacher,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=FORBID)
+class Params:
+    """All of them: shared ones, then one section a stage, in the order in which the stages run."""
+
+    seed: Int = Field(description="every random stream of every stage derives from it")
+    scheme: AnyScheme = Field(
+        description=(
+            "W: weights, 2 to 8 bits, symmetric, a scale an output channel (W4g64: a group of 64 inputs); A16: "
+            "static INT16 inputs, a scale a tensor; A4 to A8: dynamic, a scale a token; KV2 to KV8: the KV cache, "
+            "a scale a token; what is left out stays in float. Or long, with every field:"
+        )
+    )
+    teacher: Teacher
+    synthesize: Synthesize
+    calibrate: Calibrate
+    analyze: Analyze
+    targets: Targets
+    distill: Distill
+    inspect: Inspect
+    export: Export
+    evaluate: Evaluate
+    report: Report
 
 
 def load(path: str | Path = "params.yaml") -> Params:

@@ -24,7 +24,6 @@ from pipeline.knobs.kinds import (
     Task,
     Text,
 )
-from pipeline.knobs.long_scheme import AnyScheme
 
 
 @dataclass(frozen=True, kw_only=True, config=FORBID)
@@ -248,25 +247,3 @@ class Evaluate:
 @dataclass(frozen=True, kw_only=True, config=FORBID)
 class Report:
     title: Text = Field(description="of the page")
-
-
-@dataclass(frozen=True, kw_only=True, config=FORBID)
-class Params:
-    seed: Int = Field(description="every random stream of every stage derives from it")
-    scheme: AnyScheme = Field(
-        description=(
-            "W: weights, 2 to 8 bits, symmetric, a scale an output channel (W4g64: a group of 64 inputs); A16: "
-            "static INT16 inputs, a scale a tensor; A4 to A8: dynamic, a scale a token; KV2 to KV8: the KV cache, "
-            "a scale a token; what is left out stays in float. Or long, with every field:"
-        )
-    )
-    teacher: Teacher
-    synthesize: Synthesize
-    calibrate: Calibrate
-    analyze: Analyze
-    targets: Targets
-    distill: Distill
-    inspect: Inspect
-    export: Export
-    evaluate: Evaluate
-    report: Report

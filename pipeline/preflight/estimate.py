@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.progress import duration
-from pipeline.knobs.sections import Params
+from pipeline.knobs.params import Params
 from pipeline.models import float_type, saved
 
 # Forwards of a token (its logits included) that a token of the stage's text takes.

@@ -15,7 +15,8 @@ from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
 from pipeline.knobs.freezing import AUTO
-from pipeline.knobs.sections import Evaluate, Params
+from pipeline.knobs.params import Params
+from pipeline.knobs.sections import Evaluate
 from pipeline.models import forward, layout, vocabulary
 
 CONTEXTS = (  # what configs call the longest text that a model's positions hold

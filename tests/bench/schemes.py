@@ -33,8 +33,9 @@ from pipeline.calibration.rotation import rotate
 from pipeline.corpus.artifact import Corpus, valid_mask
 from pipeline.evaluation import agreement, harness, text
 from pipeline.knobs import params
+from pipeline.knobs.params import Params
 from pipeline.knobs.scheme import from_short
-from pipeline.knobs.sections import Calibrate, Params
+from pipeline.knobs.sections import Calibrate
 from pipeline.models import float_type, layout, saved
 from pipeline.quant.activations import Quantizer
 from pipeline.quant.model import QuantizedModel

@@ -5,7 +5,7 @@ import re
 
 from pipeline.knobs import __main__ as documents
 from pipeline.knobs import yaml_1_2
-from pipeline.knobs.sections import Params
+from pipeline.knobs.params import Params
 from tests.unit.knobs.files import ROOT
 
 COMMENT = re.compile(r"(?:^|\s)# ?(.*)$")

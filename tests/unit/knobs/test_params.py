@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("in_the_root")
 
 def test_the_shipped_knobs_load_with_their_values():
     loaded = params.load()
-    assert SHIPPED.keys() == sections.Params.__dataclass_fields__.keys()
+    assert SHIPPED.keys() == params.Params.__dataclass_fields__.keys()
     assert loaded.seed == SHIPPED["seed"]
     assert loaded.scheme == from_short(SHIPPED["scheme"])
     for section in SHIPPED.keys() - {"seed", "scheme"}:

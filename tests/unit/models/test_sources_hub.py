@@ -6,20 +6,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from pipeline.models import sources
 from tests import tiny
+from tests.unit.models.test_sources import assert_is_the_tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def assert_is_the_tiny_model(folder: Path) -> None:
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    expected = tiny.llama().state_dict()
-    assert loaded.state_dict().keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
-    assert not (folder / "pytorch_model.bin").exists()
 
 
 @pytest.fixture
