@@ -1,4 +1,4 @@
-"""Tiny random models of families whose layers hold more than linears in rows: experts, norms after a linear."""
+"""Tiny random models of families whose layers hold more than linears in rows: experts, norms after a linear, states."""
 
 from typing import Any
 
@@ -14,10 +14,14 @@ from transformers import (
     GptOssConfig,
     GraniteMoeConfig,
     JetMoeConfig,
+    Lfm2Config,
+    Llama4TextConfig,
     MixtralConfig,
+    NemotronHConfig,
     Olmo2Config,
     OlmoConfig,
     OlmoeConfig,
+    OlmoHybridConfig,
     OPTConfig,
     PhimoeConfig,
     PreTrainedConfig,
@@ -41,6 +45,7 @@ MIXTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "granite-moe": (GraniteMoeConfig, CHOSEN | {"num_local_experts": EXPERTS}),
     "gpt-oss": (GptOssConfig, CHOSEN | {"num_local_experts": EXPERTS, "head_dim": 16}),
     "jetmoe": (JetMoeConfig, CHOSEN | {"num_local_experts": EXPERTS, "kv_channels": 8}),
+    "llama4": (Llama4TextConfig, {"num_local_experts": EXPERTS, "head_dim": 8, "intermediate_size_mlp": 48}),
     "phimoe": (PhimoeConfig, CHOSEN | {"num_local_experts": EXPERTS}),
     "deepseek-v3": (
         DeepseekV3Config,
@@ -61,6 +66,14 @@ POST_NORMS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
         | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 259},
     ),
 }
+HYBRIDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {  # a layer with a state, then one of attention
+    "lfm2": (Lfm2Config, {"layer_types": ["conv", "full_attention"]}),
+    "olmo-hybrid": (OlmoHybridConfig, {"layer_types": ["linear_attention", "full_attention"]}),
+    "nemotron-h": (
+        NemotronHConfig,
+        {"layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1},
+    ),
+}
 DENSE: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "starcoder2": (Starcoder2Config, {}),
     "olmo": (OlmoConfig, {}),
@@ -71,7 +84,7 @@ DENSE: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 
 def other(name: str, even_norms: bool = False) -> PreTrainedModel:
     """A random model, float32, in eval mode: 2 layers, 32 wide; biases and norms random, too, unless norms are even."""
-    kind, options = (MIXTURES | POST_NORMS | DENSE)[name]
+    kind, options = (MIXTURES | POST_NORMS | HYBRIDS | DENSE)[name]
     shape = {
         "hidden_size": 32,
         "intermediate_size": 48,

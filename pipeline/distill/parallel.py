@@ -78,10 +78,10 @@ class Processes:
         exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
         chosen = {model.get_submodule(name).weight for name in linears}
         whole = set(model.parameters()) - chosen
-        layers = list(layout.decoder_layers(model)[1])
-        for module in [*layers, model.base_model]:  # the root last: it lets the layers know of each other
+        layers, root = list(layout.decoder_layers(model)[1]), layout.backbone(model)
+        for module in [*layers, root]:  # the root last: it lets the layers know of each other
             sharded = fully_shard(module, mesh=mesh, mp_policy=exact, ignored_params=whole)
-            if module is not model.base_model:
+            if module is not root:
                 sharded.set_force_sum_reduction_for_comms(True)  # the loss is a share of the step's mean already
                 sharded.set_gradient_divide_factor(1.0)
 

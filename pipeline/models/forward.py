@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.models import plain_head
-from pipeline.models.layout import Linear, linears
+from pipeline.models.layout import Linear, backbone, linears
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Last hidden states after the final norm, what the head reads: [batch, seq, hidden] from tokens [batch, seq]."""
-    return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    return backbone(model)(input_ids=tokens, use_cache=False).last_hidden_state
 
 
 def head_module(model: PreTrainedModel) -> nn.Linear:

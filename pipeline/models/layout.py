@@ -56,6 +56,20 @@ class Linear:
         return self.rows or {self.role: slice(None)}
 
 
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """All of a model but its head: what gives the last hidden states.
+
+    Raises:
+        ValueError: no part of it does.
+    """
+    if model.base_model is not model:
+        return model.base_model
+    parts = [child for child in model.children() if isinstance(child, PreTrainedModel)]  # Llama 4 names another prefix
+    if len(parts) != 1:
+        raise ValueError(f"{type(model).__name__} has {len(parts)} models in it; one is to give its last hidden states")
+    return parts[0]
+
+
 def text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     """Name and module of what reads text: of a multimodal model the language model alone, else all but the head."""
     module = model.get_decoder()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline.models.layout import backbone
+
 SEQUENCES = 32  # of two tokens each, which even the shortest context has room for
 LEAST, GREATEST = -2.0, 4.0  # powers of ten of the logits that are tried
 
@@ -28,7 +30,7 @@ def check(model: PreTrainedModel, head: nn.Linear) -> None:
     name, weight = type(model).__name__, head.weight
     tokens = (7919 * torch.arange(2 * SEQUENCES, device=model.device) % len(weight)).view(SEQUENCES, 2)
     read, _ = _run(model, head, tokens, None)
-    states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    states = backbone(model)(input_ids=tokens, use_cache=False).last_hidden_state
     if _differing(read, states) is not None:
         raise ValueError(
             f"{name} changes its hidden states before the head, which no stage that works out logits from them can hold"

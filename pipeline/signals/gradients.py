@@ -99,7 +99,7 @@ class Probe:
                 _release(handles)
             handles = self._measure(model, mask, outputs, sums)
             with torch.enable_grad(), watch.watching(mask) as extra:
-                hidden = model.base_model(input_ids=part, use_cache=False, **extra).last_hidden_state
+                hidden = layout.backbone(model)(input_ids=part, use_cache=False, **extra).last_hidden_state
                 target = hidden.detach() if target is None else target
                 distillation_loss(hidden, target, heads, labels, counted, weights, text.predicted).total.backward()
             _release(handles)

@@ -95,10 +95,10 @@ def valid_rows(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class _Recorder(DynamicCache):
-    """Sees what a cache would store, and stores nothing."""
+    """Sees the keys and values that a cache would store, and stores none; states of other layers it keeps."""
 
-    def __init__(self, see: Callable[[int, Tensor, Tensor], None]) -> None:
-        super().__init__()
+    def __init__(self, model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None]) -> None:
+        super().__init__(config=model.config)
         self.see = see
 
     def update(
@@ -118,7 +118,7 @@ class Watch:
         self.model, self.found, self.tokens = model, found, tokens
         self.inputs: dict[str, Moments] = {}
         self.cache: dict[tuple[int, str], Moments] = {}
-        self._has_cache = "past_key_values" in inspect.signature(model.base_model.forward).parameters
+        self._has_cache = "past_key_values" in inspect.signature(layout.backbone(model).forward).parameters
 
     @contextmanager
     def watching(self, mask: Tensor) -> Iterator[dict[str, Any]]:
@@ -144,7 +144,7 @@ class Watch:
             for linear in self.found
         ]
         try:
-            yield {"past_key_values": _Recorder(store)} if self._has_cache else {}
+            yield {"past_key_values": _Recorder(self.model, store)} if self._has_cache else {}
         finally:
             for handle in handles:
                 handle.remove()

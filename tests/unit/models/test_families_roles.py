@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.models import forward, layout
 from tests.families import FAMILIES, family
+from tests.others import other
 from tests.unit.layouts import attention_states, every_family, moved, with_attention
 
 UNGATED = {"opt", "falcon-7b", "falcon-40b", "falcon-rw", "bloom", "gpt-neox"}
@@ -88,5 +89,13 @@ def test_hidden_states_times_the_head_are_the_logits(name: str, tokens: Tensor):
     assert len(layers) == 2
     head = layout.head(model)
     assert model.get_submodule(head.name) is model.get_output_embeddings()
+    logits = forward.hidden_states(model, tokens) @ forward.head_weight(model).T
+    assert moved(logits, model(input_ids=tokens).logits) < 1e-5
+
+
+def test_a_model_that_is_its_own_base_model_has_hidden_states(tokens: Tensor):
+    """Llama 4 names another prefix than its decoder has, so that transformers takes the whole for its base model."""
+    model = other("llama4")
+    assert model.base_model is model
     logits = forward.hidden_states(model, tokens) @ forward.head_weight(model).T
     assert moved(logits, model(input_ids=tokens).logits) < 1e-5

@@ -15,6 +15,7 @@ from pipeline.models import forward, layout
 from pipeline.signals import tensors
 from pipeline.signals.tensors import Moments, Watch, statistics, valid_rows
 from tests.families import FAMILIES, family
+from tests.others import HYBRIDS, other
 
 
 def reference(x: Tensor) -> dict[str, float]:
@@ -122,7 +123,7 @@ def watch(model: PreTrainedModel, tokens: Tensor, valid: Tensor, batch: int) -> 
     states = []
     for part, mask in zip(tokens.split(batch), valid.split(batch), strict=True):
         with torch.no_grad(), found.watching(mask) as extra:
-            states.append(model.base_model(input_ids=part, use_cache=False, **extra).last_hidden_state)
+            states.append(layout.backbone(model)(input_ids=part, use_cache=False, **extra).last_hidden_state)
     return found, states
 
 
@@ -148,6 +149,17 @@ def test_watching_changes_nothing_and_sees_every_linear_and_layer(name: str, tok
     tokens_seen = {m.count / model.get_submodule(name).in_features for name, m in found.inputs.items()}
     assert tokens_seen == {int(valid.sum())}
     assert not [m for m in model.modules() if m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_layer_that_keeps_a_state_has_one_while_keys_and_values_are_seen(name: str, tokens: Tensor, valid: Tensor):
+    """Its code reads the state of its layer off the cache; keys and values are the other layer's alone."""
+    model = other(name)
+    plain = [forward.hidden_states(model, part) for part in tokens.split(4)]
+    watched, states = watch(model, tokens, valid, 4)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(states, plain, strict=True))
+    assert set(watched.cache) == {(1, "k"), (1, "v")}
+    assert watched.inputs.keys() == {linear.name for linear in layout.linears(model)}
 
 
 def test_an_input_that_several_linears_read_is_looked_at_once(tokens: Tensor, valid: Tensor):
