@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BambaConfig,
     CohereConfig,
     DeepseekV3Config,
     Gemma2Config,
@@ -69,6 +70,7 @@ POST_NORMS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 HYBRIDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {  # a layer with a state, then one of attention
     "lfm2": (Lfm2Config, {"layer_types": ["conv", "full_attention"]}),
     "olmo-hybrid": (OlmoHybridConfig, {"layer_types": ["linear_attention", "full_attention"]}),
+    "bamba": (BambaConfig, {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 4}),
     "nemotron-h": (
         NemotronHConfig,
         {"layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1},
@@ -82,7 +84,7 @@ DENSE: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 }
 
 
-def other(name: str, even_norms: bool = False) -> PreTrainedModel:
+def other(name: str, even_norms: bool = False, **changed: Any) -> PreTrainedModel:
     """A random model, float32, in eval mode: 2 layers, 32 wide; biases and norms random, too, unless norms are even."""
     kind, options = (MIXTURES | POST_NORMS | HYBRIDS | DENSE)[name]
     shape = {
@@ -94,7 +96,7 @@ def other(name: str, even_norms: bool = False) -> PreTrainedModel:
         "max_position_embeddings": 64,
         "initializer_range": 0.2,
     }
-    config = kind(vocab_size=259, pad_token_id=0, bos_token_id=1, eos_token_id=2, **{**shape, **options})
+    config = kind(vocab_size=259, pad_token_id=0, bos_token_id=1, eos_token_id=2, **{**shape, **options, **changed})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
     for parameter in model.parameters():

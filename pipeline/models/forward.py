@@ -62,9 +62,9 @@ def cast_linears(model: PreTrainedModel, dtype: str) -> None:
         module.weight = nn.Parameter(module.weight.detach().to(torch_dtype(dtype)), requires_grad=False)
 
 
-def on_layer_inputs(model: PreTrainedModel, found: list[Linear], see: Callable[[Linear, Tensor], None]) -> list[Any]:
+def on_layer_inputs(model: PreTrainedModel, read: list[Linear], see: Callable[[Linear, Tensor], None]) -> list[Any]:
     """Call `see(linear, input)` before each linear runs; returns the hooks' handles."""
     return [
         model.get_submodule(linear.name).register_forward_pre_hook(lambda _, args, linear=linear: see(linear, args[0]))
-        for linear in found
+        for linear in read
     ]

@@ -99,15 +99,15 @@ def linears(model: PreTrainedModel) -> list[Linear]:
         ValueError: the layers hold no torch.nn.Linear.
     """
     prefix, layers = decoder_layers(model)
-    found, choosing = [], routers(layers)
+    quantizable, choosing = [], routers(layers)
     for name, module in layers.named_modules():
         if isinstance(module, nn.Linear) and not name.endswith(NEVER_CALLED) and name not in choosing:
             rows = _fused_rows(name.rsplit(".", 1)[-1], module, model.config.get_text_config())
             role = "".join(rows) or _role(name)
-            found.append(Linear(f"{prefix}.{name}", int(name.split(".")[0]), role, rows))
-    if not found:
+            quantizable.append(Linear(f"{prefix}.{name}", int(name.split(".")[0]), role, rows))
+    if not quantizable:
         raise ValueError(f"{type(model).__name__} has no torch.nn.Linear in {prefix}; nothing to quantize")
-    return found
+    return quantizable
 
 
 def _role(name: str) -> str:
@@ -158,7 +158,7 @@ def head(model: PreTrainedModel) -> Linear | None:
     return Linear(name, -1, "lm_head")
 
 
-def role_names(found: list[Linear]) -> str:
+def role_names(named: list[Linear]) -> str:
     """The linears' names with the layer's number left out, each once with its role: for error messages."""
-    shapes = {re.sub(r"\.\d+\.", ".*.", linear.name): linear.role for linear in found}
+    shapes = {re.sub(r"\.\d+\.", ".*.", linear.name): linear.role for linear in named}
     return ", ".join(f"{name} ({role})" for name, role in shapes.items())

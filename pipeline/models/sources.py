@@ -205,10 +205,10 @@ def check_sha256(file: Path, expected: str, remedy: str) -> None:
     """Raises:
     ValueError: the file's sha256 is not the expected one; `remedy` is what teacher.sha256 may be set to.
     """
-    found = sha256(file)
-    if found != expected.lower():
+    actual = sha256(file)
+    if actual != expected.lower():
         raise ValueError(
-            f"{file.name} has sha256 {found}, but teacher.sha256 is {expected}: the file was changed or damaged, or "
+            f"{file.name} has sha256 {actual}, but teacher.sha256 is {expected}: the file was changed or damaged, or "
             f"the number is another file's. Fetch it again, or set teacher.sha256 to {remedy}"
         )
 

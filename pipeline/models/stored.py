@@ -82,8 +82,8 @@ def check_no_codes(tensors: Tensors, why: str) -> None:
     """
     bad = []
     for name in sorted(tensors.at):
-        dtype, last = tensors.dtype(name), ".".join(name.split(".")[-2:])
-        if dtype.startswith(("F8", "F6", "F4")) or (dtype[0] in "IU" and any(part in last for part in OF_WEIGHTS)):
+        dtype, ending = tensors.dtype(name), ".".join(name.split(".")[-2:])
+        if dtype.startswith(("F8", "F6", "F4")) or (dtype[0] in "IU" and any(part in ending for part in OF_WEIGHTS)):
             bad.append(f"{name} ({dtype})")
     if bad:
         raise ValueError(f"its tensors hold codes, {some(bad)}, {why}; take the model that it was made of")
@@ -112,10 +112,11 @@ def _write(tensors: Tensors, read: Read, scratch: Path) -> int:
     for file, part in tensors.parts.items():
         there = {}
         for name in part.keys():  # noqa: SIM118
-            found = read(name)
-            if found is not None:
-                there[found[0]] = found[1].contiguous()
-                coded += found[0] != name or tensors.dtype(name) in (*FLOAT8, "I8", "U8")
+            named_weight = read(name)
+            if named_weight is not None:
+                written, weight = named_weight
+                there[written] = weight.contiguous()
+                coded += written != name or tensors.dtype(name) in (*FLOAT8, "I8", "U8")
         save_file(there, scratch / file.name, metadata={"format": "pt"})
         held |= dict.fromkeys(there, file.name)
     if [file.name for file in tensors.parts] != [WEIGHTS]:

@@ -184,32 +184,32 @@ def _add(sums: _Sums, value: Tensor, reference: Tensor | None) -> None:
 
 
 def _output_statistics(sums: _Sums, compared: bool) -> dict[str, float]:
-    found = {
+    values = {
         "mean_square": sums.square / sums.count,
         "mean_abs": sums.absolute / sums.count,
         "gradient_norm_sq": sums.output_gradient,
     }
     if compared:
         ratio = sums.reference / sums.noise if sums.noise else 1e20
-        found["sqnr_db"] = float(np.clip(10 * np.log10(max(ratio, 1e-20)), -200, 200))
-    return found
+        values["sqnr_db"] = float(np.clip(10 * np.log10(max(ratio, 1e-20)), -200, 200))
+    return values
 
 
 def _against_float(
     linear: layout.Linear, weight: Tensor, reference: Tensor, gradient: Tensor, of_float: dict[str, Tensor]
 ) -> dict[str, dict[str, float]]:
     """SQNR of the weight, cosine of its gradient with g, and sum(g^2 dW^2), of each part."""
-    found = {}
+    by_role = {}
     for role, rows in linear.parts().items():
         ours, theirs, mine, g = weight[rows], reference[rows], gradient[rows], of_float[linear.name][rows]
         norms = (_dot(mine, mine) * _dot(g, g)) ** 0.5
         weighted = (ours - theirs).mul_(g)
-        found[role] = {
+        by_role[role] = {
             "sqnr_db": sqnr(theirs, ours),
             "gradient_cosine": _dot(mine, g) / norms if norms else 0.0,
             "first_order": _dot(weighted, weighted),
         }
-    return found
+    return by_role
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

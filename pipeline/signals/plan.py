@@ -50,7 +50,7 @@ def curves(
         schemes: of each quantized weight, whose symmetry and group are kept. widths: bits to try.
         advance: called after each linear.
     """
-    found = []
+    loss_curves = []
     for linear in layout.linears(model):
         if linear.name not in schemes:
             continue
@@ -61,33 +61,33 @@ def curves(
             scheme = replace(schemes[linear.name], bits=bits)  # type: ignore[arg-type]
             error = rtn(weight, None, scheme).weight.sub_(weight).square_().mul_(importance)
             losses[bits] = tokens / 2 * float(error.sum(dim=-1).double().sum())
-        found.append(Curve(linear.name, linear.layer, linear.role, weight.numel(), losses))
+        loss_curves.append(Curve(linear.name, linear.layer, linear.role, weight.numel(), losses))
         advance()
-    return found
+    return loss_curves
 
 
-def choose(found: Sequence[Curve], average: float) -> Plan:
+def choose(loss_curves: Sequence[Curve], average: float) -> Plan:
     """Bits of each linear: at most `average` a weight, and no more predicted loss than a uniform width within that.
 
     Raises:
         ValueError: even the fewest bits exceed the average.
     """
-    widths = sorted(found[0].losses)
+    widths = sorted(loss_curves[0].losses)
     if average < widths[0]:
         raise ValueError(f"an average of {average} bits is below the fewest, {widths[0]}")
-    plan = dict.fromkeys((curve.name for curve in found), widths[0])
-    left = (average - widths[0]) * sum(curve.size for curve in found)
-    steps = [(slope, i, bits) for i, curve in enumerate(found) for slope, bits in _hull(curve)]
+    plan = dict.fromkeys((curve.name for curve in loss_curves), widths[0])
+    left = (average - widths[0]) * sum(curve.size for curve in loss_curves)
+    steps = [(slope, i, bits) for i, curve in enumerate(loss_curves) for slope, bits in _hull(curve)]
     blocked = set()
     for _, i, bits in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
-        curve = found[i]
+        curve = loss_curves[i]
         cost = (bits - plan[curve.name]) * curve.size
         if cost > left:
             blocked.add(i)
         if i not in blocked:
             plan[curve.name], left = bits, left - cost
     uniform = dict.fromkeys(plan, max(bits for bits in widths if bits <= average))
-    return min(plan, uniform, key=lambda each: predicted(found, each))
+    return min(plan, uniform, key=lambda choice: predicted(loss_curves, choice))
 
 
 def _hull(curve: Curve) -> Iterator[tuple[float, int]]:
@@ -105,17 +105,17 @@ def _hull(curve: Curve) -> Iterator[tuple[float, int]]:
         yield slope, at
 
 
-def predicted(found: Sequence[Curve], plan: Plan) -> float:
+def predicted(loss_curves: Sequence[Curve], plan: Plan) -> float:
     """The plan's predicted loss, nats a token."""
-    return sum(curve.losses[plan[curve.name]] for curve in found)
+    return sum(curve.losses[plan[curve.name]] for curve in loss_curves)
 
 
-def average_bits(found: Sequence[Curve], plan: Plan) -> float:
+def average_bits(loss_curves: Sequence[Curve], plan: Plan) -> float:
     """Bits a quantized weight, scales left out."""
-    return sum(plan[curve.name] * curve.size for curve in found) / sum(curve.size for curve in found)
+    return sum(plan[curve.name] * curve.size for curve in loss_curves) / sum(curve.size for curve in loss_curves)
 
 
-def as_scheme(scheme: Scheme, found: Sequence[Curve], plan: Plan) -> dict[str, Any]:
+def as_scheme(scheme: Scheme, loss_curves: Sequence[Curve], plan: Plan) -> dict[str, Any]:
     """The scheme written long, as params.yaml takes it, with the plan as overrides after its own (the last counts)."""
     own = []
     for override in scheme.overrides:
@@ -125,15 +125,15 @@ def as_scheme(scheme: Scheme, found: Sequence[Curve], plan: Plan) -> dict[str, A
         "weights": asdict(scheme.weights),
         "activations": asdict(scheme.activations),
         "kv_cache": asdict(scheme.kv_cache),
-        "overrides": own + overrides(scheme, found, plan),
+        "overrides": own + overrides(scheme, loss_curves, plan),
     }
 
 
-def overrides(scheme: Scheme, found: Sequence[Curve], plan: Plan) -> list[dict[str, Any]]:
+def overrides(scheme: Scheme, loss_curves: Sequence[Curve], plan: Plan) -> list[dict[str, Any]]:
     """An override for each linear that has other bits by now: the plan's, and what else is not the scheme's own."""
     rest = asdict(scheme.weights)
     entries = []
-    for curve in found:
+    for curve in loss_curves:
         now = scheme.of(curve.name, curve.role)[0]
         if now.bits != plan[curve.name]:
             kept = {field: value for field, value in asdict(now).items() if value != rest[field]}

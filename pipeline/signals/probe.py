@@ -149,10 +149,10 @@ def _of_layers(
     for _, layer, _, _, _, statistic, value in rows:
         if statistic == "first_order":
             predicted[layer] += tokens / 2 * value
-    found = {"first_order_kl": predicted, "one_layer_kl": costs}
+    statistics = {"first_order_kl": predicted, "one_layer_kl": costs}
     return [
         (variant, layer, "layer", f"{prefix}.{layer}", "layer", statistic, value)
-        for statistic, values in found.items()
+        for statistic, values in statistics.items()
         for layer, value in values.items()
     ]
 

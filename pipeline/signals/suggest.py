@@ -40,17 +40,17 @@ def freeze_policy(table: pd.DataFrame, variant: str) -> dict[str, Any]:
     A role (o, v) is suggested where its ||dL/dW||^2, divided by the layer's geometric mean of q's and k's, is at least
     RATIO in the median layer, and above 1 in at least SHARE of the layers.
     """
-    found = claim(table, variant)
-    if found.empty:
+    ratios = claim(table, variant)
+    if ratios.empty:
         reason = f"the model has no layer with {', '.join(ATTENTION)} that can be told apart"
         return {"variant": variant, "policy": "none", "reason": reason}
     evidence: dict[str, Any] = {}
     for role in ("o", "v"):
-        ratio: pd.Series = found[f"{role}_ratio"]
+        ratio: pd.Series = ratios[f"{role}_ratio"]
         evidence[role] = {
             "median_ratio_to_qk": float(ratio.median()),
             "share_of_layers_above_qk": float(ratio.gt(1).mean()),
-            "layers_above_q_and_k": int(found[f"{role}_above"].sum()),
+            "layers_above_q_and_k": int(ratios[f"{role}_above"].sum()),
         }
     strong = tuple(
         role
@@ -62,7 +62,7 @@ def freeze_policy(table: pd.DataFrame, variant: str) -> dict[str, Any]:
         "variant": variant,
         "policy": policy,
         "evidence": evidence,
-        "layers": len(found),
-        "layers_where_the_claim_holds": int((found["o_above"] * found["v_above"]).sum()),
-        "median_gradient_norm_sq": {role: float(found[role].median()) for role in ATTENTION},
+        "layers": len(ratios),
+        "layers_where_the_claim_holds": int((ratios["o_above"] * ratios["v_above"]).sum()),
+        "median_gradient_norm_sq": {role: float(ratios[role].median()) for role in ATTENTION},
     }

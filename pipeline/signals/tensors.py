@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from pipeline.models import layout
 
@@ -111,25 +112,27 @@ class _Recorder(DynamicCache):
 class Watch:
     """The inputs of some linears and the keys and values of a model, while batches pass through it.
 
-    tokens: how many will, at most. A model whose forward takes no cache of keys and values has none.
+    tokens: how many will, at most. A model without attention has no keys and values.
     """
 
-    def __init__(self, model: PreTrainedModel, found: list[layout.Linear], tokens: int) -> None:
-        self.model, self.found, self.tokens = model, found, tokens
+    def __init__(self, model: PreTrainedModel, linears: list[layout.Linear], tokens: int) -> None:
+        self.model, self.linears, self.tokens = model, linears, tokens
         self.inputs: dict[str, Moments] = {}
         self.cache: dict[tuple[int, str], Moments] = {}
-        self._has_cache = "past_key_values" in inspect.signature(layout.backbone(model).forward).parameters
+        takes_cache = "past_key_values" in inspect.signature(layout.backbone(model).forward).parameters
+        layers = DynamicCache(config=model.config).layers
+        self._has_cache = takes_cache and any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
     @contextmanager
     def watching(self, mask: Tensor) -> Iterator[dict[str, Any]]:
         """Look at what passes; gives the arguments that the model's forward needs for it."""
-        last: dict[str, Any] = {"x": None}
+        previous: dict[str, Any] = {"x": None}
 
         def see(linear: layout.Linear, x: Tensor) -> None:
-            if last["x"] is x:  # q, k and v read the same tensor
-                self.inputs.setdefault(linear.name, self.inputs[last["name"]])
+            if previous["x"] is x:  # q, k and v read the same tensor
+                self.inputs.setdefault(linear.name, self.inputs[previous["name"]])
                 return
-            last.update(x=x, name=linear.name)
+            previous.update(x=x, name=linear.name)
             _of(self.inputs, linear.name, self.tokens * x.shape[-1]).add(valid_rows(x, mask))
 
         def store(layer: int, key: Tensor, value: Tensor) -> None:
@@ -141,7 +144,7 @@ class Watch:
             self.model.get_submodule(linear.name).register_forward_pre_hook(
                 lambda _, args, linear=linear: see(linear, args[0]), prepend=True
             )
-            for linear in self.found
+            for linear in self.linears
         ]
         try:
             yield {"past_key_values": _Recorder(self.model, store)} if self._has_cache else {}

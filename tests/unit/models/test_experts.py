@@ -42,15 +42,15 @@ def built(kind: str) -> nn.ModuleList | None:
 
 def test_of_all_mixtures_no_linear_that_chooses_among_experts_is_quantized():
     """What gives a value for each expert, or a single one, chooses or weighs, whatever it is called."""
-    layers = {kind: found for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if (found := built(kind)) is not None}
-    assert len(layers) >= 25
+    mixtures = {kind: layers for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if (layers := built(kind)) is not None}
+    assert len(mixtures) >= 25
     chosen = {}
-    for kind, found in layers.items():
-        linears = {name: module for name, module in found.named_modules() if isinstance(module, nn.Linear)}
-        chosen[kind] = routers(found)
+    for kind, layers in mixtures.items():
+        linears = {name: module for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+        chosen[kind] = routers(layers)
         choosing = {name for name, module in linears.items() if module.out_features in (1, EXPERTS)}
         assert choosing <= chosen[kind], kind
-        weights = sum(parameter.numel() for parameter in found.parameters())
+        weights = sum(parameter.numel() for parameter in layers.parameters())
         assert sum(linears[name].weight.numel() for name in chosen[kind]) < 0.05 * weights, kind
         assert not [name for name in chosen[kind] if name.endswith(("gate_proj", "gate_up_proj", "output_gate"))], kind
     assert {"jetmoe", "qwen2_moe", "phimoe", "llama4_text"} <= {kind for kind, names in chosen.items() if names}
@@ -71,8 +71,8 @@ def test_the_linears_of_a_mixture_and_their_fisher_information(name: str, tokens
     if layout.head(model) is None or getattr(model.get_output_embeddings(), "bias", None) is not None:
         model.lm_head.bias = None  # of Phi-3.5, whose logits are no plain product
     sampled = valid & (torch.arange(tokens.shape[1]) > 0)  # all that follows the first token
-    found = fisher.fisher(model, tokens, valid, sampled, 3, "float32", names, lambda: None)
-    assert {f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)} & names <= found.keys()
+    information = fisher.fisher(model, tokens, valid, sampled, 3, "float32", names, lambda: None)
+    assert {f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)} & names <= information.keys()
 
 
 def test_a_linear_that_returns_no_tensor_is_left_out_of_fishers_information(tokens: Tensor, valid: Tensor):
@@ -88,5 +88,5 @@ def test_a_linear_that_returns_no_tensor_is_left_out_of_fishers_information(toke
     mlp = model.model.layers[0].mlp
     mlp.forward = lambda x: mlp.c_proj(mlp.act(mlp.c_fc(x)[0]))
     sampled = valid & (torch.arange(tokens.shape[1]) > 0)  # all that follows the first token
-    found = fisher.fisher(model, tokens, valid, sampled, 3, "float32", names, lambda: None)
-    assert found.keys() == names - {"model.layers.0.mlp.c_fc"}
+    information = fisher.fisher(model, tokens, valid, sampled, 3, "float32", names, lambda: None)
+    assert information.keys() == names - {"model.layers.0.mlp.c_fc"}

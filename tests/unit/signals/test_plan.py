@@ -30,19 +30,19 @@ def curves(seed: int, count: int = 5, convex: bool = True) -> list[Curve]:
     def random() -> float:
         return float(torch.rand((), generator=generator))
 
-    found = []
+    loss_curves = []
     for i in range(count):
         scale = 10 ** (2 * random())
         losses = {bits: scale * (4.0**-bits if convex else random() * 2.0**-bits) for bits in WIDTHS}
-        found.append(Curve(f"l{i}", i, "q", int(1 + 20 * random()), losses))
-    return found
+        loss_curves.append(Curve(f"l{i}", i, "q", int(1 + 20 * random()), losses))
+    return loss_curves
 
 
-def best(found: list[Curve], average: float) -> float:
+def best(loss_curves: list[Curve], average: float) -> float:
     """The least loss of all plans within the average."""
-    names = [curve.name for curve in found]
-    plans = (dict(zip(names, bits, strict=True)) for bits in itertools.product(WIDTHS, repeat=len(found)))
-    return min(predicted(found, p) for p in plans if average_bits(found, p) <= average + 1e-12)
+    names = [curve.name for curve in loss_curves]
+    plans = (dict(zip(names, bits, strict=True)) for bits in itertools.product(WIDTHS, repeat=len(loss_curves)))
+    return min(predicted(loss_curves, p) for p in plans if average_bits(loss_curves, p) <= average + 1e-12)
 
 
 @pytest.mark.parametrize("convex", [True, False])
@@ -50,17 +50,17 @@ def best(found: list[Curve], average: float) -> float:
 @pytest.mark.parametrize("seed", range(8))
 def test_it_is_the_best_plan_up_to_one_linear(seed: int, average: float, convex: bool):
     """Within what the dearest linear could still gain, and on convex curves mostly the optimum itself."""
-    found = curves(seed, convex=convex)
-    chosen = choose(found, average)
-    assert average_bits(found, chosen) <= average + 1e-12
-    lowest, ours = best(found, average), predicted(found, chosen)
-    gain = max(c.losses[chosen[c.name]] - min(c.losses.values()) for c in found)
+    loss_curves = curves(seed, convex=convex)
+    chosen = choose(loss_curves, average)
+    assert average_bits(loss_curves, chosen) <= average + 1e-12
+    lowest, ours = best(loss_curves, average), predicted(loss_curves, chosen)
+    gain = max(c.losses[chosen[c.name]] - min(c.losses.values()) for c in loss_curves)
     assert lowest <= ours <= lowest + gain + 1e-12
 
 
 def test_mostly_it_is_the_optimum():
     cases = [(curves(seed), average) for seed in range(20) for average in (3.0, 4.0, 5.0)]
-    same = [predicted(found, choose(found, a)) <= 1.02 * best(found, a) for found, a in cases]
+    same = [predicted(loss_curves, choose(loss_curves, a)) <= 1.02 * best(loss_curves, a) for loss_curves, a in cases]
     assert sum(same) >= 0.7 * len(same)
 
 
@@ -68,18 +68,18 @@ def test_mostly_it_is_the_optimum():
 @pytest.mark.parametrize("seed", range(8))
 def test_it_is_never_worse_than_uniform_bits(seed: int, average: int):
     for convex in (True, False):
-        found = curves(seed, count=3, convex=convex)
-        uniform = predicted(found, {curve.name: average for curve in found})
-        assert predicted(found, choose(found, average)) <= uniform
+        loss_curves = curves(seed, count=3, convex=convex)
+        uniform = predicted(loss_curves, {curve.name: average for curve in loss_curves})
+        assert predicted(loss_curves, choose(loss_curves, average)) <= uniform
 
 
 def test_a_width_that_helps_little_by_itself_is_stepped_over():
     """From 2 to 3 bits nothing is gained here, from 2 to 4 almost all: the hull goes straight there."""
-    found = [
+    loss_curves = [
         Curve("late", 0, "q", 10, {2: 100.0, 3: 99.9, 4: 1.0, 6: 0.5}),
         Curve("even", 0, "k", 10, {2: 8.0, 3: 4.0, 4: 2.0, 6: 1.0}),
     ]
-    assert choose(found, 3.0) == {"late": 4, "even": 2}
+    assert choose(loss_curves, 3.0) == {"late": 4, "even": 2}
 
 
 def test_a_bit_of_a_small_linear_is_cheaper():
@@ -158,10 +158,10 @@ def test_params_take_the_plan_for_a_scheme_which_then_gives_each_linear_its_bits
         scheme.activations,
         scheme.kv_cache,
     )
-    given = {linear.name: grid for linear, (grid, _) in calibration_plan(tiny.llama(), loaded).items()}
+    grids = {linear.name: grid for linear, (grid, _) in calibration_plan(tiny.llama(), loaded).items()}
     for linear in layout.linears(tiny.llama()):
         before = scheme.of(linear.name, linear.role)[0]
-        assert given[linear.name] == Weights(chosen[linear.name], before.symmetric, before.group)
+        assert grids[linear.name] == Weights(chosen[linear.name], before.symmetric, before.group)
 
 
 def test_a_linear_that_has_its_bits_already_gets_no_override(signals):

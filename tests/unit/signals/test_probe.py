@@ -48,10 +48,10 @@ def saved(folder: Path, calibrated: QuantizedModel, method: str) -> Path:
 
 def test_variants_are_named_folders(tmp_path: Path, calibrated: QuantizedModel):
     folders = {method: saved(tmp_path / method, calibrated, method) for method in ("gptq", "awq+gptq")}
-    found = probe.variants([f"ptq={folders['gptq']}", f"other={folders['awq+gptq']}"])
-    assert list(found) == ["ptq", "other"]
-    assert [each.rescaled for each in found.values()] == [False, True]
-    assert found["ptq"].load().codes.keys() == calibrated.codes.keys()
+    variants = probe.variants([f"ptq={folders['gptq']}", f"other={folders['awq+gptq']}"])
+    assert list(variants) == ["ptq", "other"]
+    assert (variants["ptq"].rescaled, variants["other"].rescaled) == (False, True)
+    assert variants["ptq"].load().codes.keys() == calibrated.codes.keys()
 
 
 @pytest.mark.parametrize(

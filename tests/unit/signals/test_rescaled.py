@@ -32,17 +32,17 @@ def test_after_quantization_they_are_found_to_a_few_percent(generator: torch.Gen
     weight, scale = scaled(generator, 3.0)
     grid = Weights(4)
     quantized = rtn(weight * scale, None, grid).weight
-    found = factors(quantized, weight)
-    assert float((found / scale).log().abs().mean()) < 0.05
-    assert sqnr(weight, quantized / found) == pytest.approx(sqnr(weight, quantized / scale), abs=0.5)
+    estimate = factors(quantized, weight)
+    assert float((estimate / scale).log().abs().mean()) < 0.05
+    assert sqnr(weight, quantized / estimate) == pytest.approx(sqnr(weight, quantized / scale), abs=0.5)
 
 
 def test_rows_and_columns_of_zeros_are_left_alone(generator: torch.Generator):
     weight, scale = scaled(generator)
     weight[3], weight[:, 5] = 0, 0
-    found = factors(weight * scale, weight)
-    assert bool(found.isfinite().all())
-    assert bool((found > 0).all())
+    estimate = factors(weight * scale, weight)
+    assert bool(estimate.isfinite().all())
+    assert bool((estimate > 0).all())
 
 
 def test_the_methods_that_rescale_are_known_by_name():
@@ -57,22 +57,22 @@ def test_a_rescaled_model_that_computes_the_same_function_looks_like_the_float_o
     ours = calibrate(tiny.llama(), text.tokens, text.valid, from_short("W8"), options, None, lambda: None).model
     plain = run({"ptq": ours}, text).table
     again = probe(load_float(), load_float, {"ptq": variant(ours, True)}, text, Chosen(WEIGHTS), lambda _: None).table
-    found, naive = (t[t.tensor == "weight"].groupby("statistic").value for t in (again, plain))
-    assert found.min()["sqnr_db"] > 40
+    corrected, naive = (t[t.tensor == "weight"].groupby("statistic").value for t in (again, plain))
+    assert corrected.min()["sqnr_db"] > 40
     assert naive.min()["sqnr_db"] < 20
-    assert found.min()["gradient_cosine"] > 0.999
+    assert corrected.min()["gradient_cosine"] > 0.999
     assert naive.min()["gradient_cosine"] < 0.99
-    assert found.sum()["first_order"] < 0.1 * naive.sum()["first_order"]
+    assert corrected.sum()["first_order"] < 0.1 * naive.sum()["first_order"]
 
 
 def test_the_errors_are_those_that_calibration_measured(text):
     """Against calibration's own table, which knows the rescaled float weights."""
     options = Options("awq", {}, batch=4)
     done = calibrate(tiny.llama(), text.tokens, text.valid, from_short("W4"), options, None, lambda: None)
-    found = probe(
+    table = probe(
         load_float(), load_float, {"ptq": variant(done.model, True)}, text, Chosen(WEIGHTS), lambda _: None
     ).table
-    found = found[(found.tensor == "weight") & (found.statistic == "sqnr_db")].set_index("name").value
+    ours = table[(table.tensor == "weight") & (table.statistic == "sqnr_db")].set_index("name").value
     theirs = done.errors.set_index("name").weight_sqnr
-    assert len(found) == len(layout.linears(tiny.llama()))
-    assert float((found - theirs).abs().mean()) < 1.5
+    assert len(ours) == len(layout.linears(tiny.llama()))
+    assert float((ours - theirs).abs().mean()) < 1.5

@@ -24,18 +24,18 @@ def quantized(tokens: Tensor, valid: Tensor, rotation: int | None) -> QuantizedM
 def table(variants: dict[str, probe.Variant], text: Text) -> pd.DataFrame:
     calls: list[int] = []
     options = probe.Options(WEIGHTS, 2, range(2, 9))
-    found = probe.probe(load_float(), load_float, variants, text, options, calls.append)
+    signals = probe.probe(load_float(), load_float, variants, text, options, calls.append)
     assert sum(calls) == probe.steps(load_float(), variants, text, options)
-    return found.table
+    return signals.table
 
 
 def test_at_eight_bits_hardly_anything_is_lost_beside_it_and_much_beside_the_plain_one(text: Text):
     ours = quantized(text.tokens, text.valid, 3)
-    found, naive = (table({"ptq": variant(ours, rotation=rotation)}, text) for rotation in (3, None))
-    worst, plain = (t[t.statistic == "sqnr_db"].groupby("tensor").value.min() for t in (found, naive))
+    rotated, naive = (table({"ptq": variant(ours, rotation=rotation)}, text) for rotation in (3, None))
+    worst, plain = (t[t.statistic == "sqnr_db"].groupby("tensor").value.min() for t in (rotated, naive))
     assert worst.min() > 25
     assert plain.max() < 10
-    costs, wrong = (t[t.statistic == "one_layer_kl"].value.max() for t in (found, naive))
+    costs, wrong = (t[t.statistic == "one_layer_kl"].value.max() for t in (rotated, naive))
     assert costs < 1e-3 < wrong
 
 

@@ -38,7 +38,7 @@ def plainly(load: Load, ours: QuantizedModel, text: Text) -> dict[int, float]:
     def log_p(model) -> Tensor:
         return functional.log_softmax(model(input_ids=text.tokens).logits[:, :-1][counted], dim=-1)
 
-    found = {}
+    kl_by_layer = {}
     for layer in range(len(layers)):
         model = load().double()
         for key, parameter in model.named_parameters():
@@ -46,8 +46,8 @@ def plainly(load: Load, ours: QuantizedModel, text: Text) -> dict[int, float]:
                 linear = key.removesuffix(".weight")
                 parameter.copy_(ours.weight(linear) if linear in ours.codes else ours.floats[key])
         kl = functional.kl_div(log_p(model), log_p(teacher), log_target=True, reduction="batchmean")
-        found[layer] = float(kl)
-    return found
+        kl_by_layer[layer] = float(kl)
+    return kl_by_layer
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-window", "gpt-neox", "falcon-rw", "bloom", "opt", "mamba"])
@@ -56,10 +56,10 @@ def test_it_is_what_a_plain_loop_measures(name: str, batch: int, text: Text):
     """Among them families whose layers give tuples, take a mask a layer, or have no attention."""
     load = partial(family, name)
     ours = quantized(load, text)
-    found = one_layer_on(load().double(), ours, replace(text, batch=batch), lambda _: None)
+    kl_by_layer = one_layer_on(load().double(), ours, replace(text, batch=batch), lambda _: None)
     precise = 1e-4 if name == "mamba" else 1e-6  # its scan is float32 whatever the model is
-    assert found == pytest.approx(plainly(load, ours, text), rel=precise)
-    assert min(found.values()) > 0
+    assert kl_by_layer == pytest.approx(plainly(load, ours, text), rel=precise)
+    assert min(kl_by_layer.values()) > 0
 
 
 def test_a_layer_takes_its_rescaled_norms_along(text: Text):
@@ -67,15 +67,15 @@ def test_a_layer_takes_its_rescaled_norms_along(text: Text):
     ours = quantized(tiny.llama, text, "awq")
     norm = "model.layers.0.input_layernorm.weight"
     assert not torch.allclose(ours.floats[norm].float(), tiny.llama().get_parameter(norm), rtol=0.1)
-    found = one_layer_on(tiny.llama().double(), ours, text, lambda _: None)
-    assert found == pytest.approx(plainly(tiny.llama, ours, text), rel=1e-6)
+    kl_by_layer = one_layer_on(tiny.llama().double(), ours, text, lambda _: None)
+    assert kl_by_layer == pytest.approx(plainly(tiny.llama, ours, text), rel=1e-6)
 
 
 def test_layer_1_is_not_layer_10(text: Text):
     load = partial(tiny.llama, layers=11, hidden=16)
     ours = quantized(load, text)
-    found = one_layer_on(load().double(), ours, replace(text, batch=6), lambda _: None)
-    assert found == pytest.approx(plainly(load, ours, text), rel=1e-6)
+    kl_by_layer = one_layer_on(load().double(), ours, replace(text, batch=6), lambda _: None)
+    assert kl_by_layer == pytest.approx(plainly(load, ours, text), rel=1e-6)
 
 
 def test_the_model_is_as_it_was(text: Text):

@@ -9,37 +9,37 @@ from pipeline.signals.table import COLUMNS, by_layer, layers
 
 
 def test_a_statistic_by_layer_is_a_column_a_role(signals):
-    found = signals.table
-    wide = by_layer(found, "ptq", "weight", "gradient_norm_sq")
+    rows = signals.table
+    wide = by_layer(rows, "ptq", "weight", "gradient_norm_sq")
     assert list(wide.columns) == ["layer", "q", "k", "v", "o", "gate", "up", "down"]
-    chosen = found[(found.variant == "ptq") & (found.statistic == "gradient_norm_sq") & (found.tensor == "weight")]
+    chosen = rows[(rows.variant == "ptq") & (rows.statistic == "gradient_norm_sq") & (rows.tensor == "weight")]
     (value,) = chosen[(chosen.layer == 1) & (chosen.role == "down")].value
     assert wide.set_index("layer").loc[1, "down"] == value
-    assert list(by_layer(found, "rtn", "cache", "std").columns) == ["layer", "k", "v"]
+    assert list(by_layer(rows, "rtn", "cache", "std").columns) == ["layer", "k", "v"]
 
 
 def test_several_linears_of_a_role_in_a_layer_are_averaged():
     rows = [("x", 0, "other", f"e{i}", "weight", "gradient_norm_sq", v) for i, v in enumerate((1.0, 3.0))]
-    found = by_layer(pd.DataFrame(rows, columns=COLUMNS), "x", "weight", "gradient_norm_sq")
-    assert found.to_dict("list") == {"layer": [0], "other": [2.0]}
+    averages = by_layer(pd.DataFrame(rows, columns=COLUMNS), "x", "weight", "gradient_norm_sq")
+    assert averages.to_dict("list") == {"layer": [0], "other": [2.0]}
 
 
 def test_what_a_model_does_not_have_is_an_empty_table(signals):
-    found = signals.table
-    without = by_layer(found[found.tensor != "cache"], "ptq", "cache", "std")
+    rows = signals.table
+    without = by_layer(rows[rows.tensor != "cache"], "ptq", "cache", "std")
     assert (list(without.columns), len(without)) == (["layer"], 0)
-    assert len(layers(found, "float")) == 0
+    assert len(layers(rows, "float")) == 0
 
 
 def test_what_is_known_of_whole_layers(signals):
     """The first-order sensitivities of a layer's linears, times tokens / 2, add up to the KL that they predict."""
-    found = layers(signals.table, "rtn")
-    assert list(found.columns) == ["layer", "first_order_kl", "one_layer_kl"]
-    assert found.layer.tolist() == [0, 1]
+    sensitivities = layers(signals.table, "rtn")
+    assert list(sensitivities.columns) == ["layer", "first_order_kl", "one_layer_kl"]
+    assert sensitivities.layer.tolist() == [0, 1]
     mine = signals.table[(signals.table.variant == "rtn") & (signals.table.statistic == "first_order")]
     predicted = 76 / 2 * mine.groupby("layer").value.sum()  # 20 + 7 + 20 + 13 + 2 + 20 tokens in 6 sequences
-    assert found.first_order_kl.tolist() == pytest.approx(predicted.tolist())
-    assert found.one_layer_kl.min() > 0
+    assert sensitivities.first_order_kl.tolist() == pytest.approx(predicted.tolist())
+    assert sensitivities.one_layer_kl.min() > 0
 
 
 def test_the_files_hold_the_table_and_its_curves(signals, tmp_path: Path):

@@ -40,9 +40,9 @@ def streamed(parts: list[Tensor], total: int) -> dict[str, float]:
 def test_streamed_moments_are_those_of_all_values(generator, mean: float, sizes: list[int]):
     x = torch.randn(5000, generator=generator, dtype=torch.float64) ** 3 + mean
     x[::700] += 60
-    found = streamed(list(x.split(sizes)), 5000)
-    assert found == pytest.approx(reference(x), rel=1e-9)
-    assert found["outliers"] > 0
+    summary = streamed(list(x.split(sizes)), 5000)
+    assert summary == pytest.approx(reference(x), rel=1e-9)
+    assert summary["outliers"] > 0
 
 
 def test_a_gaussian_has_kurtosis_3_and_a_long_tail_more(generator):
@@ -64,8 +64,8 @@ def test_outliers_are_counted_exactly_whatever_the_order_of_wide_and_narrow_batc
     parts = [
         torch.randn(40, generator=generator) ** 3 * scale + shifts[i % len(shifts)] for i, scale in enumerate(scales)
     ]
-    found = streamed(parts, 40 * len(parts) + spare)
-    assert found["outliers"] == pytest.approx(reference(torch.cat(parts))["outliers"], abs=1e-12)
+    summary = streamed(parts, 40 * len(parts) + spare)
+    assert summary["outliers"] == pytest.approx(reference(torch.cat(parts))["outliers"], abs=1e-12)
 
 
 def test_of_many_batches_only_what_may_be_an_outlier_is_kept(generator):
@@ -104,49 +104,49 @@ def test_valid_rows_of_each_layout():
 
 def attended(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[tuple[int, str], Tensor]:
     """Keys and values that attention is given, valid tokens alone."""
-    found: dict[tuple[int, str], Tensor] = {}
+    keys_and_values: dict[tuple[int, str], Tensor] = {}
 
     def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: object):
         for role, x in (("k", key), ("v", value)):
-            found[module.layer_idx, role] = x.transpose(1, 2)[valid]
+            keys_and_values[module.layer_idx, role] = x.transpose(1, 2)[valid]
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
 
     AttentionInterface.register("test_record", record)
     AttentionMaskInterface.register("test_record", sdpa_mask)
     model.set_attn_implementation("test_record")
     model(input_ids=tokens, use_cache=False)
-    return found
+    return keys_and_values
 
 
 def watch(model: PreTrainedModel, tokens: Tensor, valid: Tensor, batch: int) -> tuple[Watch, list[Tensor]]:
-    found = Watch(model, layout.linears(model), tokens.numel())
+    watcher = Watch(model, layout.linears(model), tokens.numel())
     states = []
     for part, mask in zip(tokens.split(batch), valid.split(batch), strict=True):
-        with torch.no_grad(), found.watching(mask) as extra:
+        with torch.no_grad(), watcher.watching(mask) as extra:
             states.append(layout.backbone(model)(input_ids=part, use_cache=False, **extra).last_hidden_state)
-    return found, states
+    return watcher, states
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gpt-neox", "phi3", "opt"])
 def test_keys_and_values_are_those_that_attention_is_given(name: str, tokens: Tensor, valid: Tensor):
     """After rotary embedding: with queries and keys before it the same projections would have other statistics."""
     expected = attended(family(name), tokens, valid)
-    found = watch(family(name), tokens, valid, 4)[0].cache
-    assert found.keys() == expected.keys()
-    assert len(found) == 4
+    moments = watch(family(name), tokens, valid, 4)[0].cache
+    assert moments.keys() == expected.keys()
+    assert len(moments) == 4
     for key, values in expected.items():
-        assert found[key].statistics() == pytest.approx(reference(values), rel=1e-4), key
+        assert moments[key].statistics() == pytest.approx(reference(values), rel=1e-4), key
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_watching_changes_nothing_and_sees_every_linear_and_layer(name: str, tokens: Tensor, valid: Tensor):
     model = family(name)
     plain = [forward.hidden_states(model, part) for part in tokens.split(4)]
-    found, states = watch(model, tokens, valid, 4)
+    watched, states = watch(model, tokens, valid, 4)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(states, plain, strict=True))
-    assert found.inputs.keys() == {linear.name for linear in layout.linears(model)}
-    assert set(found.cache) == (set() if name == "mamba" else {(i, role) for i in (0, 1) for role in "kv"})
-    tokens_seen = {m.count / model.get_submodule(name).in_features for name, m in found.inputs.items()}
+    assert watched.inputs.keys() == {linear.name for linear in layout.linears(model)}
+    assert set(watched.cache) == (set() if name == "mamba" else {(i, role) for i in (0, 1) for role in "kv"})
+    tokens_seen = {m.count / model.get_submodule(name).in_features for name, m in watched.inputs.items()}
     assert tokens_seen == {int(valid.sum())}
     assert not [m for m in model.modules() if m._forward_pre_hooks]
 
@@ -162,9 +162,16 @@ def test_a_layer_that_keeps_a_state_has_one_while_keys_and_values_are_seen(name:
     assert watched.inputs.keys() == {linear.name for linear in layout.linears(model)}
 
 
+def test_a_model_that_keeps_states_alone_has_no_keys_and_values(tokens: Tensor, valid: Tensor):
+    model = other("bamba", attn_layer_indices=[])
+    watched, states = watch(model, tokens, valid, 4)
+    assert torch.allclose(torch.cat(states), forward.hidden_states(model, tokens), atol=1e-5)
+    assert not watched.cache
+
+
 def test_an_input_that_several_linears_read_is_looked_at_once(tokens: Tensor, valid: Tensor):
-    found = watch(family("llama"), tokens, valid, 2)[0].inputs
-    q, k, v, o = (found[f"model.layers.1.self_attn.{part}_proj"] for part in "qkvo")
+    moments = watch(family("llama"), tokens, valid, 2)[0].inputs
+    q, k, v, o = (moments[f"model.layers.1.self_attn.{part}_proj"] for part in "qkvo")
     assert q is k
     assert k is v
     assert o is not q
