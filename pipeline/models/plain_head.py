@@ -78,7 +78,7 @@ def _states(weight: Tensor) -> Tensor:
 
 
 def _differing(a: Tensor, b: Tensor) -> tuple[int, int] | None:
-    """The first position at which rows [sequences, 2, width] differ by more than rounding; NaN is like NaN, so that a
+    """The last position at which rows [sequences, 2, width] differ by more than rounding; NaN is like NaN, so that a
     broken model is not taken for one of another kind."""
     tolerance = max(1e-5, 4 * torch.finfo(b.dtype).eps)
     if a.shape != b.shape:
@@ -87,4 +87,4 @@ def _differing(a: Tensor, b: Tensor) -> tuple[int, int] | None:
     size = b.abs().amax(dim=-1, keepdim=True).clamp(min=1e-3)
     close = ((a - b).abs() <= tolerance * size) | (a == b) | (a.isnan() & b.isnan())
     bad = (~close.all(dim=-1)).nonzero()
-    return (int(bad[0, 0]), int(bad[0, 1])) if len(bad) else None
+    return (int(bad[-1, 0]), int(bad[-1, 1])) if len(bad) else None
