@@ -45,7 +45,8 @@ def _project() -> Repo:
         raise ValueError(f"{error}; run this in the project's own folder") from None
 
 
-def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """What to audit, and where the page goes."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.audit",
         description="Versions compared: what changed, and what the differences show.",
@@ -58,9 +59,13 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     parser.add_argument("--commits", type=int, default=10, metavar="N", help="how many, if none is named (10)")
     parser.add_argument("--metric", default=METRIC, help=f"whose lineage the page shows ({METRIC})")
     parser.add_argument("--out", type=Path, default=Path("runs/audit"), help="folder of index.html and audit.csv")
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
+    args = _options(arguments)
     names, problems = args.versions or versions.default(git, args.commits), list[str]()
-    found = _load(git, names, cache, problems if args.versions else None)
+    loaded_versions = _load(git, names, cache, problems if args.versions else None)
     baseline = _load(git, [args.baseline] if args.baseline else [], cache, problems)
     drawn, left_out = list[dict[str, Any]](), list[str]()
     try:
@@ -68,17 +73,19 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
         drawn = sweeps.sections(of_model, git.root, curves=False)  # the report draws those
     except ValueError as error:
         problems.append(str(error))
-    if found and args.metric not in (METRIC, *found[-1].metrics):
-        problems.append(f"{found[-1].name}: {unknown('metric', args.metric, found[-1].metrics)}")
-    if problems or not found:
+    if loaded_versions and args.metric not in (METRIC, *loaded_versions[-1].metrics):
+        problems.append(f"{loaded_versions[-1].name}: {unknown('metric', args.metric, loaded_versions[-1].metrics)}")
+    if problems or not loaded_versions:
         raise ValueError("\n  ".join(problems) or "there is no version to look at")
     before: list[Version | None]
     if baseline:
-        before = [*baseline] * len(found)
+        before = [*baseline] * len(loaded_versions)
+    elif args.versions:
+        before = [None, *loaded_versions[:-1]]
     else:
-        before = [None, *found[:-1]] if args.versions else versions.predecessors(git, found, cache)
-    with progress.bar("audit", len(found), " version") as bar:
-        entries = compare.audit(found, before, cache, bar.update)
+        before = versions.predecessors(git, loaded_versions, cache)
+    with progress.bar("audit", len(loaded_versions), " version") as bar:
+        entries = compare.audit(loaded_versions, before, cache, bar.update)
     args.out.mkdir(parents=True, exist_ok=True)
     contract.write_text(args.out / "index.html", page.render(entries, args.metric, cache, drawn, left_out))
     contract.write_text(args.out / "audit.csv", table.tidy(entries).to_csv(index=False, lineterminator="\n"))
@@ -90,16 +97,16 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
 def _load(git: Git, names: Sequence[str], cache: Cache, problems: list[str] | None) -> list[Version]:
     """The versions of some names, each once; why one cannot be read is added to the problems, or is a warning, where
     the user did not name it."""
-    found = []
+    loaded_versions = []
     for name in dict.fromkeys(names):
         try:
-            found.append(versions.load(git, name, cache))
+            loaded_versions.append(versions.load(git, name, cache))
         except ValueError as error:
             if problems is None:
                 print(f"audit: left out {error}", file=sys.stderr)
             else:
                 problems.append(str(error))
-    return found
+    return loaded_versions
 
 
 def _trace(arguments: Sequence[str], git: Git, cache: Cache) -> int:
@@ -119,10 +126,10 @@ def _verify(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     here = versions.load(git, HERE, cache)
     count = sum(len(stage.outs) for stage in here.lock.stages.values())
     with progress.bar("verify", count, " output") as bar:
-        found = verify.verify(git, here, cache, lambda _: bar.update())
+        findings = verify.verify(git, here, cache, lambda _: bar.update())
     of_sweeps, unknown = results.verify(git, git.root / SWEEPS, cache)
-    wrong = [finding for finding in (*found, *of_sweeps) if finding.checked]
-    unchecked = [f"{finding.what}: {finding.problem}" for finding in found if not finding.checked] + unknown
+    wrong = [finding for finding in (*findings, *of_sweeps) if finding.checked]
+    unchecked = [f"{finding.what}: {finding.problem}" for finding in findings if not finding.checked] + unknown
     for finding in wrong:
         print(f"{finding.what}: {finding.problem}")
     for line in unchecked:

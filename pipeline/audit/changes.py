@@ -40,19 +40,19 @@ def changes(before: Version, after: Version) -> list[Change]:
     ]
 
 
-def summary(found: list[Change]) -> str:
+def summary(differences: list[Change]) -> str:
     """The changes in a line: knobs with their values, the stages whose code differs, what else."""
-    named = [c for c in found if c.kind == KNOB]
-    pins = [c for c in found if c.kind == LIBRARY]
+    named = [c for c in differences if c.kind == KNOB]
+    pins = [c for c in differences if c.kind == LIBRARY]
     parts = [f"{c.what}: {c.before or 'absent'} -> {c.after or 'absent'}" for c in named + pins[:PINS]]
     if len(pins) > PINS:
         parts.append(f"{len(pins) - PINS} more pinned libraries")
-    parts += [f"{c.what}: {c.before} -> {c.after} ({_some_of(c.stages)})" for c in found if c.kind == MACHINE]
+    parts += [f"{c.what}: {c.before} -> {c.after} ({_some_of(c.stages)})" for c in differences if c.kind == MACHINE]
     for kind, label in ((CODE, "code of"), (DATA, "data of")):
-        stages = dict.fromkeys(stage.partition("@")[0] for c in found if c.kind == kind for stage in c.stages)
+        stages = dict.fromkeys(stage.partition("@")[0] for c in differences if c.kind == kind for stage in c.stages)
         if stages:
             parts.append(f"{label} {', '.join(stages)}")
-    outs = [c.what for c in found if c.kind == ARTIFACT]
+    outs = [c.what for c in differences if c.kind == ARTIFACT]
     if outs and not parts:
         parts.append(f"artifacts alone: {', '.join(outs)}")
     return "; ".join(parts) or "nothing"
@@ -62,12 +62,12 @@ Entries = dict[str, tuple[str, tuple[str, ...]]]  # name -> value, stages
 
 
 def _differing(kind: str, one: Entries, other: Entries) -> list[Change]:
-    found = []
+    differences = []
     for name in dict.fromkeys([*one, *other]):
         (before, first), (after, second) = one.get(name, ("", ())), other.get(name, ("", ()))
         if before != after:
-            found.append(Change(kind, name, before, after, tuple(dict.fromkeys([*first, *second]))))
-    return found
+            differences.append(Change(kind, name, before, after, tuple(dict.fromkeys([*first, *second]))))
+    return differences
 
 
 def _knobs(before: Version, after: Version) -> list[Change]:
@@ -83,7 +83,7 @@ def _knobs(before: Version, after: Version) -> list[Change]:
 
 def _code(before: Version, after: Version) -> list[Change]:
     """Files that a stage read which no stage makes, where the same stage read something else before; by file."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    readers: dict[tuple[str, str, str], list[str]] = {}
     for name in dict.fromkeys([*before.lock.stages, *after.lock.stages]):
         first, second = before.lock.stages.get(name), after.lock.stages.get(name)
         if first is None or second is None:
@@ -92,10 +92,10 @@ def _code(before: Version, after: Version) -> list[Change]:
         for path in dict.fromkeys([*one, *other]):
             hashes = one.get(path, "")[:HASH], other.get(path, "")[:HASH]
             if hashes[0] != hashes[1]:
-                found.setdefault((path, *hashes), []).append(name)
+                readers.setdefault((path, *hashes), []).append(name)
     return [
         Change(DATA if path.startswith("data/") else CODE, path, old, new, tuple(stages))
-        for (path, old, new), stages in sorted(found.items())
+        for (path, old, new), stages in sorted(readers.items())
     ]
 
 
@@ -114,20 +114,20 @@ def _pins(version: Version) -> Entries:
 
 def _machines(before: Version, after: Version) -> list[Change]:
     """What stages of both versions ran on, where it differs; each difference once, with its stages."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    stages_by_difference: dict[tuple[str, str, str], list[str]] = {}
     for stage in before.environments.keys() & after.environments.keys():
         one, other = machine(before.environments[stage]), machine(after.environments[stage])
         for what in dict.fromkeys([*one, *other]):
             values = one.get(what, "none"), other.get(what, "none")
             if values[0] != values[1]:
-                found.setdefault((what, *values), []).append(stage)
-    return [Change(MACHINE, *what, tuple(sorted(stages))) for what, stages in sorted(found.items())]
+                stages_by_difference.setdefault((what, *values), []).append(stage)
+    return [Change(MACHINE, *what, tuple(sorted(stages))) for what, stages in sorted(stages_by_difference.items())]
 
 
 def machine(environment: dict[str, Any]) -> dict[str, str]:
     """A stage's record of what it ran on, as text by name; what it ran with is told elsewhere."""
-    found = {key.replace("_", " "): value for key, value in environment.items() if key not in RAN_WITH}
-    return {key: ", ".join(value) if isinstance(value, list) else str(value) for key, value in found.items()}
+    facts = {key.replace("_", " "): value for key, value in environment.items() if key not in RAN_WITH}
+    return {key: ", ".join(value) if isinstance(value, list) else str(value) for key, value in facts.items()}
 
 
 def _some_of(stages: tuple[str, ...]) -> str:

@@ -23,14 +23,14 @@ class Pair:
 
     Attributes:
         version, variant: what is judged. against: another version, of which the same variant, or a variant of this one.
-        within: whether `against` is a variant. found: the comparisons; empty where `note` says why.
+        within: whether `against` is a variant. comparisons: empty where `note` says why.
     """
 
     version: str
     variant: str
     against: str
     within: bool
-    found: tuple[Comparison, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     note: str = ""
 
 
@@ -45,8 +45,9 @@ class Entry:
 
     def verdict(self, variant: str, measure: str) -> Comparison | None:
         """The comparison with the version before."""
-        found = (each for pair in self.pairs if pair.variant == variant and not pair.within for each in pair.found)
-        return next((each for each in found if each.measure == measure), None)
+        pairs = (pair for pair in self.pairs if pair.variant == variant and not pair.within)
+        comparisons = (comparison for pair in pairs for comparison in pair.comparisons)
+        return next((comparison for comparison in comparisons if comparison.measure == measure), None)
 
 
 def audit(
@@ -66,12 +67,13 @@ def audit(
     for group in wanted:
         groups.append([_compared(pair, tables, one, other, resamples) for pair, one, other in group])
         advance()
-    judged = iter(verdicts.judged([each for group in groups for pair in group for each in pair.found]))
+    comparisons = [comparison for group in groups for pair in group for comparison in pair.comparisons]
+    judged = iter(verdicts.judged(comparisons))
     entries = []
     for version, previous, compared in zip(versions, before, groups, strict=True):
-        pairs = tuple(replace(pair, found=tuple(next(judged) for _ in pair.found)) for pair in compared)
-        found = changes.changes(previous, version) if previous and previous is not version else []
-        entries.append(Entry(version, previous, tuple(found), pairs))
+        pairs = tuple(replace(pair, comparisons=tuple(next(judged) for _ in pair.comparisons)) for pair in compared)
+        differences = changes.changes(previous, version) if previous and previous is not version else []
+        entries.append(Entry(version, previous, tuple(differences), pairs))
     return entries
 
 
@@ -79,16 +81,16 @@ Wanted = tuple[Pair, str | None, str | None]  # with the md5 of the items before
 
 
 def _wanted(version: Version, previous: Version | None) -> list[Wanted]:
-    found: list[Wanted] = []
+    wanted: list[Wanted] = []
     for variant in version.variants:
         mine = version.items(variant)
         if previous not in (None, version) and variant in previous.variants:
             note = _note(version, variant, previous, variant)
-            found.append((Pair(version.name, variant, previous.name, False, note=note), previous.items(variant), mine))
+            wanted.append((Pair(version.name, variant, previous.name, False, note=note), previous.items(variant), mine))
         if variant != TEACHER and TEACHER in version.variants:
             note = _note(version, variant, version, TEACHER)
-            found.append((Pair(version.name, variant, TEACHER, True, note=note), version.items(TEACHER), mine))
-    return found
+            wanted.append((Pair(version.name, variant, TEACHER, True, note=note), version.items(TEACHER), mine))
+    return wanted
 
 
 def _note(version: Version, variant: str, other: Version, against: str) -> str:
@@ -112,10 +114,11 @@ def _compared(pair: Pair, tables: dict[str, Scored], one: str | None, other: str
         return replace(pair, note=NO_ITEMS)
     if one == other:
         return replace(pair, note=SAME_BYTES)
-    found = tuple(each for each in verdicts.compare(before, after, resamples) if _tells(each, pair))
-    return replace(pair, found=found, note="" if found else NOTHING_SHARED)
+    shared = verdicts.compare(before, after, resamples)
+    telling = tuple(comparison for comparison in shared if _tells(comparison, pair))
+    return replace(pair, comparisons=telling, note="" if telling else NOTHING_SHARED)
 
 
-def _tells(each: Comparison, pair: Pair) -> bool:
+def _tells(comparison: Comparison, pair: Pair) -> bool:
     """Whether a measure says something of a pair: the teacher's KL to itself, and agreement with itself, do not."""
-    return each.measure not in ("kl", "top1") or not (pair.within or pair.variant == TEACHER)
+    return comparison.measure not in ("kl", "top1") or not (pair.within or pair.variant == TEACHER)

@@ -80,7 +80,7 @@ class Lock:
         ran with; if what it read is not what the stage that makes it made; or if such a stage is stale itself.
         """
         knobs, pins = (mapping(tree, file) for file in (PARAMS, PINS))
-        found: dict[str, list[str]] = {}
+        stale: dict[str, list[str]] = {}
         for stage in self._in_order():
             reasons = []
             for path, digest in stage.deps.items():
@@ -90,7 +90,7 @@ class Lock:
                         reasons.append(f"{path} has changed")
                 elif path in maker.outs and maker.outs[path] != digest:
                     reasons.append(f"{path} is not what {maker.name} made")
-                elif maker.name in found:
+                elif maker.name in stale:
                     reasons.append(f"{maker.name} is stale")
             reasons += [f"the knob {knob} has changed" for knob in stage.changed_knobs(knobs)]
             reasons += [
@@ -99,8 +99,8 @@ class Lock:
                 if pins.get(library) != pin
             ]
             if reasons:
-                found[stage.name] = list(dict.fromkeys(reasons))
-        return found
+                stale[stage.name] = list(dict.fromkeys(reasons))
+        return stale
 
     def chain(self, path: str) -> Iterator[Link]:
         """What a path was made from, down to what needs nothing that a stage makes; depth first.
@@ -116,25 +116,25 @@ class Lock:
         if maker.name in told:
             return
         told.add(maker.name)
-        for dep, found in maker.deps.items():
+        for dep, dep_digest in maker.deps.items():
             below = self.maker(dep)
             if below is not None:
-                yield from self._chain(dep, found, below, depth + 1, told)
+                yield from self._chain(dep, dep_digest, below, depth + 1, told)
 
     def _in_order(self) -> list[Stage]:
         """The stages, each after those that make what it reads."""
-        found: dict[str, Stage] = {}
+        order: dict[str, Stage] = {}
 
         def take(stage: Stage) -> None:
             for dep in stage.deps:
                 maker = self.maker(dep)
-                if maker is not None and maker.name != stage.name and maker.name not in found:
+                if maker is not None and maker.name != stage.name and maker.name not in order:
                     take(maker)
-            found.setdefault(stage.name, stage)
+            order.setdefault(stage.name, stage)
 
         for stage in self.stages.values():
             take(stage)
-        return list(found.values())
+        return list(order.values())
 
 
 def load(tree: Tree) -> Lock:

@@ -21,15 +21,15 @@ PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"  # wha
 def read(content: bytes | None) -> dict[str, float] | None:
     """Numbers by their names, as JSON; None where there is no such thing. What scores were read from is left out."""
     try:
-        found = json.loads(content or b"")
+        numbers = json.loads(content or b"")
     except ValueError:
         return None
-    if isinstance(found, dict):
-        found.pop(READ, None)
-    if not isinstance(found, dict) or not all(type(value) in (int, float) for value in found.values()):
+    if isinstance(numbers, dict):
+        numbers.pop(READ, None)
+    if not isinstance(numbers, dict) or not all(type(value) in (int, float) for value in numbers.values()):
         return None
     try:
-        return {name: float(value) for name, value in found.items()}
+        return {name: float(value) for name, value in numbers.items()}
     except OverflowError:
         return None
 
@@ -40,19 +40,19 @@ def of_items(items: Items) -> dict[str, float]:
     The standard error of a mean is the sample's standard deviation over the root of its size, as lm-eval's is; of one
     item there is none.
     """
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for measure, part in items.documents.groupby("measure"):
-        found[str(measure)], found[f"{measure}.stderr"] = _mean(part["value"].to_numpy())
-    if "log_perplexity" in found:
-        found["perplexity"] = math.exp(found["log_perplexity"])
-        found["perplexity.stderr"] = found["perplexity"] * found.pop("log_perplexity.stderr")
+        scores[str(measure)], scores[f"{measure}.stderr"] = _mean(part["value"].to_numpy())
+    if "log_perplexity" in scores:
+        scores["perplexity"] = math.exp(scores["log_perplexity"])
+        scores["perplexity.stderr"] = scores["perplexity"] * scores.pop("log_perplexity.stderr")
     tasks = {str(task): _mean(part["correct"].to_numpy(float)) for task, part in items.answers.groupby("task")}
     for task, (mean, error) in tasks.items():
-        found[f"accuracy.{task}"], found[f"accuracy.{task}.stderr"] = mean, error
+        scores[f"accuracy.{task}"], scores[f"accuracy.{task}.stderr"] = mean, error
     if tasks:
-        found["accuracy"] = sum(mean for mean, _ in tasks.values()) / len(tasks)
-        found["accuracy.stderr"] = math.sqrt(sum(error**2 for _, error in tasks.values())) / len(tasks)
-    return found
+        scores["accuracy"] = sum(mean for mean, _ in tasks.values()) / len(tasks)
+        scores["accuracy.stderr"] = math.sqrt(sum(error**2 for _, error in tasks.values())) / len(tasks)
+    return scores
 
 
 def of_model(folder: Path, teacher: Path) -> dict[str, float]:

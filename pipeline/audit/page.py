@@ -34,19 +34,19 @@ def render(
     Args:
         sweeps: as `pipeline.report.sweeps.sections` gives them. left_out: the names of those of other models.
     """
-    count = sum(len(pair.found) for entry in entries for pair in entry.pairs)
-    last = entries[-1].version
+    count = sum(len(pair.comparisons) for entry in entries for pair in entry.pairs)
+    last_version = entries[-1].version
     lineage = None
-    if metric in last.metrics:
-        chain = list(trace.links(last, metric))
-        ends = {link.path: trace.weights(link, cache) for link in chain if not last.lock.sources(link.maker)}
-        notes = {path: "\n".join(f"{n}\nsha256 {h[:HASH]}" for n, h in found.items()) for path, found in ends.items()}
-        drawn, told = picture.lineage(last, chain, notes), "\n".join(trace.lines(last, metric, cache))
+    if metric in last_version.metrics:
+        chain = list(trace.links(last_version, metric))
+        ends = {link.path: trace.weights(link, cache) for link in chain if not last_version.lock.sources(link.maker)}
+        notes = {path: "\n".join(f"{n}\nsha256 {h[:HASH]}" for n, h in hashes.items()) for path, hashes in ends.items()}
+        drawn, told = picture.lineage(last_version, chain, notes), "\n".join(trace.lines(last_version, metric, cache))
         lineage = {"metric": metric, "picture": drawn, "text": told}
     return page.render(
         TEMPLATE,
         title="Audit",
-        subtitle=f"{len(entries)} versions, from {entries[0].version.name} to {last.name}",
+        subtitle=f"{len(entries)} versions, from {entries[0].version.name} to {last_version.name}",
         overview=table.overview(entries),
         method=METHOD.format(count=count),
         scores=picture.scores(entries, [f"{name}.{table.STUDENT}" for name in ("perplexity", "kl", "accuracy")]),

@@ -65,12 +65,12 @@ def scores(entries: Sequence[Entry], metrics: Sequence[str]) -> str:
 
 def _edges(links: Sequence[Link]) -> list[tuple[str, str]]:
     """From what was read to what was made of it."""
-    found: dict[tuple[str, str], None] = {}
+    edges: dict[tuple[str, str], None] = {}
     for link in links:
         for other in links:
             if other.path in link.maker.deps and other.path != link.path:
-                found[other.path, link.path] = None
-    return list(found)
+                edges[other.path, link.path] = None
+    return list(edges)
 
 
 def _direct(edges: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -80,7 +80,7 @@ def _direct(edges: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         below.setdefault(source, []).append(made)
 
     def reaches(start: str, end: str) -> bool:
-        return any(each == end or reaches(each, end) for each in below.get(start, ()))
+        return any(path == end or reaches(path, end) for path in below.get(start, ()))
 
     return [(a, b) for a, b in edges if not any(reaches(other, b) for other in below[a] if other != b)]
 

@@ -28,12 +28,12 @@ def scores(root: Path, version: Version) -> Iterator[Finding]:
         content = WorkingTree(root).read(file) if file else None
         if file is None or content is None:
             continue  # told among the hashes
-        found, expected, whole = numbers.read(content), dict[str, float](), True
-        if found is None:
+        actual, expected, whole = numbers.read(content), dict[str, float](), True
+        if actual is None:
             yield Finding(file, "it holds no numbers by name")
             continue
         folder = version.items_folder(variant)
-        model, teacher = (re.search(rf"{each} (\S+)", stage.cmd) for each in (MODEL, TEACHER))
+        model, teacher = (re.search(rf"{option} (\S+)", stage.cmd) for option in (MODEL, TEACHER))
         give_size = partial(numbers.of_model, teacher=root / teacher[1]) if teacher else None
         for source, give in ((folder, _of_items), (model and model[1], give_size)):
             try:
@@ -43,9 +43,9 @@ def scores(root: Path, version: Version) -> Iterator[Finding]:
                 whole = False
         sure = whole and folder and model and teacher
         unpacked = {numbers.SIZES[1]} - {*expected}  # of such weights the files do not tell it
-        names = {*expected, *(found if sure else ())} - unpacked
-        yield from _differing(file, found, expected, sorted(names), "what it was made from gives")
-        left = sorted({*found} - names) if whole else []
+        names = {*expected, *(actual if sure else ())} - unpacked
+        yield from _differing(file, actual, expected, sorted(names), "what it was made from gives")
+        left = sorted({*actual} - names) if whole else []
         if left:
             yield Finding(file, f"{', '.join(left)}: nothing that it was made from tells of it", checked=False)
 
@@ -66,8 +66,8 @@ def report(root: Path, version: Version) -> Iterator[Finding]:
     if missing:
         yield Finding(path, f"its numbers: there are no scores of {', '.join(missing)} to read", checked=False)
         return
-    found = numbers.read(content)
-    if found is None:
+    actual = numbers.read(content)
+    if actual is None:
         yield Finding(path, "it holds no numbers by name")
         return
     try:
@@ -76,7 +76,7 @@ def report(root: Path, version: Version) -> Iterator[Finding]:
         lost = [variant for variant, folder in folders.items() if folder is None]
         if lost:
             yield Finding(path, f"the gap won back: there are no items of {', '.join(lost)} to read", checked=False)
-            yield from _differing(path, found, summary.of_scores(scores), summary.of_scores(scores), "the scores give")
+            yield from _differing(path, actual, summary.of_scores(scores), summary.of_scores(scores), "the scores give")
             return
         documents = {variant: Items.load(root / (folder or "")).documents for variant, folder in folders.items()}
         expected = summary.summarize(scores, documents)
@@ -86,15 +86,15 @@ def report(root: Path, version: Version) -> Iterator[Finding]:
     except UNREADABLE as error:
         yield Finding(path, f"it cannot be held against the scores and items: {error}")
         return
-    yield from _differing(path, found, expected, [*expected, *found], "the scores give")
+    yield from _differing(path, actual, expected, [*expected, *actual], "the scores give")
 
 
 def _differing(
-    file: str, found: dict[str, float], expected: dict[str, float], names: Iterable[str], giver: str
+    file: str, actual: dict[str, float], expected: dict[str, float], names: Iterable[str], giver: str
 ) -> Iterator[Finding]:
     """Numbers that are not what they should be; of a standard error of one item there is nothing to say."""
     for name in dict.fromkeys(names):
-        here, there = found.get(name), expected.get(name)
+        here, there = actual.get(name), expected.get(name)
         if there is not None and math.isnan(there):
             continue
         if here is None or there is None or not math.isclose(here, there, rel_tol=CLOSE, abs_tol=CLOSE):

@@ -33,18 +33,21 @@ def teacher(root: Path) -> str:
 
 def verify(git: Git, folder: Path, cache: Cache) -> tuple[list[Finding], list[str]]:
     """What is wrong with the results of all sweeps in a folder; and what could not be checked, a line each."""
-    found, unchecked = list[Finding](), list[str]()
+    findings, unchecked = list[Finding](), list[str]()
     for where in sorted(file.parent for file in folder.glob("*/points.csv")):
         name = where.relative_to(git.root).as_posix()
         try:
             files = sweep_files.load(where)
-            found += [*_table(files, name), *_ends(files, name)]
-            found += [Finding(f"{name}/{sweep_files.LINEAGE}", f"the files of code {code} are not those that it is the "
-                              "digest of") for code in sweep_files.wrong_digests(files)]  # fmt: skip
-            found += _commits(git, files, name, cache, unchecked)
+            findings += [*_table(files, name), *_ends(files, name)]
+            lineage = f"{name}/{sweep_files.LINEAGE}"
+            findings += [
+                Finding(lineage, f"the files of code {code} are not those that it is the digest of")
+                for code in sweep_files.wrong_digests(files)
+            ]
+            findings += _commits(git, files, name, cache, unchecked)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            found.append(Finding(name, f"these are no results of a sweep: {error}"))
-    return found, unchecked
+            findings.append(Finding(name, f"these are no results of a sweep: {error}"))
+    return findings, unchecked
 
 
 def _table(files: SweepFiles, name: str) -> Iterator[Finding]:
@@ -76,13 +79,16 @@ def _ends(files: SweepFiles, name: str) -> Iterator[Finding]:
         mine = lines.get(point["experiment"], pd.DataFrame())
         if not 0 < len(mine) <= WHOLE:
             continue
-        last = mine.iloc[-max(1, len(mine) // 4) :]
+        last_quarter = mine.iloc[-max(1, len(mine) // 4) :]
         for metric in files.lineage["metrics"]:
             column = metric.removeprefix(END)
-            if metric.startswith(END) and column in last and not _same(point[metric], float(last[column].mean())):
+            if not metric.startswith(END) or column not in last_quarter:
+                continue
+            mean = last_quarter[column].mean()
+            if not _same(point[metric], float(mean)):
                 yield Finding(
                     f"{name}/points.csv",
-                    f"{metric} of {point['experiment']} is {point[metric]}, but curves.csv gives {last[column].mean()}",
+                    f"{metric} of {point['experiment']} is {point[metric]}, but curves.csv gives {mean}",
                 )
 
 
@@ -100,7 +106,8 @@ def _commits(git: Git, files: SweepFiles, name: str, cache: Cache, unchecked: li
             code = sweep_files.source_files(lock, files.lineage.get("target", ""))
             if sweep_files.digest(code) != point["code"]:
                 yield Finding(file, f"code of {point['experiment']} is {point['code']}, but its commit has another")
-            outs = {out["path"]: str(out["md5"]) for stage in lock.get("stages", {}).values() for out in stage["outs"]}
+            stages = lock.get("stages", {}).values()
+            outs = {out["path"]: str(out["md5"]) for stage in stages for out in stage.get("outs", ())}
             scores = _content(cache, outs, files.lineage.get("scores", ""))
             curves = _content(cache, outs, files.lineage.get("curves", ""))
             yield from _scores(files, point, scores, file)
@@ -139,12 +146,12 @@ def _content(cache: Cache, outs: Mapping[str, str], path: str) -> bytes | None:
     """A file that a stage made, or one in a folder that it made; None where the cache does not have it."""
     for out, md5 in outs.items():
         if path == out:
-            found: Path | None = cache.path(md5)
+            file: Path | None = cache.path(md5)
         elif path.startswith(f"{out}/"):
-            found = cache.file(md5, path.removeprefix(f"{out}/"))
+            file = cache.file(md5, path.removeprefix(f"{out}/"))
         else:
             continue
-        return found.read_bytes() if found is not None and found.is_file() else None
+        return file.read_bytes() if file is not None and file.is_file() else None
     return None
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.audit import changes
 from pipeline.audit.compare import Entry
-from pipeline.audit.verdicts import BETTER, SAME, WORSE
+from pipeline.audit.verdicts import BETTER, SAME, WORSE, Comparison
 from pipeline.report import summary
 
 STUDENT = "student"
@@ -47,10 +47,11 @@ def cell(entry: Entry, variant: str, metric: str) -> str:
     text += "" if error is None else f" ± {error:.2g}"
     if entry.version.outdated:
         return f"{text} {STALE}"
-    found = entry.verdict(variant, HEADLINE[metric])
-    if not found:
+    comparison = entry.verdict(variant, HEADLINE[metric])
+    if not comparison:
         return text
-    return f"{text} {SIGNS[found.verdict]}{'' if found.whole else f' on {found.pairs} of {found.of}'}"
+    part = "" if comparison.whole else f" on {comparison.pairs} of {comparison.of}"
+    return f"{text} {SIGNS[comparison.verdict]}{part}"
 
 
 def tidy(entries: Sequence[Entry]) -> pd.DataFrame:
@@ -70,17 +71,7 @@ def tidy(entries: Sequence[Entry]) -> pd.DataFrame:
                 rows.append({**same, "kind": "metric", "name": name, "value": value, **details})
         for pair in entry.pairs:
             shared = {**same, "kind": "comparison", "variant": pair.variant, "against": pair.against}
-            rows += [
-                {
-                    **shared,
-                    "name": each.measure,
-                    "value": each.after,
-                    "before": each.before,
-                    "difference": each.difference,
-                    **{key: getattr(each, key) for key in ("pairs", "of", "low", "high", "p", "corrected", "verdict")},
-                }
-                for each in pair.found
-            ]
+            rows += [{**shared, **_columns(comparison)} for comparison in pair.comparisons]
             if pair.note:
                 rows.append({**shared, "verdict": pair.note})
     return pd.DataFrame(rows, columns=COLUMNS).astype({"pairs": "Int64", "of": "Int64"})
@@ -91,12 +82,23 @@ def text(rows: Sequence[Sequence[str]], width: int) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
-        lines.append("  ".join(each.ljust(w) for each, w in zip(row, widths, strict=False)).rstrip())
+        lines.append("  ".join(field.ljust(w) for field, w in zip(row, widths, strict=False)).rstrip())
         if row is not rows[0] and row[-1] != NO_CHANGE:
             lines += textwrap.wrap(
                 f"{rows[0][-1]}: {row[-1]}", width, initial_indent=INDENT, subsequent_indent=INDENT * 2
             )
     return "\n".join(lines)
+
+
+def _columns(comparison: Comparison) -> dict[str, object]:
+    """What a comparison holds, by its columns of the CSV."""
+    return {
+        "name": comparison.measure,
+        "value": comparison.after,
+        "before": comparison.before,
+        "difference": comparison.difference,
+        **{key: getattr(comparison, key) for key in ("pairs", "of", "low", "high", "p", "corrected", "verdict")},
+    }
 
 
 def _name(entry: Entry) -> str:

@@ -71,9 +71,9 @@ def _details(version: Version, link: Link, cache: Cache) -> Iterator[str]:
         used = {library: have for library, have in environment["libraries"].items() if library in link.maker.pins}
         yield from _wrapped(f"with {_listed(used)}")
     facts = cache.manifest(link.md5).get("facts", {})
-    found = {key: facts[key] for key in SOURCE if facts.get(key)}
-    if link.depth and found:
-        yield from _wrapped(f"from {_listed(found)}")
+    source = {key: facts[key] for key in SOURCE if facts.get(key)}
+    if link.depth and source:
+        yield from _wrapped(f"from {_listed(source)}")
     if not version.lock.sources(link.maker):
         ends = [f"{file} sha256 {digest}" for file, digest in weights(link, cache).items()]
         yield from _wrapped(f"as {', '.join(ends)}" if ends else "it is not in the cache; `dvc pull` brings it")

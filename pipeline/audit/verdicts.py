@@ -88,11 +88,11 @@ def compare(before: Scored, after: Scored, resamples: int = RESAMPLES) -> list[C
     Pairs are rows of the same measure or task whose place and content agree; what the other has not is left out.
     """
     documents, answers = _paired(before.documents, after.documents), _paired(before.answers, after.answers)
-    found = [bootstrap(measure, *values, resamples) for measure, values in documents.items()]
+    comparisons = [bootstrap(measure, *values, resamples) for measure, values in documents.items()]
     if answers:
-        found.append(_accuracy("accuracy", [answers[task] for task in sorted(answers)], resamples))
-    found += [_accuracy(f"accuracy.{task}", [answers[task]], resamples) for task in sorted(answers)]
-    return [replace(each, of=_asked(each.measure, before, after)) for each in found]
+        comparisons.append(_accuracy("accuracy", [answers[task] for task in sorted(answers)], resamples))
+    comparisons += [_accuracy(f"accuracy.{task}", [answers[task]], resamples) for task in sorted(answers)]
+    return [replace(comparison, of=_asked(comparison.measure, before, after)) for comparison in comparisons]
 
 
 def _asked(measure: str, before: Scored, after: Scored) -> int:
@@ -115,7 +115,7 @@ def _columns(table: pd.DataFrame, group: str, place: str, value: str) -> dict[st
 
 def _paired(before: dict[str, Column], after: dict[str, Column]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The values of the rows that both have, by measure or task; nothing of one without any."""
-    found = {}
+    paired_values = {}
     for name in before:
         (rows, one), (others, other) = before[name], after.get(name, ([], np.empty(0)))
         if rows != others:
@@ -123,16 +123,16 @@ def _paired(before: dict[str, Column], after: dict[str, Column]) -> dict[str, tu
             shared = [i for i, row in enumerate(rows) if row in place]
             one, other = one[shared], other[[place[rows[i]] for i in shared]]
         if len(one):
-            found[name] = one, other
-    return found
+            paired_values[name] = one, other
+    return paired_values
 
 
-def judged(found: Sequence[Comparison]) -> list[Comparison]:
+def judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons of an audit with corrected p-values and verdicts, in their order."""
-    corrected = corrections.holm([each.p for each in found])
+    corrected = corrections.holm([comparison.p for comparison in comparisons])
     return [
-        replace(each, corrected=p, verdict=SAME if p >= LEVEL else _direction(each))
-        for each, p in zip(found, corrected, strict=True)
+        replace(comparison, corrected=p, verdict=SAME if p >= LEVEL else _direction(comparison))
+        for comparison, p in zip(comparisons, corrected, strict=True)
     ]
 
 
@@ -159,6 +159,6 @@ def _accuracy(measure: str, tasks: Sequence[tuple[np.ndarray, np.ndarray]], resa
     return Comparison(measure, sum(map(len, apart)), before, after, mean - reach, mean + reach, p)
 
 
-def _direction(each: Comparison) -> str:
-    name = each.measure.partition(".")[0]
-    return BETTER if (each.difference > 0) == HIGHER_IS_BETTER[name] else WORSE
+def _direction(comparison: Comparison) -> str:
+    name = comparison.measure.partition(".")[0]
+    return BETTER if (comparison.difference > 0) == HIGHER_IS_BETTER[name] else WORSE

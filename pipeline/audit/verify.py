@@ -35,16 +35,16 @@ def verify(git: Git, version: Version, cache: Cache, advance: Callable[[str], ob
     Args:
         version: the working tree. advance: called with each path before it is hashed.
     """
-    root, found = git.root, list[Finding]()
+    root, findings = git.root, list[Finding]()
     for stage in version.lock.stages.values():
         for path, md5 in stage.outs.items():
             advance(path)
-            found += _content(root, stage, path, md5, cache)
+            findings += _content(root, stage, path, md5, cache)
     stale = version.lock.stale(WorkingTree(root))  # what an edited report is, is told among the hashes
-    found += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in stale.items()]
+    findings += [Finding(stage, f"stale: {some(reasons)}") for stage, reasons in stale.items()]
     strays = _strays(git, version.lock)
     runs = [*_declared(root, version.lock), *_recorded(root, version)]
-    return [*found, *strays, *runs, *recomputed.scores(root, version), *recomputed.report(root, version)]
+    return [*findings, *strays, *runs, *recomputed.scores(root, version), *recomputed.report(root, version)]
 
 
 def _content(root: Path, stage: Stage, path: str, md5: str, cache: Cache) -> Iterator[Finding]:
@@ -92,7 +92,7 @@ def _strays(git: Git, lock: Lock) -> Iterator[Finding]:
     folders = {path.split("/")[0] for stage in lock.stages.values() for path in stage.outs}
     listing = git.run("ls-files", "-z", "--others", "--exclude-standard", *sorted(folders)) if folders else ""
     for path in listing.split("\0"):
-        if path and not any(overlap(path, each) for each in known):
+        if path and not any(overlap(path, known_path) for known_path in known):
             yield Finding(path, "no stage made it, and Git does not have it")
 
 

@@ -105,7 +105,7 @@ def resolve(git: Git, name: str) -> str:
     try:
         return git.run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").strip()
     except ValueError:
-        alike = [each for each in experiments if each.endswith(f"/{name}")]
+        alike = [experiment for experiment in experiments if experiment.endswith(f"/{name}")]
         if alike:
             raise ValueError(f"{name}: several experiments are called so; write {' or '.join(alike)}") from None
         raise ValueError(
@@ -120,14 +120,14 @@ def default(git: Git, commits: int) -> list[str]:
     return [*reversed(changed), *experiments_of(git), HERE]
 
 
-def predecessors(git: Git, found: Sequence[Version], cache: Cache) -> list[Version | None]:
+def predecessors(git: Git, versions: Sequence[Version], cache: Cache) -> list[Version | None]:
     """What each version is set against unless it is told: an experiment against the commit that it began from, the
     working tree against HEAD, others against the one before them."""
     bases = _bases(git)
-    loaded: dict[str, Version | None] = {version.commit: version for version in found}
+    loaded: dict[str, Version | None] = {version.commit: version for version in versions}
     previous: list[Version | None] = []
     before: Version | None = None
-    for version in found:
+    for version in versions:
         base = git.run("rev-parse", "HEAD").strip() if version.name == HERE else bases.get(version.name)
         if base is not None and base not in loaded:
             loaded[base] = _readable(git, base[:HASH], cache)
@@ -160,14 +160,14 @@ def _bases(git: Git) -> dict[str, str]:
 def _experiments(git: Git) -> list[tuple[str, str, str]]:
     """Name, base and commit of each; DVC keeps the first two in the name of a ref."""
     listing = git.run("for-each-ref", "--sort=creatordate", "--format=%(refname) %(objectname)", EXPERIMENTS)
-    found: list[tuple[str, str, str]] = []
+    experiments: list[tuple[str, str, str]] = []
     for line in listing.splitlines():
         ref, commit = line.split()
         parts = re.fullmatch(rf"{EXPERIMENTS}/([0-9a-f]{{2}})/([0-9a-f]{{38}})/([^/]+)", ref)
         if parts:
-            found.append((parts[3], parts[1] + parts[2], commit))
-    count = Counter(name for name, _, _ in found)
-    return [(name if count[name] == 1 else f"{base[:BASE]}/{name}", base, commit) for name, base, commit in found]
+            experiments.append((parts[3], parts[1] + parts[2], commit))
+    count = Counter(name for name, _, _ in experiments)
+    return [(name if count[name] == 1 else f"{base[:BASE]}/{name}", base, commit) for name, base, commit in experiments]
 
 
 def summary_file(lock: Lock) -> str | None:
@@ -184,10 +184,10 @@ def written(tree: Tree, lock: Lock) -> dict[str, float]:
 
 def _stale(tree: Tree, lock: Lock) -> dict[str, list[str]]:
     """As the lock says, and if the report's numbers are not those that it wrote."""
-    found, path = lock.stale(tree), summary_file(lock)
+    stale, path = lock.stale(tree), summary_file(lock)
     if path and md5(tree, path) not in (None, lock.stages[REPORT].outs[path]):
-        found.setdefault(REPORT, []).append(f"{path} is not what {REPORT} made")
-    return found
+        stale.setdefault(REPORT, []).append(f"{path} is not what {REPORT} made")
+    return stale
 
 
 def _metrics(tree: Tree, lock: Lock, stale: Container[str], cache: Cache) -> tuple[dict[str, float], bool]:
@@ -198,7 +198,7 @@ def _metrics(tree: Tree, lock: Lock, stale: Container[str], cache: Cache) -> tup
     if REPORT not in stale:
         return written(tree, lock), False
     current = [variant for variant in summary.VARIANTS if f"{EVALUATE}{variant}" not in stale]
-    scores = {variant: found for variant in current if (found := _scores(lock, variant, cache))}
+    scores = {variant: variant_scores for variant in current if (variant_scores := _scores(lock, variant, cache))}
     kept = {variant: cache.items(_items(lock, variant) or "") for variant in current}
     documents = {variant: items.documents for variant, items in kept.items() if items is not None}
     try:
@@ -220,8 +220,8 @@ def _items(lock: Lock, variant: str) -> str | None:
 
 def environments(lock: Lock, cache: Cache) -> dict[str, dict[str, Any]]:
     """What the stages wrote down of what they ran with, as far as the cache has it."""
-    found = {name: cache.record(stage.outs.get(stage.environment, "")) for name, stage in lock.stages.items()}
-    return {name: record for name, record in found.items() if record}
+    records = {name: cache.record(stage.outs.get(stage.environment, "")) for name, stage in lock.stages.items()}
+    return {name: record for name, record in records.items() if record}
 
 
 def _pins(tree: Tree) -> dict[str, str]:

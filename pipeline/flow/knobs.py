@@ -68,7 +68,7 @@ def changed(tree: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 def refused(file: Path, base: dict[str, Any], points: dict[str, dict[str, Any]]) -> list[str]:
     """What the params' own checks say against the overrides of each point, each one once, with its points."""
-    found: dict[str, list[str]] = {}
+    refusals: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / file.name
         for label, overrides in points.items():
@@ -77,9 +77,9 @@ def refused(file: Path, base: dict[str, Any], points: dict[str, dict[str, Any]])
                 params.load(trial)
             except ValueError as error:
                 for line in str(error).splitlines()[1:]:
-                    found.setdefault(line.strip(), []).append(label)
-    more = {message: f" and {len(labels) - 1} more" if labels[1:] else "" for message, labels in found.items()}
-    return [f"{message} (point {labels[0]}{more[message]})" for message, labels in found.items()]
+                    refusals.setdefault(line.strip(), []).append(label)
+    more = {message: f" and {len(labels) - 1} more" if labels[1:] else "" for message, labels in refusals.items()}
+    return [f"{message} (point {labels[0]}{more[message]})" for message, labels in refusals.items()]
 
 
 def write(file: Path, overrides: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
         ValueError: DVC cannot read dvc.yaml or knows no such target, the stages need files that the commit has not,
             make no scores or curves, or are the same for several points: all of it, a line each.
     """
-    params_file, found, problems = checkout / "params.yaml", [], list[str]()
+    params_file, experiments, problems = checkout / "params.yaml", [], list[str]()
     before = params_file.read_bytes()
     for point in sweep.points:
         knobs.write(params_file, point.overrides)
@@ -75,12 +75,12 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
         if not keys:
             break
         slug = knobs.slug({**point.setting, sweep.seed_knob: point.seed})
-        found.append(Run(point, f"{sweep.name}-{slug}-{_digest(keys)[:DIGEST]}", keys))
-    problems += _same(found, sweep.target)
+        experiments.append(Run(point, f"{sweep.name}-{slug}-{_digest(keys)[:DIGEST]}", keys))
+    problems += _same(experiments, sweep.target)
     if problems:
         problems = [*dict.fromkeys(problems)]
         raise ValueError(f"{sweep.file} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    return found
+    return experiments
 
 
 def sources(checkout: Path, target: str) -> list[str]:
@@ -102,11 +102,11 @@ def shared(pending: Iterable[Run]) -> list[Shared]:
         common = frozenset(item for item in run.keys.items() if counts[item] > 1)
         if common:
             groups.setdefault(common, []).append(run)
-    found = []
+    shared_groups = []
     for common, members in groups.items():
         name = f"shared-{_digest(sorted(common))[:DIGEST]}"
-        found.append(Shared(name, sorted(stage for stage, _ in common), members[0].point.overrides, members))
-    return found
+        shared_groups.append(Shared(name, sorted(stage for stage, _ in common), members[0].point.overrides, members))
+    return shared_groups
 
 
 def _keys(checkout: Path, target: str, problems: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -146,10 +146,10 @@ def _key(stage: Any, makers: dict[str, Any], keys: dict[str, str], problems: lis
     return keys[name]
 
 
-def _same(found: list[Run], target: str) -> list[str]:
+def _same(experiments: list[Run], target: str) -> list[str]:
     """Points between which nothing differs that their target depends on."""
     alike: dict[str, list[str]] = {}
-    for run in found:
+    for run in experiments:
         alike.setdefault(_digest(run.keys), []).append(run.name)
     return [f"{target} does not depend on what tells these apart: {', '.join(n)}" for n in alike.values() if n[1:]]
 

@@ -50,11 +50,11 @@ class Space:
             if knob in self.shared or (knob == self.seed_knob and knob in swept):
                 where = "set" if knob in self.shared else "the settings"
                 problems.append(f"{knob}: stands in {where} and is swept besides")
-        found = self._points(base, settings, [knob for knob in swept if knob not in absent], absent)
-        problems += knobs.refused(params_file, base, {f"{p.label()} seed={p.seed}": p.overrides for p in found})
+        points = self._points(base, settings, [knob for knob in swept if knob not in absent], absent)
+        problems += knobs.refused(params_file, base, {f"{p.label()} seed={p.seed}": p.overrides for p in points})
         if not absent:
-            problems += _alike(found) + self._no_baseline(found, swept)
-        return tuple(found)
+            problems += _alike(points) + self._no_baseline(points, swept)
+        return tuple(points)
 
     def _settings(self, problems: list[str]) -> list[dict[str, Any]]:
         """The grid's combinations, then the settings that are listed."""
@@ -79,15 +79,15 @@ class Space:
         self, base: dict[str, Any], settings: list[dict[str, Any]], swept: list[str], absent: Iterable[str]
     ) -> list[Point]:
         """The points, less the knobs that there are not."""
-        found = []
+        points = []
         for own in settings:
             overrides = {knob: value for knob, value in {**self.shared, **own}.items() if knob not in absent}
             changed = knobs.changed(base, overrides)
             setting = {knob: knobs.value(changed, knob) for knob in swept}
             for seed in self.seeds or [0]:  # none: they were ill-typed, and the rest is still to be checked
-                given = {} if self.seed_knob in absent else {self.seed_knob: seed}
-                found.append(Point(setting, seed, {**overrides, **given}))
-        return found if swept else []
+                seed_override = {} if self.seed_knob in absent else {self.seed_knob: seed}
+                points.append(Point(setting, seed, {**overrides, **seed_override}))
+        return points if swept else []
 
     def _no_baseline(self, points: list[Point], swept: list[str]) -> list[str]:
         """What is wrong with the baseline, where there is one: it must name swept knobs, and match points."""
@@ -100,6 +100,6 @@ class Space:
 
 def _alike(points: list[Point]) -> list[str]:
     """Settings that stand there twice."""
-    seen = Counter((point.label(), point.seed) for point in points)
-    twice = dict.fromkeys(label for (label, _), count in seen.items() if count > 1)
+    occurrences = Counter((point.label(), point.seed) for point in points)
+    twice = dict.fromkeys(label for (label, _), count in occurrences.items() if count > 1)
     return [f"grid, points: the setting {label} stands there twice" for label in twice]

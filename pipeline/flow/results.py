@@ -94,11 +94,11 @@ def _ends(curves: pd.DataFrame) -> dict[str, float]:
     """The mean of each column over the last quarter of its rows, and its standard error where there are two."""
     if curves.empty:
         return {}
-    last = curves.iloc[-max(1, len(curves) // 4) :]
-    means = {f"{END}{column}": mean for column, mean in last.mean().to_dict().items()}
-    if len(last) < 2:
+    last_quarter = curves.iloc[-max(1, len(curves) // 4) :]
+    means = {f"{END}{column}": mean for column, mean in last_quarter.mean().to_dict().items()}
+    if len(last_quarter) < 2:
         return means
-    return means | {f"{END}{column}{ERROR}": error for column, error in last.sem().to_dict().items()}
+    return means | {f"{END}{column}{ERROR}": error for column, error in last_quarter.sem().to_dict().items()}
 
 
 def recorded(sweep: Sweep) -> dict[str, Result]:
@@ -112,7 +112,7 @@ def recorded(sweep: Sweep) -> dict[str, Result]:
         lines = {name: part.drop(columns="experiment") for name, part in curves.groupby("experiment", sort=False)}
         lineage = sweep.folder / sweep_files.LINEAGE  # results of before 2026-11-29 have none
         listed = json.loads(lineage.read_text(encoding="utf-8"))["code"] if lineage.is_file() else {}
-        found = {}
+        results = {}
         for row in points.to_dict("records"):
             names = [str(key) for key in row if any(str(key) in (name, name + ERROR) for name in sweep.metrics)]
             scores = {name: float(row[name]) for name in names if pd.notna(row[name])}
@@ -121,39 +121,39 @@ def recorded(sweep: Sweep) -> dict[str, Result]:
             known = {name: str(row[name]) if pd.notna(row.get(name)) else UNKNOWN for name in ORIGIN}
             code = listed.get(known["code"], {})
             if {*sweep.metrics} <= {*scores} and {"step", *sweep.columns} <= {*drawn}:
-                found[str(row["experiment"])] = Result(
+                results[str(row["experiment"])] = Result(
                     scores, drawn.reset_index(drop=True), Origin(known["commit"], code, known["teacher"], known["read"])
                 )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{files[0]} or {files[1].name} is damaged ({error}); remove both, or `git restore` them"
         ) from None
-    return found
+    return results
 
 
-def write(sweep: Sweep, runs: list[Run], found: dict[str, Result]) -> list[list[str]]:
+def write(sweep: Sweep, runs: list[Run], results: dict[str, Result]) -> list[list[str]]:
     """Write the files of a sweep; gives the rows of its table, a header first.
 
     Args:
-        runs: all of the sweep's, in its order. found: the results of those that are finished, one at least, by name.
+        runs: all of the sweep's, in its order. results: of those that are finished, one at least, by name.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    points = _points(sweep, runs, found)
-    curves = [found[run.name].curves.assign(experiment=run.name) for run in runs if run.name in found]
+    points = _points(sweep, runs, results)
+    curves = [results[run.name].curves.assign(experiment=run.name) for run in runs if run.name in results]
     lines = pd.concat(curves, ignore_index=True)
     lines = lines[["experiment", "step", *lines.columns.drop(["experiment", "step"])]]
     table = comparison.compare(points, sweep.knobs, sweep.seed_knob, sweep.metrics, _cells(sweep.baseline))
-    contract.write_json(sweep.folder / sweep_files.LINEAGE, _lineage(sweep, found))
+    contract.write_json(sweep.folder / sweep_files.LINEAGE, _lineage(sweep, results))
     _write_csv(sweep.folder / "points.csv", points)
     _write_csv(sweep.folder / "curves.csv", lines)
     _write_csv(sweep.folder / "table.csv", table)
-    contract.write_text(sweep.folder / "table.md", comparison.markdown(sweep.name, table, len(found), len(runs)))
+    contract.write_text(sweep.folder / "table.md", comparison.markdown(sweep.name, table, len(results), len(runs)))
     return comparison.rows(table)
 
 
-def _lineage(sweep: Sweep, found: dict[str, Result]) -> dict[str, Any]:
+def _lineage(sweep: Sweep, results: dict[str, Result]) -> dict[str, Any]:
     """What lineage.json holds."""
-    code = [dict(result.origin.code) for result in found.values() if result.origin.code]
+    code = [dict(result.origin.code) for result in results.values() if result.origin.code]
     return {
         "knobs": sweep.knobs,
         "seed": sweep.seed_knob,
@@ -166,15 +166,15 @@ def _lineage(sweep: Sweep, found: dict[str, Result]) -> dict[str, Any]:
     }
 
 
-def _points(sweep: Sweep, runs: list[Run], found: dict[str, Result]) -> pd.DataFrame:
+def _points(sweep: Sweep, runs: list[Run], results: dict[str, Result]) -> pd.DataFrame:
     """A row a point, finished or not; what an unfinished one has not is left empty."""
     metrics = [form for name in sweep.metrics for form in (name, name + ERROR)]
     rows = []
     for run in runs:
-        origin = found[run.name].origin.row() if run.name in found else dict.fromkeys(ORIGIN, "")
+        origin = results[run.name].origin.row() if run.name in results else dict.fromkeys(ORIGIN, "")
         row: dict[str, Any] = {"experiment": run.name, **origin, "setting": run.point.label()}
         row |= _cells(run.point.setting) | {sweep.seed_knob: run.point.seed}
-        rows.append(row | dict.fromkeys(metrics, math.nan) | (found[run.name].scores if run.name in found else {}))
+        rows.append(row | dict.fromkeys(metrics, math.nan) | (results[run.name].scores if run.name in results else {}))
     points = pd.DataFrame(rows)
     unused = [name for name in metrics if name.endswith(ERROR) and points[name].isna().all()]
     return points.drop(columns=unused)

@@ -35,19 +35,19 @@ class Progress:
     sweep: definition.Sweep
     runs: list[plan.Run]
     workspaces: Workspaces
-    found: dict[str, Result]
+    finished: dict[str, Result]
     jobs: int = 1
     failed: dict[str, str] = field(default_factory=dict)
 
     def pending(self) -> list[plan.Run]:
         """The runs that are neither finished nor failed; all settings with the lowest seed come first, so that a sweep
         that is cut short compares them all."""
-        left = [run for run in self.runs if run.name not in self.found and run.name not in self.failed]
+        left = [run for run in self.runs if run.name not in self.finished and run.name not in self.failed]
         return sorted(left, key=lambda run: run.point.seed)
 
     def write(self) -> list[list[str]]:
         """Write the results as far as there are any; gives the rows of the table."""
-        return results.write(self.sweep, self.runs, self.found) if self.found else []
+        return results.write(self.sweep, self.runs, self.finished) if self.finished else []
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _run_points(progress: Progress, cancelled: Event) -> None:
         try:
             if isinstance(outcome, BaseException):
                 raise StageError(str(outcome))
-            progress.found[run.name] = results.read(progress.workspaces.root, outcome, progress.sweep)
+            progress.finished[run.name] = results.read(progress.workspaces.root, outcome, progress.sweep)
             progress.write()
         except (StageError, ValueError, FileNotFoundError) as error:
             message = str(error)
@@ -237,14 +237,14 @@ def _check_head(sweep: definition.Sweep, desk: Workspaces, checkout: Path) -> No
 def _finished(sweep: definition.Sweep, runs: list[plan.Run], desk: Workspaces) -> dict[str, Result]:
     """The results that the sweep's files hold, and those of experiments that are still in the cache."""
     known, experiments = results.recorded(sweep), desk.experiments()
-    found = {run.name: known[run.name] for run in runs if run.name in known}
+    finished = {run.name: known[run.name] for run in runs if run.name in known}
     for run in runs:
-        if run.name in experiments and (run.name not in found or found[run.name].origin.commit == UNKNOWN):
+        if run.name in experiments and (run.name not in finished or finished[run.name].origin.commit == UNKNOWN):
             try:
-                found[run.name] = results.read(desk.root, experiments[run.name], sweep)
+                finished[run.name] = results.read(desk.root, experiments[run.name], sweep)
             except FileNotFoundError:  # `dvc gc` took it
                 continue
-    return found
+    return finished
 
 
 def _duration(seconds: float) -> str:

@@ -52,8 +52,8 @@ class Workspaces:
         git(self.root, *QUIET_GIT, "clone", "--quiet", "--no-tags", "--no-checkout", str(self.root), str(where))
         git(where, *QUIET_GIT, "checkout", "--quiet", "--detach", self.commit)
         for key, fallback in (("user.name", "sweep"), ("user.email", "sweep@localhost")):
-            found = git(self.root, "config", "--get", "--default", fallback, key).strip()
-            git(where, "config", key, found)
+            setting = git(self.root, "config", "--get", "--default", fallback, key).strip()
+            git(where, "config", key, setting)
         self._configure(where)
         if kept.is_dir():
             (where / SCRATCH).parent.mkdir(parents=True, exist_ok=True)

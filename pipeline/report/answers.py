@@ -62,7 +62,7 @@ def task_changes(teacher: pd.DataFrame, student: pd.DataFrame) -> list[Change]:
         str(task): part["correct_student"].to_numpy(float) - part["correct"].to_numpy(float)
         for task, part in both.groupby("task")
     }
-    found = [
+    changes = [
         Change(
             task,
             float(apart.mean()),
@@ -71,7 +71,7 @@ def task_changes(teacher: pd.DataFrame, student: pd.DataFrame) -> list[Change]:
         )
         for task, apart in tasks.items()
     ]
-    return sorted(found, key=lambda change: (change.difference, change.task))
+    return sorted(changes, key=lambda change: (change.difference, change.task))
 
 
 def _good(summary: Mapping[str, float]) -> Answer:

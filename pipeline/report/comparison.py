@@ -41,7 +41,7 @@ def compare(
     ]
     others = [knob for knob in knobs if knob not in baseline]
     partners = {tuple(row[knob] for knob in [seed, *others]): row for row in done if _is(row, baseline)}
-    found = []
+    compared_rows = []
     for setting, mine in _groups(done, knobs, baseline).items():
         is_baseline = bool(baseline) and _is(mine[0], baseline)
         against = [] if is_baseline or not baseline else mine
@@ -52,8 +52,8 @@ def compare(
             row: dict[str, Any] = dict(zip(("setting", "compared", "others"), setting, strict=True))
             row |= {"metric": metric, "n": len(mine), "mean": values.mean(), "std": values.std(ddof=1)}
             row |= difference(apart)
-            found.append({**row, "verdict": "baseline"} if is_baseline else row)
-    return pd.DataFrame(found)
+            compared_rows.append({**row, "verdict": "baseline"} if is_baseline else row)
+    return pd.DataFrame(compared_rows)
 
 
 def difference(values: Sequence[float]) -> dict[str, float | str]:
@@ -86,14 +86,14 @@ def rows(table: pd.DataFrame) -> list[list[str]]:
     for metric in metrics:
         logged = "log " if is_perplexity(metric) else ""
         header += [metric, f"difference, {logged}{metric}"] if compared else [metric]
-    found = [header]
+    lines = [header]
     for setting, mine in table.groupby("setting", sort=False):
         cells = [str(setting), str(mine["n"].iloc[0])]
         for _, row in mine.iterrows():
             spread = "" if math.isnan(row["std"]) else f" ± {row['std']:.2g}"
             cells += [f"{row['mean']:.5g}{spread}", *([_difference_cell(row)] if compared else [])]
-        found.append(cells)
-    return found
+        lines.append(cells)
+    return lines
 
 
 def note(table: pd.DataFrame, done: int, points: int) -> str:
@@ -135,14 +135,14 @@ def _groups(
     """The rows by setting, compared and others, as `compare` returns them."""
     named = [knob for knob in knobs if knob in baseline] or [*knobs]
     others = [knob for knob in knobs if knob not in named]
-    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault((row["setting"], _value(row, named), _text(row, others)), []).append(row)
-    if len(found) > len({_text(row, named) for row in rows}):
+        groups.setdefault((row["setting"], _value(row, named), _text(row, others)), []).append(row)
+    if len(groups) > len({_text(row, named) for row in rows}):
         for row in rows:
             label = f"{_text(row, named)}, {OVER_ALL}"
-            found.setdefault((label, _value(row, named), OVER_ALL), []).append(row)
-    return found
+            groups.setdefault((label, _value(row, named), OVER_ALL), []).append(row)
+    return groups
 
 
 def _value(row: Mapping[str, Any], knobs: Sequence[str]) -> str:

@@ -32,17 +32,17 @@ def won_back(documents: Mapping[str, pd.DataFrame], variants: Sequence[str]) -> 
     values = {name: losses[name].to_numpy(dtype=float) for name in names}
     gap = values[NEAREST] - values[FLOAT]
     _, _, p = paired.bootstrap(gap)
-    found = {f"gap.{NEAREST}": float(gap.mean()), f"gap.{NEAREST}.p": p}
+    metrics = {f"gap.{NEAREST}": float(gap.mean()), f"gap.{NEAREST}.p": p}
     if len(gap) > 1:
-        found[f"gap.{NEAREST}.stderr"] = float(gap.std(ddof=1)) / len(gap) ** 0.5
+        metrics[f"gap.{NEAREST}.stderr"] = float(gap.std(ddof=1)) / len(gap) ** 0.5
     if gap.mean() <= 0 or p >= paired.LEVEL:
-        return found
+        return metrics
     for name in variants:
         part: np.ndarray = values[NEAREST] - values[name]
         low, high = paired.share(part, gap)
-        found |= {f"recovered.{name}": float(part.mean() / gap.mean())}
-        found |= {f"recovered.{name}.low": low, f"recovered.{name}.high": high}
-    return found
+        metrics |= {f"recovered.{name}": float(part.mean() / gap.mean())}
+        metrics |= {f"recovered.{name}.low": low, f"recovered.{name}.high": high}
+    return metrics
 
 
 def significant(summary: Mapping[str, float]) -> bool:

@@ -101,7 +101,7 @@ def differences(table: pd.DataFrame) -> str:
 
 def _limits(shown: pd.DataFrame) -> tuple[float, float]:
     sure = shown[shown["pairs"] >= ENOUGH]
-    found = pd.concat([shown["difference"], sure["low"], sure["high"]]).dropna()
-    low, high = min(0.0, *found), max(0.0, *found)
+    ordinates = pd.concat([shown["difference"], sure["low"], sure["high"]]).dropna()
+    low, high = min(0.0, *ordinates), max(0.0, *ordinates)
     room = 0.08 * (high - low) or 1.0
     return low - room, high + room

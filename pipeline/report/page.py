@@ -33,15 +33,15 @@ def render(template: Path = TEMPLATES / "page.html", **content: Any) -> str:
 
 def lineage(folders: dict[str, Path]) -> list[dict[str, str]]:
     """Kind, stage's folder, manifest hash and file hashes of each artifact, in the order given."""
-    found = []
+    artifacts = []
     for name, folder in folders.items():
         if folder.suffix == ".json":
-            found.append({"name": name, "sha256": sha256(folder), "facts": ""})
+            artifacts.append({"name": name, "sha256": sha256(folder), "facts": ""})
             continue
         manifest = json.loads((folder / MANIFEST).read_text())
         facts = {key: value for key, value in manifest["facts"].items() if not isinstance(value, list)}
-        found.append({"name": name, "sha256": sha256(folder / MANIFEST), "facts": _short(facts)})
-    return found
+        artifacts.append({"name": name, "sha256": sha256(folder / MANIFEST), "facts": _short(facts)})
+    return artifacts
 
 
 def _short(facts: dict[str, Any]) -> str:

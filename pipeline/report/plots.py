@@ -82,9 +82,9 @@ def claim(tables: dict[str, pd.DataFrame]) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-        for axis, found in zip(axes, tables.values(), strict=True):
+        for axis, ratios in zip(axes, tables.values(), strict=True):
             for role in ("v", "o"):
-                axis.plot(found["layer"], found[f"{role}_ratio"], color=COLOURS[role], label=role, lw=2, marker=".")
+                axis.plot(ratios["layer"], ratios[f"{role}_ratio"], color=COLOURS[role], label=role, lw=2, marker=".")
             axis.axhline(1.0, color="#333333", lw=1, ls="--", label="as q and k")
             axis.set_yscale("log")
         _finish(axes, [*tables], "||dL/dW||² over q's and k's mean")
@@ -105,10 +105,10 @@ def sensitivity(tables: dict[str, pd.DataFrame]) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-        for axis, found in zip(axes, tables.values(), strict=True):
+        for axis, costs in zip(axes, tables.values(), strict=True):
             for column, (label, colour, style) in lines.items():
-                if column in found:
-                    axis.plot(found["layer"], found[column], color=colour, label=label, ls=style, marker=".")
+                if column in costs:
+                    axis.plot(costs["layer"], costs[column], color=colour, label=label, ls=style, marker=".")
             axis.set_yscale("log")
         _finish(axes, [*tables], "KL, nats a token")
 
@@ -138,23 +138,23 @@ def training(log: pd.DataFrame) -> str:
     norms = [column for column in log.columns if column.startswith("gradient_norm.") and log[column].any()]
 
     def draw(figure: Figure) -> None:
-        left, right, last = figure.subplots(1, 3)
-        left.plot(log["step"], log["kl"], color="#b01e3b", label="KL to the teacher")
-        left.plot(log["step"], log["kl"].rolling(10, min_periods=1).mean(), color="#b01e3b", lw=2.4, alpha=0.4)
-        left.set(
+        kl_axis, norm_axis, role_axis = figure.subplots(1, 3)
+        kl_axis.plot(log["step"], log["kl"], color="#b01e3b", label="KL to the teacher")
+        kl_axis.plot(log["step"], log["kl"].rolling(10, min_periods=1).mean(), color="#b01e3b", lw=2.4, alpha=0.4)
+        kl_axis.set(
             xlabel="step",
             ylabel="nats a token",
             title="KL (thick: mean of 10 steps)",
             ylim=(0, None),
         )
-        right.plot(log["step"], log["gradient_norm"], color="#4c78a8")
-        right.set(
+        norm_axis.plot(log["step"], log["gradient_norm"], color="#4c78a8")
+        norm_axis.set(
             xlabel="step",
             ylabel="gradient norm before clipping",
             title="Gradient and learning rate",
             ylim=(0, None),
         )
-        rate = right.twinx()
+        rate = norm_axis.twinx()
         rate.plot(log["step"], log["lr"], color="#8c8c8c", ls="--")
         rate.set_ylabel("learning rate (dashed)")
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -162,10 +162,10 @@ def training(log: pd.DataFrame) -> str:
         rate.spines["right"].set_visible(True)
         for column in norms:
             role, smooth = column.rpartition(".")[2], log[column].rolling(10, min_periods=1).mean()
-            last.plot(log["step"], smooth, color=COLOURS[role], label=role, lw=2 if role in ("v", "o") else 1.2)
-        last.set(xlabel="step", title="Gradient by role (mean of 10 steps)", yscale="log" if norms else "linear")
+            role_axis.plot(log["step"], smooth, color=COLOURS[role], label=role, lw=2 if role in ("v", "o") else 1.2)
+        role_axis.set(xlabel="step", title="Gradient by role (mean of 10 steps)", yscale="log" if norms else "linear")
         if norms:
-            last.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+            role_axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
     return svg(draw, (12, 3.4))
 

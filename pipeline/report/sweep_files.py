@@ -118,7 +118,7 @@ def source_files(lock: Mapping[str, Any], target: str) -> dict[str, str]:
     of a target that is no stage, those of all stages."""
     stages = lock.get("stages", {})
     made = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", ())}
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     waiting, told = [target] if target in stages else [*stages], set[str]()
     while waiting:
         name = waiting.pop()
@@ -129,8 +129,8 @@ def source_files(lock: Mapping[str, Any], target: str) -> dict[str, str]:
             makers = [maker for out, maker in made.items() if _overlap(dep["path"], out)]
             waiting += makers
             if not makers and (dep["path"].startswith(SOURCES) or not str(dep["md5"]).endswith(".dir")):
-                found[dep["path"]] = str(dep["md5"])
-    return dict(sorted(found.items()))
+                hashes[dep["path"]] = str(dep["md5"])
+    return dict(sorted(hashes.items()))
 
 
 def changed(code: Mapping[str, str], root: Path) -> list[str]:

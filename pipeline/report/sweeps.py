@@ -30,13 +30,13 @@ def results(folder: Path, teacher: str = ANY) -> tuple[list[SweepFiles], list[st
     Raises:
         ValueError: files are no results of a sweep; all of them are named.
     """
-    found, others, problems = [], [], []
+    sweeps, others, problems = [], [], []
     for where in sorted(file.parent for file in folder.glob("*/points.csv")):
         try:
             files = sweep_files.load(where)
             made_from = {*files.finished["teacher"]}
             if teacher in (ANY, *made_from) and len(made_from) == 1:
-                found.append(files)
+                sweeps.append(files)
             else:
                 others.append(where.name)
         except (OSError, ValueError, KeyError) as error:
@@ -44,10 +44,10 @@ def results(folder: Path, teacher: str = ANY) -> tuple[list[SweepFiles], list[st
     if problems:
         remedy = "`python -m pipeline.flow sweep FILE.yaml --only-report` writes them anew from what is finished"
         raise ValueError("\n  ".join([f"these are no results of a sweep; {remedy}:", *problems]))
-    return found, others
+    return sweeps, others
 
 
-def sections(found: list[SweepFiles], root: Path, curves: bool = True) -> list[dict[str, Any]]:
+def sections(sweeps: list[SweepFiles], root: Path, curves: bool = True) -> list[dict[str, Any]]:
     """What sweeps.html shows of each sweep.
 
     Args:
@@ -62,7 +62,7 @@ def sections(found: list[SweepFiles], root: Path, curves: bool = True) -> list[d
             "origin": origin(files, root),
             "pictures": [*_differences(files.table), *(_curves(files) if curves else ())],
         }
-        for files in found
+        for files in sweeps
     ]
 
 
@@ -87,7 +87,7 @@ def origin(files: SweepFiles, root: Path) -> str:
     return told
 
 
-def sizes(found: list[SweepFiles], read: str) -> tuple[list[Size], int]:
+def sizes(sweeps: list[SweepFiles], read: str) -> tuple[list[Size], int]:
     """The points that have a size and a KL, each a setting, and how many were left out, as their KL was measured on
     another text.
 
@@ -95,7 +95,7 @@ def sizes(found: list[SweepFiles], read: str) -> tuple[list[Size], int]:
         read: a digest of what the scores at hand were read from.
     """
     shown, others = dict[str, Size](), 0
-    for files in found:
+    for files in sweeps:
         if {"kl", "weight_bytes"} <= {*files.lineage["metrics"]}:
             for point in files.finished.to_dict("records"):
                 if point["read"] == read != UNKNOWN:

@@ -79,8 +79,8 @@ def lock_of(files: dict[str, bytes]) -> dict[str, Any]:
 def files() -> dict[str, bytes]:
     """The project's files."""
     knobs = {"seed": 0, "make": {"length": 8, "stop": ""}, "evaluate": {"limit": 3}}
-    found = {**FILES, "params.yaml": yaml.safe_dump(knobs).encode()}
-    return {**found, "dvc.lock": yaml.safe_dump(lock_of(found)).encode()}
+    contents = {**FILES, "params.yaml": yaml.safe_dump(knobs).encode()}
+    return {**contents, "dvc.lock": yaml.safe_dump(lock_of(contents)).encode()}
 
 
 @pytest.fixture

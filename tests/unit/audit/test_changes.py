@@ -22,15 +22,16 @@ def test_each_kind_of_change_is_told_with_the_stages_that_it_touches(files: dict
     lock = lock_of(other)
     lock["stages"]["make"]["outs"][0]["md5"] = "e" * 32 + ".dir"
     other["dvc.lock"] = yaml.safe_dump(lock).encode()
-    found = changes.changes(version("a", files), version("b", other, pins="2.1"))
-    assert found == [
+    differences = changes.changes(version("a", files), version("b", other, pins="2.1"))
+    assert differences == [
         Change("knob", "make.length", "8", "9", ("make",)),
         Change("knob", "evaluate.more", "", '""'),
         Change("code", "make.py", digest(b"make")[:8], digest(b"new")[:8], ("make",)),
         Change("artifact", "data/corpus", "c" * 8, "e" * 8, ("make",)),
         Change("library", "torch", "2.0", "2.1", ("make",)),
     ]
-    assert changes.summary(found) == 'make.length: 8 -> 9; evaluate.more: absent -> ""; torch: 2.0 -> 2.1; code of make'
+    summary = 'make.length: 8 -> 9; evaluate.more: absent -> ""; torch: 2.0 -> 2.1; code of make'
+    assert changes.summary(differences) == summary
 
 
 def test_artifacts_that_change_for_no_reason_are_told(files: dict[str, bytes], version):
@@ -44,8 +45,8 @@ def test_a_stage_that_is_new_is_told_by_what_it_makes(files: dict[str, bytes], v
     lock = lock_of(files)
     del lock["stages"]["report"]
     before = {**files, "dvc.lock": yaml.safe_dump(lock).encode()}
-    (found,) = changes.changes(version("a", before), version("b", files))
-    assert (found.kind, found.what, found.before, found.stages) == (
+    (change,) = changes.changes(version("a", before), version("b", files))
+    assert (change.kind, change.what, change.before, change.stages) == (
         "artifact",
         "data/report/summary.json",
         "",
@@ -58,12 +59,12 @@ def test_what_stages_ran_on_is_told_apart_from_what_they_made(files: dict[str, b
     ran = {**RAN, "processor": "B", "torch_build": "cu126"}
     other = {**files, "data/ran.json": json.dumps(ran).encode()}
     other["dvc.lock"] = yaml.safe_dump(lock_of(other)).encode()
-    found = changes.changes(version("a", files), version("b", other))
-    assert found == [
+    differences = changes.changes(version("a", files), version("b", other))
+    assert differences == [
         Change("machine", "processor", "A", "B", ("make",)),
         Change("machine", "torch build", "cpu", "cu126", ("make",)),
     ]
-    assert changes.summary(found) == "processor: A -> B (make); torch build: cpu -> cu126 (make)"
+    assert changes.summary(differences) == "processor: A -> B (make); torch build: cpu -> cu126 (make)"
 
 
 def test_a_version_that_did_not_write_down_what_it_ran_on_has_nothing_to_tell(files: dict[str, bytes], version):

@@ -21,11 +21,11 @@ def made(values: list[float]) -> items.Items:
 class Shelf:
     """A cache that has the items of some hashes."""
 
-    def __init__(self, **found: list[float]) -> None:
-        self.found = {f"{letter * 32}.dir": made(values) for letter, values in found.items()}
+    def __init__(self, **kl_values: list[float]) -> None:
+        self.contents = {f"{letter * 32}.dir": made(values) for letter, values in kl_values.items()}
 
     def items(self, md5: str) -> items.Items | None:
-        return self.found.get(md5)
+        return self.contents.get(md5)
 
 
 def changed(files: dict[str, bytes], letter: str) -> dict[str, bytes]:
@@ -47,10 +47,10 @@ def entries(files: dict[str, bytes], version) -> list[compare.Entry]:
 def test_each_version_is_judged_against_the_one_before(entries: list[compare.Entry]):
     first, second, third = entries
     assert first.pairs == ()
-    found = second.verdict("student", "kl")
-    assert found is not None
-    assert (found.verdict, found.pairs) == ("worse", 6)
-    assert found.difference == pytest.approx(sum([0.1, 0.1, 0.09, 0.11, 0.13, 0.1]) / 6)
+    comparison = second.verdict("student", "kl")
+    assert comparison is not None
+    assert (comparison.verdict, comparison.pairs) == ("worse", 6)
+    assert comparison.difference == pytest.approx(sum([0.1, 0.1, 0.09, 0.11, 0.13, 0.1]) / 6)
     assert third.pairs[0].note == compare.NO_ITEMS
     assert [change.what for change in second.changes] == ["data/items/student"]
 
@@ -62,10 +62,10 @@ def test_the_same_bytes_and_stale_scores_are_not_compared(files: dict[str, bytes
     assert after.pairs[0].note == compare.SAME_BYTES
     stale = version("b", {**files, "score.py": b"other"}, METRICS)
     (entry,) = compare.audit([stale], [same[0]], shelf, lambda: None)  # type: ignore[arg-type]
-    assert (entry.pairs[0].note, entry.pairs[0].found) == (compare.STALE, ())
+    assert (entry.pairs[0].note, entry.pairs[0].comparisons) == (compare.STALE, ())
     assert table.cell(entry, "student", "kl") == "0.2 ± 0.01 stale"
     (entry,) = compare.audit([same[0]], [stale], shelf, lambda: None)  # type: ignore[arg-type]
-    assert (entry.pairs[0].note, entry.pairs[0].found) == (compare.AGAINST_STALE, ())
+    assert (entry.pairs[0].note, entry.pairs[0].comparisons) == (compare.AGAINST_STALE, ())
 
 
 def test_the_overview_has_scores_with_verdicts_and_changes(entries: list[compare.Entry]):
@@ -81,12 +81,12 @@ def test_the_overview_has_scores_with_verdicts_and_changes(entries: list[compare
 
 
 def test_every_number_is_in_the_tidy_table(entries: list[compare.Entry]):
-    found = table.tidy(entries)
-    assert list(found.columns) == table.COLUMNS
-    metrics = found[found["kind"] == "metric"]
+    numbers = table.tidy(entries)
+    assert list(numbers.columns) == table.COLUMNS
+    metrics = numbers[numbers["kind"] == "metric"]
     assert [*metrics["name"]] == ["kl.student", "perplexity.student"] * 3
-    (row,) = found[(found["kind"] == "comparison") & found["value"].notna()].to_dict("records")
+    (row,) = numbers[(numbers["kind"] == "comparison") & numbers["value"].notna()].to_dict("records")
     assert (row["version"], row["against"], row["verdict"], row["pairs"]) == ("b", "a", "worse", 6)
     assert row["low"] < row["difference"] < row["high"]
     assert row["p"] <= row["corrected"]
-    assert pd.isna(found[found["verdict"] == compare.NO_ITEMS]["value"]).all()
+    assert pd.isna(numbers[numbers["verdict"] == compare.NO_ITEMS]["value"]).all()

@@ -41,14 +41,14 @@ def test_code_that_is_gone_has_changed(files: dict[str, bytes]):
     ],
 )
 def test_a_changed_knob_makes_the_stages_stale_that_read_it(files: dict[str, bytes], knobs: dict, stages: set[str]):
-    found = stale({**files, "params.yaml": yaml.safe_dump(knobs).encode()})
-    assert {stage for stage, reasons in found.items() if any("knob" in reason for reason in reasons)} == stages
+    stale_stages = stale({**files, "params.yaml": yaml.safe_dump(knobs).encode()})
+    assert {stage for stage, reasons in stale_stages.items() if any("knob" in reason for reason in reasons)} == stages
 
 
 def test_a_knob_that_came_into_a_section_which_a_stage_reads_makes_it_stale(files: dict[str, bytes]):
     knobs = {"seed": 0, "make": {"length": 8, "stop": "", "top": {"k": 5}}, "evaluate": {"limit": 3}, "makeup": 1}
-    found = stale({**files, "params.yaml": yaml.safe_dump(knobs).encode()})
-    assert found["make"] == ["the knob make.top.k has changed"]
+    stale_stages = stale({**files, "params.yaml": yaml.safe_dump(knobs).encode()})
+    assert stale_stages["make"] == ["the knob make.top.k has changed"]
 
 
 def test_a_knob_of_nothing_is_not_a_knob_that_is_gone(files: dict[str, bytes]):
@@ -126,9 +126,9 @@ def test_what_another_run_made_is_named(files: dict[str, bytes]):
     """A stage ran again, and what reads from it did not."""
     lock = lock_of(files)
     lock["stages"]["make"]["outs"][0]["md5"] = "e" * 32 + ".dir"
-    found = stale({**files, "dvc.lock": yaml.safe_dump(lock).encode()})
-    assert found["evaluate@student"] == ["data/corpus is not what make made"]
-    assert "make" not in found
+    stale_stages = stale({**files, "dvc.lock": yaml.safe_dump(lock).encode()})
+    assert stale_stages["evaluate@student"] == ["data/corpus is not what make made"]
+    assert "make" not in stale_stages
 
 
 def test_a_chain_goes_down_to_what_needs_nothing_more(files: dict[str, bytes]):

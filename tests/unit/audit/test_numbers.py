@@ -37,10 +37,10 @@ def test_scores_of_text_and_agreement_follow_from_their_documents(tokens: Tensor
         parameter.data.mul_(1.05)
     scores, rows = text.perplexity(model, tokens, lambda: None)
     agreed, more = agreement.agreement(model, teacher, tokens, valid, lambda: None)
-    found = numbers.of_items(items.Items(items.answers([]), items.documents(rows + more)))
-    assert found.keys() == scores.keys() | agreed.keys()
+    recomputed = numbers.of_items(items.Items(items.answers([]), items.documents(rows + more)))
+    assert recomputed.keys() == scores.keys() | agreed.keys()
     for name, value in (scores | agreed).items():
-        assert found[name] == pytest.approx(value, rel=1e-9), name
+        assert recomputed[name] == pytest.approx(value, rel=1e-9), name
         assert value > 0
 
 
@@ -50,17 +50,17 @@ def test_accuracy_and_its_error_are_those_of_the_harness():
 
     right = {"a": [1, 0, 1, 1, 0], "b": [0, 0, 1], "one": [1]}
     rows = [
-        {"task": task, "item": i, "hash": f"{task}{i}", "prediction": 0, "correct": bool(each), "log_likelihoods": []}
+        {"task": task, "item": i, "hash": f"{task}{i}", "prediction": 0, "correct": bool(answer), "log_likelihoods": []}
         for task, values in right.items()
-        for i, each in enumerate(values)
+        for i, answer in enumerate(values)
     ]
-    found = numbers.of_items(items.Items(items.answers(rows), items.documents([])))
+    scores = numbers.of_items(items.Items(items.answers(rows), items.documents([])))
     for task in ("a", "b"):
-        assert found[f"accuracy.{task}"] == pytest.approx(sum(right[task]) / len(right[task]))
-        assert found[f"accuracy.{task}.stderr"] == pytest.approx(mean_stderr(right[task]))
-    assert found["accuracy"] == pytest.approx((3 / 5 + 1 / 3 + 1) / 3)
-    assert math.isnan(found["accuracy.one.stderr"])
-    assert math.isnan(found["accuracy.stderr"])
+        assert scores[f"accuracy.{task}"] == pytest.approx(sum(right[task]) / len(right[task]))
+        assert scores[f"accuracy.{task}.stderr"] == pytest.approx(mean_stderr(right[task]))
+    assert scores["accuracy"] == pytest.approx((3 / 5 + 1 / 3 + 1) / 3)
+    assert math.isnan(scores["accuracy.one.stderr"])
+    assert math.isnan(scores["accuracy.stderr"])
     without = numbers.of_items(
         items.Items(items.answers([row for row in rows if row["task"] != "one"]), items.documents([]))
     )
@@ -69,10 +69,10 @@ def test_accuracy_and_its_error_are_those_of_the_harness():
 
 def test_sizes_of_the_teacher_are_those_that_evaluate_counts(teacher_folder: Path, tmp_path: Path):
     """From its tensors, tied ones once."""
-    found = numbers.of_model(teacher_folder, teacher_folder)
-    assert found == pytest.approx(sizes(teacher_folder, {}))
+    measured = numbers.of_model(teacher_folder, teacher_folder)
+    assert measured == pytest.approx(sizes(teacher_folder, {}))
     weights = sum(p.numel() for p in saved.load_model(teacher_folder).parameters())
-    assert found["bits_per_weight"] == 8 * found["weight_bytes"] / weights
+    assert measured["bits_per_weight"] == 8 * measured["weight_bytes"] / weights
     with pytest.raises(ValueError, match="holds no weights"):
         numbers.of_model(tmp_path, tmp_path / "nothing")
 
@@ -97,5 +97,6 @@ def test_of_weights_that_are_not_packed_the_files_do_not_tell_what_they_would_ta
     teacher_folder: Path, tmp_path: Path
 ):
     facts = export(quantized("W4"), teacher_folder, "dequantized", tmp_path)
-    found = numbers.of_model(tmp_path, teacher_folder)
-    assert found == pytest.approx({name: sizes(tmp_path, facts)[name] for name in ("weight_bytes", "bits_per_weight")})
+    measured = numbers.of_model(tmp_path, teacher_folder)
+    counted = {name: sizes(tmp_path, facts)[name] for name in ("weight_bytes", "bits_per_weight")}
+    assert measured == pytest.approx(counted)

@@ -76,8 +76,8 @@ def project(fresh: Path, tmp_path: Path) -> Path:
 
 def verified(project: Path) -> tuple[list[str], list[str]]:
     with Git(project) as git:
-        found, unchecked = results.verify(git, project / "sweeps", Cache(project / "cache"))
-    return [f"{each.what}: {each.problem}" for each in found], unchecked
+        findings, unchecked = results.verify(git, project / "sweeps", Cache(project / "cache"))
+    return [f"{finding.what}: {finding.problem}" for finding in findings], unchecked
 
 
 def edit(project: Path, name: str, before: str, after: str) -> None:
@@ -92,8 +92,8 @@ def test_what_is_as_it_was_made_passes(project: Path):
 
 def test_a_mean_edited_in_the_table_is_found(project: Path):
     edit(project, "table.csv", "0.25", "0.15")
-    ((found,), _) = verified(project)
-    assert found == "sweeps/s/table.csv: mean of kl of ov is 0.15, but points.csv gives 0.25"
+    ((finding,), _) = verified(project)
+    assert finding == "sweeps/s/table.csv: mean of kl of ov is 0.15, but points.csv gives 0.25"
     edit(project, "table.csv", "0.15", "0.25")
     edit(project, "table.md", "0.25", "0.15")
     assert verified(project)[0] == ["sweeps/s/table.md: it is not what points.csv gives"]
@@ -115,12 +115,12 @@ def test_edited_curves_are_not_what_their_commit_holds(project: Path):
 
 def test_other_code_than_the_commits_is_found(project: Path):
     edit(project, "lineage.json", "a" * 32, "b" * 32)
-    (found,) = verified(project)[0]
-    assert f"the files of code {sweep_files.digest(CODE)} are not those" in found
+    (finding,) = verified(project)[0]
+    assert f"the files of code {sweep_files.digest(CODE)} are not those" in finding
     edit(project, "lineage.json", sweep_files.digest(CODE), sweep_files.digest({"stages/distill.py": "b" * 32}))
     edit(project, "points.csv", sweep_files.digest(CODE), sweep_files.digest({"stages/distill.py": "b" * 32}))
-    (found,) = verified(project)[0]
-    assert "code of s-1 is" in found
+    (finding,) = verified(project)[0]
+    assert "code of s-1 is" in finding
 
 
 def test_what_cannot_be_checked_is_named_and_no_finding(project: Path):
@@ -135,8 +135,8 @@ def test_what_cannot_be_checked_is_named_and_no_finding(project: Path):
 
 def test_what_are_no_results_are_named(project: Path):
     (project / "sweeps/s/lineage.json").write_text("{}")
-    (found,) = verified(project)[0]
-    assert found.startswith("sweeps/s: these are no results of a sweep: lineage.json has no knobs")
+    (finding,) = verified(project)[0]
+    assert finding.startswith("sweeps/s: these are no results of a sweep: lineage.json has no knobs")
 
 
 def test_the_teacher_at_hand_is_known_by_its_manifest(tmp_path: Path):

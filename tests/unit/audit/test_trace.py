@@ -17,15 +17,15 @@ SHA = "ab" * 32
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     """It has the manifest of data/corpus, which nothing was made before."""
-    found = Cache(tmp_path / "cache")
+    dvc_cache = Cache(tmp_path / "cache")
     manifest = json.dumps(
         {"facts": {"source": "path", "length": 8}, "files": {"a.json": "0" * 64, "model.safetensors": SHA}}
     ).encode()
     listing = [{"md5": digest(manifest), "relpath": "manifest.json"}]
     for md5, content in ((digest(manifest), manifest), ("c" * 32 + ".dir", json.dumps(listing).encode())):
-        found.path(md5).parent.mkdir(parents=True, exist_ok=True)
-        found.path(md5).write_bytes(content)
-    return found
+        dvc_cache.path(md5).parent.mkdir(parents=True, exist_ok=True)
+        dvc_cache.path(md5).write_bytes(content)
+    return dvc_cache
 
 
 def told(version, cache: Cache) -> list[str]:
@@ -74,7 +74,7 @@ def test_the_picture_has_each_artifact_and_an_arrow_from_what_it_was_made_of(fil
     assert f"sha256 {SHA[:8]}" in labels
     assert {f"make  {'c' * 8}", f"evaluate@student  {'5' * 8}", f"report  {'6' * 8}"} <= {*labels}
     alone = picture.lineage(sound, links[:1], {})
-    patches = [len(re.findall(r'<g id="patch_\d+">', each)) for each in (alone, drawn)]
+    patches = [len(re.findall(r'<g id="patch_\d+">', svg)) for svg in (alone, drawn)]
     assert patches[1] - patches[0] == 4, "two more boxes, and two arrows"
     assert picture.STALE not in drawn
     stale = version("a", {**files, "score.py": b"new"}, METRICS)

@@ -34,25 +34,25 @@ def made(kl: np.ndarray, correct: np.ndarray, shift: int = 0) -> items.Items:
     return items.Items(items.answers(answers), items.documents(documents))
 
 
-def found(before: items.Items, after: items.Items, resamples: int = 10_000) -> dict[str, verdicts.Comparison]:
+def judged(before: items.Items, after: items.Items, resamples: int = 10_000) -> dict[str, verdicts.Comparison]:
     one, other = Scored.of(before), Scored.of(after)
-    return {each.measure: each for each in verdicts.judged(verdicts.compare(one, other, resamples))}
+    return {comparison.measure: comparison for comparison in verdicts.judged(verdicts.compare(one, other, resamples))}
 
 
 def test_two_versions_that_differ_by_chance_show_no_difference():
     random = np.random.default_rng(1)
     base = random.gamma(4, 0.05, 32)
     one, other = (made(base + random.normal(0, 0.01, 32), random.random(128) < 0.6) for _ in range(2))
-    assert {each.verdict for each in found(one, other).values()} == {verdicts.SAME}
+    assert {comparison.verdict for comparison in judged(one, other).values()} == {verdicts.SAME}
 
 
 def test_what_is_worse_on_every_document_and_on_many_items_is_worse():
     random = np.random.default_rng(1)
     base, right = random.gamma(4, 0.05, 32), random.random(128) < 0.7
     hurt = right & (random.random(128) < 0.6)
-    worse = found(made(base, right), made(base + 0.1 + random.normal(0, 0.01, 32), hurt))
+    worse = judged(made(base, right), made(base + 0.1 + random.normal(0, 0.01, 32), hurt))
     assert {worse[measure].verdict for measure in ("kl", "accuracy")} == {verdicts.WORSE}
-    better = found(made(base + 0.1, hurt), made(base, right))
+    better = judged(made(base + 0.1, hurt), made(base, right))
     assert {better[measure].verdict for measure in ("kl", "accuracy")} == {verdicts.BETTER}
     assert worse["kl"].difference == pytest.approx(0.1, abs=0.01)
     assert worse["kl"].low < worse["kl"].difference < worse["kl"].high
@@ -60,23 +60,24 @@ def test_what_is_worse_on_every_document_and_on_many_items_is_worse():
 
 def test_a_version_is_no_different_from_itself():
     same = made(np.linspace(0.1, 0.3, 8), np.arange(16) % 2 == 0)
-    assert {(each.difference, each.p, each.verdict) for each in found(same, same).values()} == {(0, 1, verdicts.SAME)}
+    outcomes = {(comparison.difference, comparison.p, comparison.verdict) for comparison in judged(same, same).values()}
+    assert outcomes == {(0, 1, verdicts.SAME)}
 
 
 def test_only_what_both_were_asked_is_compared():
     some = made(np.full(8, 0.2), np.ones(16))
     later = made(np.full(4, 0.2), np.ones(16), shift=3)
-    each = found(some, later)
-    assert (each["kl"].pairs, each["accuracy"].pairs, each["accuracy.piqa"].pairs) == (4, 10, 5)
+    comparisons = judged(some, later)
+    assert (comparisons["kl"].pairs, comparisons["accuracy"].pairs, comparisons["accuracy.piqa"].pairs) == (4, 10, 5)
     apart = made(np.full(8, 0.2), np.ones(16), shift=100)
-    assert list(found(some, apart)) == ["kl"]
+    assert list(judged(some, apart)) == ["kl"]
 
 
 def test_pairs_are_found_in_whatever_order_the_rows_are():
     random = np.random.default_rng(1)
     before, after = (made(random.gamma(4, 0.05, 8), random.random(16) < 0.6) for _ in range(2))
     moved = items.Items(after.answers.sample(frac=1, random_state=1), after.documents.sample(frac=1, random_state=1))
-    assert found(before, moved) == found(before, after)
+    assert judged(before, moved) == judged(before, after)
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -109,7 +110,7 @@ def test_among_versions_that_do_not_differ_few_audits_show_a_difference():
     for _ in range(200):
         base = random.gamma(4, 0.05, 32)
         one, other = (made(base + random.normal(0, 0.01, 32), random.random(64) < 0.6) for _ in range(2))
-        wrong += any(each.verdict != verdicts.SAME for each in found(one, other, 2000).values())
+        wrong += any(comparison.verdict != verdicts.SAME for comparison in judged(one, other, 2000).values())
     assert wrong <= 20, "5 % of 200, and three standard errors"
 
 
@@ -117,9 +118,9 @@ def test_few_documents_are_not_taken_for_more_than_they_say():
     """Six documents, one comparison an audit: where nothing differs, one in twenty shows a difference; by the bootstrap
     alone, one in seven would."""
     random = np.random.default_rng(5)
-    found = [verdicts.bootstrap("kl", np.zeros(6), random.normal(0, 1, 6), 2000) for _ in range(400)]
-    assert sum(each.p < 0.05 for each in found) <= 33, "5 % of 400, and three standard errors"
-    assert sum(each.low > 0 or each.high < 0 for each in found) > 33
+    comparisons = [verdicts.bootstrap("kl", np.zeros(6), random.normal(0, 1, 6), 2000) for _ in range(400)]
+    assert sum(comparison.p < 0.05 for comparison in comparisons) <= 33, "5 % of 400, and three standard errors"
+    assert sum(comparison.low > 0 or comparison.high < 0 for comparison in comparisons) > 33
 
 
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=9))
@@ -168,9 +169,9 @@ def test_a_mean_over_tasks_that_fell_is_not_called_better_for_its_largest_task()
     before = answered({**dict.fromkeys(SIZES, 0.44), "hellaswag": 0.35}, SIZES)
     after = answered({**dict.fromkeys(SIZES, 0.39), "hellaswag": 0.4325}, SIZES)
     assert after.answers["correct"].sum() > before.answers["correct"].sum()
-    shown = [numbers.of_items(each)["accuracy"] for each in (before, after)]
+    shown = [numbers.of_items(version)["accuracy"] for version in (before, after)]
     assert shown == pytest.approx([0.425, 0.397], abs=0.001)
-    accuracy = found(before, after)["accuracy"]
+    accuracy = judged(before, after)["accuracy"]
     assert [accuracy.before, accuracy.after] == pytest.approx(shown)
     assert accuracy.verdict == verdicts.WORSE
     assert accuracy.low < accuracy.difference < accuracy.high < 0
@@ -194,9 +195,9 @@ def test_every_verdict_is_about_the_number_that_the_scores_show(seed: int):
 
     before, after = scored(-0.05), scored(0.05)
     shown, then = numbers.of_items(before), numbers.of_items(after)
-    judged = found(before, after)
-    assert {*judged} == {*verdicts.HIGHER_IS_BETTER} | {f"accuracy.{task}" for task in sizes}
-    for name, comparison in judged.items():
+    comparisons = judged(before, after)
+    assert {*comparisons} == {*verdicts.HIGHER_IS_BETTER} | {f"accuracy.{task}" for task in sizes}
+    for name, comparison in comparisons.items():
         assert comparison.whole
         assert (comparison.before, comparison.after) == pytest.approx((shown[name], then[name])), name
         rose = then[name] > shown[name]
@@ -205,19 +206,19 @@ def test_every_verdict_is_about_the_number_that_the_scores_show(seed: int):
         better = rose == verdicts.HIGHER_IS_BETTER[name.partition(".")[0]]
         allowed = {verdicts.SAME, verdicts.BETTER if better else verdicts.WORSE}
         assert comparison.verdict in allowed, name
-    assert judged["kl"].verdict == verdicts.WORSE
-    assert judged["top1"].verdict == verdicts.BETTER
+    assert comparisons["kl"].verdict == verdicts.WORSE
+    assert comparisons["top1"].verdict == verdicts.BETTER
 
 
 def test_a_verdict_on_a_part_of_the_items_is_not_one_about_the_scores():
     whole, part = made(np.full(8, 0.2), np.ones(16)), made(np.full(4, 0.2), np.ones(16), shift=3)
-    each = found(whole, part)
-    assert [(each[name].pairs, each[name].of) for name in ("kl", "accuracy", "accuracy.piqa")] == [
+    comparisons = judged(whole, part)
+    assert [(comparisons[name].pairs, comparisons[name].of) for name in ("kl", "accuracy", "accuracy.piqa")] == [
         (4, 8),
         (10, 16),
         (5, 8),
     ]
-    assert not each["accuracy"].whole
+    assert not comparisons["accuracy"].whole
     alone = items.Items(whole.answers[whole.answers["task"] == "piqa"], whole.documents)
-    assert (found(whole, alone)["accuracy"].pairs, found(whole, alone)["accuracy"].of) == (8, 16)
-    assert found(whole, alone)["accuracy.piqa"].whole
+    assert (judged(whole, alone)["accuracy"].pairs, judged(whole, alone)["accuracy"].of) == (8, 16)
+    assert judged(whole, alone)["accuracy.piqa"].whole

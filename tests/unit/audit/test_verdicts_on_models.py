@@ -46,13 +46,13 @@ def scored(model: LlamaForCausalLM) -> verdicts.Scored:
 
 
 def judged(before: LlamaForCausalLM, after: LlamaForCausalLM) -> verdicts.Comparison:
-    (found,) = verdicts.judged(verdicts.compare(scored(before), scored(after)))
-    return found
+    (comparison,) = verdicts.judged(verdicts.compare(scored(before), scored(after)))
+    return comparison
 
 
 def test_rtn_is_worse_than_its_teacher():
     teacher = taught()
-    found = judged(teacher, rounded(teacher, bits=2))
-    assert (found.measure, found.pairs, found.verdict) == ("log_perplexity", len(SCORED), verdicts.WORSE)
-    assert found.low > 0
+    comparison = judged(teacher, rounded(teacher, bits=2))
+    assert (comparison.measure, comparison.pairs, comparison.verdict) == ("log_perplexity", len(SCORED), verdicts.WORSE)
+    assert comparison.low > 0
     assert judged(rounded(teacher, bits=2), teacher).verdict == verdicts.BETTER

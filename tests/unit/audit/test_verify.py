@@ -35,24 +35,24 @@ def scored(root: Path, format_name: str) -> tuple[Version, dict[str, float]]:
     return version(stage), sizes(root / "int4", facts)
 
 
-def found(root: Path, made: Version, scores: dict[str, float]) -> list[Finding]:
+def score_findings(root: Path, made: Version, scores: dict[str, float]) -> list[Finding]:
     (root / "scores.json").write_text(json.dumps(scores))
     return list(recomputed.scores(root, made))
 
 
 def test_sizes_are_measured_whatever_the_manifest_claims(tmp_path: Path):
     made, scores = scored(tmp_path, "compressed-tensors")
-    assert found(tmp_path, made, scores) == []
+    assert score_findings(tmp_path, made, scores) == []
     claimed = {"bits_per_weight": 1.0, "bits_per_quantized_weight": 2.0}
     (tmp_path / "int4/manifest.json").write_text(json.dumps({"facts": claimed}))
-    told = found(tmp_path, made, scores | claimed)
+    told = score_findings(tmp_path, made, scores | claimed)
     assert [(finding.what, finding.checked) for finding in told] == [("scores.json", True)] * 2
     assert [finding.problem.split(" is ")[0] for finding in told] == sorted(claimed)
 
 
 def test_a_size_that_the_files_do_not_tell_is_named_as_not_checked(tmp_path: Path):
     made, scores = scored(tmp_path, "dequantized")
-    (finding,) = found(tmp_path, made, scores)
+    (finding,) = score_findings(tmp_path, made, scores)
     assert not finding.checked
     assert "bits_per_quantized_weight" in finding.problem
 
@@ -61,7 +61,7 @@ def test_a_score_of_which_nothing_tells_is_named_as_not_checked(tmp_path: Path):
     """The lock knows of no items."""
     made, scores = scored(tmp_path, "compressed-tensors")
     del made.lock.stages["evaluate@student"].outs["items"]
-    (finding,) = found(tmp_path, made, scores | {"kl": 0.1})
+    (finding,) = score_findings(tmp_path, made, scores | {"kl": 0.1})
     assert (finding.checked, finding.problem.split(":")[0]) == (False, "kl")
 
 

@@ -196,8 +196,8 @@ def test_the_projects_own_sweeps_load():
 def test_a_sweep_that_trains_nothing_needs_no_curves(tmp_path: Path):
     text = yaml.safe_dump(SOUND) + "curves: null\n"
     (tmp_path / "tiny.yaml").write_text(text)
-    found = definition.load(tmp_path / "tiny.yaml")
-    assert (found.curves, found.columns) == ("", [])
+    sweep = definition.load(tmp_path / "tiny.yaml")
+    assert (sweep.curves, sweep.columns) == ("", [])
     (tmp_path / "tiny.yaml").write_text(text.replace("perplexity", "end.kl") + "columns: [kl]\n")
     with pytest.raises(ValueError, match=r"has 2 problem\(s\)") as caught:
         definition.load(tmp_path / "tiny.yaml")

@@ -32,12 +32,12 @@ def names(project: Path, overrides: list[dict[str, Any]] = OVERRIDES) -> list[st
 
 
 def test_names_are_readable_different_and_always_the_same(project: Path):
-    found = names(project)
-    assert [name.rpartition("-")[0] for name in found] == [
+    experiment_names = names(project)
+    assert [name.rpartition("-")[0] for name in experiment_names] == [
         f"s-freeze={freeze}-seed={seed}" for freeze in ("none", "ov") for seed in (0, 1)
     ]
-    assert len({name.rpartition("-")[2] for name in found}) == 4
-    assert names(project) == found
+    assert len({name.rpartition("-")[2] for name in experiment_names}) == 4
+    assert names(project) == experiment_names
     assert git(project, "status", "--porcelain") == "", "params.yaml is as it was"
 
 

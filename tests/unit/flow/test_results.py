@@ -46,11 +46,11 @@ def result(kl: float) -> Result:
     return Result({"perplexity": 10 + kl, "perplexity.stderr": 0.1, "kl": kl}, curves, ORIGIN)
 
 
-FOUND = {run.name: result(0.1 + i / 7) for i, run in enumerate(RUNS[:3])}
+FINISHED = {run.name: result(0.1 + i / 7) for i, run in enumerate(RUNS[:3])}
 
 
 def test_every_point_has_a_row_and_every_finished_one_its_curves(tmp_path: Path):
-    results.write(sweep(tmp_path), RUNS, FOUND)
+    results.write(sweep(tmp_path), RUNS, FINISHED)
     points, curves, table = (pd.read_csv(tmp_path / "s" / f"{name}.csv") for name in ("points", "curves", "table"))
     assert [*points] == [
         "experiment", "commit", "code", "teacher", "read", "setting",
@@ -60,20 +60,20 @@ def test_every_point_has_a_row_and_every_finished_one_its_curves(tmp_path: Path)
     assert [*points["distill.seed"]] == [0, 1, 0, 1]
     assert points["kl"].isna().tolist() == [False, False, False, True]
     assert [*curves] == ["experiment", "step", "kl", "kl.o"]
-    assert [*curves["experiment"].unique()] == [*FOUND]
+    assert [*curves["experiment"].unique()] == [*FINISHED]
     assert [*table["metric"]] == ["perplexity", "kl"] * 2
     assert "3 of 4 points are finished" in (tmp_path / "s/table.md").read_text()
 
 
 def test_what_was_written_reads_back_and_writes_the_same_bytes(tmp_path: Path):
-    results.write(sweep(tmp_path), RUNS, FOUND)
+    results.write(sweep(tmp_path), RUNS, FINISHED)
     before = {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()}
     known = results.recorded(sweep(tmp_path))
-    assert {*known} == {*FOUND}
-    for name, found in FOUND.items():
-        assert known[name].scores == found.scores
+    assert {*known} == {*FINISHED}
+    for name, original in FINISHED.items():
+        assert known[name].scores == original.scores
         assert known[name].origin == ORIGIN
-        pd.testing.assert_frame_equal(known[name].curves, found.curves)
+        pd.testing.assert_frame_equal(known[name].curves, original.curves)
     results.write(sweep(tmp_path), RUNS, known)
     assert {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()} == before
     assert {*before} == {"points.csv", "curves.csv", "table.csv", "table.md", "lineage.json"}
@@ -81,7 +81,7 @@ def test_what_was_written_reads_back_and_writes_the_same_bytes(tmp_path: Path):
 
 def test_the_table_follows_from_the_points_as_they_lie_there(tmp_path: Path):
     """To the byte, with settings that a reader of numbers would change."""
-    results.write(sweep(tmp_path, baseline={"distill.freeze": "none"}), RUNS, FOUND)
+    results.write(sweep(tmp_path, baseline={"distill.freeze": "none"}), RUNS, FINISHED)
     files = sweep_files.load(tmp_path / "s")
     assert files.table.to_csv(index=False, lineterminator="\n") == (tmp_path / "s/table.csv").read_text()
     assert files.markdown() == (tmp_path / "s/table.md").read_text()
@@ -90,13 +90,13 @@ def test_the_table_follows_from_the_points_as_they_lie_there(tmp_path: Path):
 
 
 def test_results_of_before_there_was_a_lineage_count_and_are_of_unknown_origin(tmp_path: Path):
-    results.write(sweep(tmp_path), RUNS, FOUND)
+    results.write(sweep(tmp_path), RUNS, FINISHED)
     file = tmp_path / "s/points.csv"
     pd.read_csv(file, dtype=str).drop(columns=[*sweep_files.ORIGIN]).to_csv(file, index=False)
     (tmp_path / "s/lineage.json").unlink()
     known = results.recorded(sweep(tmp_path))
-    assert {*known} == {*FOUND}
-    assert {each.origin.commit for each in known.values()} == {"unknown"}
+    assert {*known} == {*FINISHED}
+    assert {recorded.origin.commit for recorded in known.values()} == {"unknown"}
     results.write(sweep(tmp_path), RUNS, known)
     assert {*sweep_files.load(tmp_path / "s").finished["teacher"]} == {"unknown"}
 
@@ -104,22 +104,24 @@ def test_results_of_before_there_was_a_lineage_count_and_are_of_unknown_origin(t
 def test_a_sweep_that_trains_nothing_has_no_curves(tmp_path: Path):
     plain = sweep(tmp_path, curves="", columns=[])
     nothing = pd.DataFrame({"step": pd.Series(dtype="int64")})
-    results.write(plain, RUNS, {name: Result(found.scores, nothing, ORIGIN) for name, found in FOUND.items()})
+    results.write(plain, RUNS, {name: Result(original.scores, nothing, ORIGIN) for name, original in FINISHED.items()})
     known = results.recorded(plain)
-    assert {name: found.scores for name, found in known.items()} == {name: f.scores for name, f in FOUND.items()}
+    assert {name: recorded.scores for name, recorded in known.items()} == {
+        name: original.scores for name, original in FINISHED.items()
+    }
     results.write(plain, RUNS, known)
     assert (tmp_path / "s/curves.csv").read_text() == "experiment,step\n"
 
 
 def test_what_lacks_something_that_is_asked_for_now_does_not_count(tmp_path: Path):
-    results.write(sweep(tmp_path), RUNS, FOUND)
+    results.write(sweep(tmp_path), RUNS, FINISHED)
     assert results.recorded(sweep(tmp_path, metrics=["kl", "top1"])) == {}
     assert results.recorded(sweep(tmp_path, columns=["gradient_norm"])) == {}
     assert results.recorded(sweep(tmp_path / "elsewhere")) == {}
 
 
 def test_damaged_files_are_named_with_the_way_out(tmp_path: Path):
-    results.write(sweep(tmp_path), RUNS, FOUND)
+    results.write(sweep(tmp_path), RUNS, FINISHED)
     file = tmp_path / "s/points.csv"
     file.write_text(file.read_text().replace("experiment", "name"))
     with pytest.raises(ValueError, match=r"points\.csv or curves\.csv is damaged .*git restore"):
@@ -144,8 +146,8 @@ CURVES = "step,kl,gradient_norm,gradient_norm.o,lr\n1,0.30000000000000004,3,1,0.
 
 def test_a_metric_may_be_the_end_of_a_curve_and_then_no_scores_are_read(monkeypatch: pytest.MonkeyPatch):
     rows = "".join(f"{step},{kl}\n" for step, kl in enumerate([9, 8, 7, 6, 5, 4, 2, 1], 1))
-    found = read(monkeypatch, "no JSON", f"step,kl\n{rows}", metrics=["end.kl"])
-    assert found.scores == {"end.kl": 1.5, "end.kl.stderr": 0.5}
+    long = read(monkeypatch, "no JSON", f"step,kl\n{rows}", metrics=["end.kl"])
+    assert long.scores == {"end.kl": 1.5, "end.kl.stderr": 0.5}
     short = read(monkeypatch, '{"kl": 0.5}', "step,kl\n1,3.0\n2,2.0\n", metrics=["kl", "end.kl"])
     assert short.scores == {"kl": 0.5, "end.kl": 2.0}
     with pytest.raises(ValueError, match=r"has no end\.ce; `metrics` may be: .*end\.kl"):
@@ -158,10 +160,10 @@ def read(monkeypatch: pytest.MonkeyPatch, scores: str, curves: str, **changes: A
 
 
 def test_an_experiments_result_has_what_is_asked_for(monkeypatch: pytest.MonkeyPatch):
-    found = read(monkeypatch, SCORES, CURVES, columns=["kl", "gradient_norm"])
-    assert found.scores == {"perplexity": 12.5, "perplexity.stderr": 0.5, "kl": 0.25}
-    assert [*found.curves] == ["step", "kl", "gradient_norm", "gradient_norm.o"]
-    assert [*found.curves["kl"]] == [0.30000000000000004, 0.2]
+    outcome = read(monkeypatch, SCORES, CURVES, columns=["kl", "gradient_norm"])
+    assert outcome.scores == {"perplexity": 12.5, "perplexity.stderr": 0.5, "kl": 0.25}
+    assert [*outcome.curves] == ["step", "kl", "gradient_norm", "gradient_norm.o"]
+    assert [*outcome.curves["kl"]] == [0.30000000000000004, 0.2]
 
 
 def test_long_curves_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch):
@@ -211,9 +213,9 @@ def test_a_result_knows_its_commit_the_code_that_it_needs_its_model_and_its_text
     files.texts["dvc.lock"] = LOCK
     files.texts["data/teacher/manifest.json"] = '{"facts": {"sha256": "bcc8", "file_sha256": "x"}, "files": {}}'
     monkeypatch.setattr(results, "DVCFileSystem", lambda root, rev: files)
-    found = results.read(Path(), "0123", sweep(Path(), metrics=["kl"]))
-    assert found.scores == {"kl": 0.25}
-    assert found.origin == Origin(
+    outcome = results.read(Path(), "0123", sweep(Path(), metrics=["kl"]))
+    assert outcome.scores == {"kl": 0.25}
+    assert outcome.origin == Origin(
         "0123",
         {
             "pipeline/models.py": "b2",

@@ -32,8 +32,8 @@ AFTER = {"piqa": [False] * 20 + [True] * 44, "arc_easy": [True] * 30 + [False] *
 
 def told(summary: dict[str, float] = SUMMARY, after: dict[str, list[bool]] = AFTER) -> dict[str, answers.Answer]:
     changes = answers.task_changes(answered(BEFORE), answered(after))
-    found = answers.answers(summary, changes, "compressed-tensors", True, "data/int4/student")
-    return {answer.question: answer for answer in found}
+    first_screen = answers.answers(summary, changes, "compressed-tensors", True, "data/int4/student")
+    return {answer.question: answer for answer in first_screen}
 
 
 def test_four_questions_have_short_and_long_answers():

@@ -24,14 +24,14 @@ def points(scores: dict[str, list[float]], metric: str = "kl") -> pd.DataFrame:
 
 
 def compared(table: pd.DataFrame, baseline: dict[str, str] = NONE, metric: str = "kl") -> dict[str, dict]:
-    found = comparison.compare(table, ["distill.freeze"], "distill.seed", [metric], baseline)
-    return {row["setting"]: row for row in found.to_dict("records")}
+    comparisons = comparison.compare(table, ["distill.freeze"], "distill.seed", [metric], baseline)
+    return {row["setting"]: row for row in comparisons.to_dict("records")}
 
 
 def test_mean_spread_and_paired_difference_by_hand():
     """Differences 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1, standard error 0.1 / sqrt 3, t(2) = 4.3027."""
-    found = compared(points({"none": [1.0, 2.0, 3.0], "ov": [1.1, 2.2, 3.3]}))
-    none, ov = found["none"], found["ov"]
+    settings = compared(points({"none": [1.0, 2.0, 3.0], "ov": [1.1, 2.2, 3.3]}))
+    none, ov = settings["none"], settings["ov"]
     assert (none["n"], none["mean"], none["std"]) == (3, 2.0, 1.0)
     assert (none["pairs"], none["verdict"]) == (0, "baseline")
     assert (ov["n"], ov["mean"], ov["std"]) == (3, pytest.approx(2.2), pytest.approx(1.1))
@@ -47,20 +47,20 @@ def test_an_interval_agrees_with_scipys_paired_t_test(pairs: list[tuple[float, f
     apart = [a - b for a, b in pairs]
     if pd.Series(apart).std() < 1e-6:
         return
-    found = comparison.difference(apart)
+    difference = comparison.difference(apart)
     test = stats.ttest_rel(ours, theirs)
     interval = test.confidence_interval(0.95)
     scale = max(abs(interval.low), abs(interval.high))
-    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), abs=1e-4 * scale)
+    assert (difference["low"], difference["high"]) == pytest.approx((interval.low, interval.high), abs=1e-4 * scale)
     if abs(test.pvalue - 0.05) > 1e-3:
-        assert (found["verdict"] in ("above", "below")) == (test.pvalue < 0.05)
+        assert (difference["verdict"] in ("above", "below")) == (test.pvalue < 0.05)
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.5, "above"), (-0.5, "below"), (0.0, "noise")])
 def test_what_exceeds_the_noise_is_called_above_or_below(shift: float, verdict: str):
     jitter = [0.01, -0.01, 0.02, -0.02]
-    found = compared(points({"none": [1.0, 2.0, 3.0, 4.0], "ov": [i + 1 + shift + j for i, j in enumerate(jitter)]}))
-    assert found["ov"]["verdict"] == verdict
+    settings = compared(points({"none": [1.0, 2.0, 3.0, 4.0], "ov": [i + 1 + shift + j for i, j in enumerate(jitter)]}))
+    assert settings["ov"]["verdict"] == verdict
 
 
 def test_one_pair_has_a_difference_and_nothing_more():
@@ -76,9 +76,9 @@ def test_a_point_without_a_partner_counts_for_the_mean_alone():
 
 
 def test_points_that_are_not_finished_do_not_count():
-    found = compared(points({"none": [1.0, math.nan], "ov": [1.5, 2.5], "mlp": [math.nan, math.nan]}))
-    assert set(found) == {"none", "ov"}
-    assert (found["none"]["n"], found["ov"]["n"], found["ov"]["pairs"]) == (1, 2, 1)
+    settings = compared(points({"none": [1.0, math.nan], "ov": [1.5, 2.5], "mlp": [math.nan, math.nan]}))
+    assert set(settings) == {"none", "ov"}
+    assert (settings["none"]["n"], settings["ov"]["n"], settings["ov"]["pairs"]) == (1, 2, 1)
 
 
 def test_perplexities_are_compared_by_their_logarithms():
@@ -94,11 +94,12 @@ def test_partners_agree_in_the_knobs_that_the_baseline_does_not_name():
         {"setting": f"freeze={policy} lr={rate}", "freeze": policy, "lr": rate, "seed": 0, "kl": value}
         for policy, rate, value in (("none", "1", 1.0), ("ov", "1", 1.5), ("none", "2", 5.0), ("ov", "2", 5.1))
     ]
-    found = comparison.compare(pd.DataFrame(rows), ["freeze", "lr"], "seed", ["kl"], {"freeze": "none"})
-    apart = dict(zip(found["setting"], found["difference"], strict=True))
+    comparisons = comparison.compare(pd.DataFrame(rows), ["freeze", "lr"], "seed", ["kl"], {"freeze": "none"})
+    apart = dict(zip(comparisons["setting"], comparisons["difference"], strict=True))
     assert apart["freeze=ov lr=1"] == pytest.approx(0.5)
     assert apart["freeze=ov lr=2"] == pytest.approx(0.1)
-    assert [*found["verdict"]] == ["baseline", "", "baseline", "", "baseline", "noise"], "the last two over all rates"
+    verdicts = [*comparisons["verdict"]]
+    assert verdicts == ["baseline", "", "baseline", "", "baseline", "noise"], "the last two over all rates"
     whole = comparison.compare(pd.DataFrame(rows), ["freeze", "lr"], "seed", ["kl"], {"freeze": "none", "lr": "1"})
     assert [*whole["difference"]] == pytest.approx([math.nan, 0.5, 4.0, 4.1], nan_ok=True)
 
@@ -112,9 +113,9 @@ def test_what_the_baseline_leaves_open_is_taken_together_as_well():
         for lr, level, gain in (("0.1", 1.0, 0.1), ("0.2", 5.0, 0.3))
         for seed in (0, 1)
     ]
-    found = comparison.compare(pd.DataFrame(rows), ["distill.freeze", "distill.lr"], "distill.seed", ["kl"], NONE)
-    assert [*found["setting"]][4:] == ["freeze=none, over all", "freeze=ov, over all"]
-    none, ov = found.to_dict("records")[4:]
+    comparisons = comparison.compare(pd.DataFrame(rows), ["distill.freeze", "distill.lr"], "distill.seed", ["kl"], NONE)
+    assert [*comparisons["setting"]][4:] == ["freeze=none, over all", "freeze=ov, over all"]
+    none, ov = comparisons.to_dict("records")[4:]
     assert (none["verdict"], none["n"], none["mean"]) == ("baseline", 4, 3.5)
     assert (ov["pairs"], ov["difference"]) == (4, pytest.approx(0.2))
     assert ov["stderr"] == pytest.approx(stats.sem([0.1, 0.1, 0.3, 0.3]))
@@ -122,16 +123,16 @@ def test_what_the_baseline_leaves_open_is_taken_together_as_well():
 
 def test_without_a_baseline_nothing_is_compared():
     table = points({"none": [1.0, 2.0], "ov": [1.5, 2.5]})
-    found = comparison.compare(table, ["distill.freeze"], "distill.seed", ["kl"], {})
-    assert [*found["pairs"]] == [0, 0]
-    assert comparison.rows(found)[0] == ["setting", "points", "kl"]
-    assert "Differences" not in comparison.note(found, 4, 4)
+    comparisons = comparison.compare(table, ["distill.freeze"], "distill.seed", ["kl"], {})
+    assert [*comparisons["pairs"]] == [0, 0]
+    assert comparison.rows(comparisons)[0] == ["setting", "points", "kl"]
+    assert "Differences" not in comparison.note(comparisons, 4, 4)
 
 
 def test_the_table_to_read():
     table = points({"none": [1.0, 2.0, 3.0], "ov": [1.1, 2.1, 3.1001], "qk": [1.1], "mlp": [1.0, 2.5, 3.0]})
-    found = comparison.compare(table, ["distill.freeze"], "distill.seed", ["kl"], NONE)
-    assert comparison.rows(found) == [
+    comparisons = comparison.compare(table, ["distill.freeze"], "distill.seed", ["kl"], NONE)
+    assert comparison.rows(comparisons) == [
         ["setting", "points", "kl", "difference, kl"],
         ["none", "3", "2 ± 1", "baseline"],
         ["ov", "3", "2.1 ± 1", "+0.1 ± 3.3e-05 (3) *"],
@@ -142,8 +143,8 @@ def test_the_table_to_read():
 
 def test_markdown_holds_the_table_the_note_and_what_is_missing():
     rows = points({"none": [1.0, 2.0], '["a|b"]': [1.5, 2.5]})
-    found = comparison.compare(rows, ["distill.freeze"], "distill.seed", ["kl"], NONE)
-    text = comparison.markdown("ablation", found, 4, 6)
+    comparisons = comparison.compare(rows, ["distill.freeze"], "distill.seed", ["kl"], NONE)
+    text = comparison.markdown("ablation", comparisons, 4, 6)
     lines = text.splitlines()
     assert lines[:4] == [
         "# ablation",
@@ -153,4 +154,4 @@ def test_markdown_holds_the_table_the_note_and_what_is_missing():
     ]
     assert '["a\\|b"]' in text
     assert "4 of 6 points are finished" in text
-    assert text == comparison.markdown("ablation", found, 4, 6)
+    assert text == comparison.markdown("ablation", comparisons, 4, 6)

@@ -77,7 +77,7 @@ def test_long_names_of_settings_stand_below_whole_and_leave_the_panels_their_roo
     same = "batch=8 steps=56 lr=0.0001 scale=static scale_lr=1e-05 min_lr=0.1 train_embeddings=false"
     names = [f"freeze=ov@{i} {same}" for i in range(9)]
     wide = overlaid(curves(names, seeds=1), ["kl"] * 3)
-    assert [str(each.message) for each in recwarn] == []
+    assert [str(warning.message) for warning in recwarn] == []
     assert {*names} <= words_of(wide)
     assert width(wide) > 0.9 * width(overlaid(curves(["none"], seeds=1), ["kl"] * 3))
 

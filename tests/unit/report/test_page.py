@@ -175,8 +175,8 @@ def test_the_lineage_gives_each_artifact_by_the_hash_of_its_manifest(tmp_path: P
         (draft.path / "tokens").write_text("abc")
         draft.facts = {"length": 3, "loss": 0.123456789, "frozen": ["a", "b"]}
     (tmp_path / "ptq.json").write_text("abc")
-    found = page.lineage({"data/corpus": tmp_path / "corpus", "scores/ptq": tmp_path / "ptq.json"})
-    assert found == [
+    artifacts = page.lineage({"data/corpus": tmp_path / "corpus", "scores/ptq": tmp_path / "ptq.json"})
+    assert artifacts == [
         {
             "name": "data/corpus",
             "sha256": contract.fingerprint(tmp_path / "corpus"),

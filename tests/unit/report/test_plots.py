@@ -43,8 +43,8 @@ def tasks() -> str:
 
 
 def claim() -> str:
-    found = pd.DataFrame({"layer": [0, 1, 2], "o_ratio": [0.5, 1.0, 3.0], "v_ratio": [9.0, 12.0, 4.0]})
-    return plots.claim({"float": found, "ptq": found})
+    ratios = pd.DataFrame({"layer": [0, 1, 2], "o_ratio": [0.5, 1.0, 3.0], "v_ratio": [9.0, 12.0, 4.0]})
+    return plots.claim({"float": ratios, "ptq": ratios})
 
 
 def sensitivity() -> str:

@@ -21,8 +21,8 @@ BITS = {
 
 def test_the_claim_is_told_as_it_is_found():
     """o lies above q and k in one of four layers, v in all: the paper's claim holds in one."""
-    found = suggest.freeze_policy(gradients([1.0, 1.5, 3.0, 0.5], [8.0, 9.0, 10.0, 11.0]), "ptq")
-    text = signals.freeze_text(found, "ov")
+    suggestion = suggest.freeze_policy(gradients([1.0, 1.5, 3.0, 0.5], [8.0, 9.0, 10.0, 11.0]), "ptq")
+    text = signals.freeze_text(suggestion, "ov")
     assert "In ptq it holds for both at once in 1 of 4 layers" in text
     assert "o's gradient norm is 1.25 times" in text
     assert "above both in 1 of 4 layers" in text
@@ -32,19 +32,19 @@ def test_the_claim_is_told_as_it_is_found():
 
 def test_where_the_claim_cannot_be_looked_at_it_says_why():
     table = gradients([1.0], [1.0])
-    found = suggest.freeze_policy(table[table.role != "q"], "ptq")
-    text = signals.freeze_text(found, ["*.o_proj"])
+    suggestion = suggest.freeze_policy(table[table.role != "q"], "ptq")
+    text = signals.freeze_text(suggestion, ["*.o_proj"])
     assert "cannot be looked at here, as the model has no layer with q, k, v, o" in text
     assert "used here: ['*.o_proj']" in text
 
 
 def test_the_claims_table_has_a_row_a_variant():
-    found = suggest.freeze_policy(gradients([1.0, 3.0], [8.0, 9.0]), "ptq")
+    suggestion = suggest.freeze_policy(gradients([1.0, 3.0], [8.0, 9.0]), "ptq")
     without = {"variant": "float", "policy": "none", "reason": "none"}
-    header, *rows = signals.claim_rows({"float": without, "ptq": found})
+    header, *rows = signals.claim_rows({"float": without, "ptq": suggestion})
     assert rows == [
         ["float", "-", "-", "-", "-", "-", "none"],
-        ["ptq", "2.00", "1 of 2", "8.50", "2 of 2", "1 of 2", found["policy"]],
+        ["ptq", "2.00", "1 of 2", "8.50", "2 of 2", "1 of 2", suggestion["policy"]],
     ]
     assert {len(row) for row in rows} == {len(header)}
 
@@ -106,21 +106,21 @@ def signals_of_a_tiny_model() -> pd.DataFrame:
 
 def test_the_section_holds_every_picture_and_a_row_a_variant(folder: Path, signals_of_a_tiny_model):
     variants = ["float", "ptq", "rtn"]
-    found = signals.section(folder, signals_of_a_tiny_model, variants, "ov")
-    pictures = [found["claim_plot"], found["cost_plot"], found["plan"]["plot"]]
-    pictures += [plot for part in ("flow", "distributions") for _, plot in found[part]]
+    section = signals.section(folder, signals_of_a_tiny_model, variants, "ov")
+    pictures = [section["claim_plot"], section["cost_plot"], section["plan"]["plot"]]
+    pictures += [plot for part in ("flow", "distributions") for _, plot in section[part]]
     assert len(pictures) == 3 + 7 + 4
     assert all(picture.startswith("<svg") for picture in pictures)
-    assert [row[0] for row in found["claim"][1:]] == variants
+    assert [row[0] for row in section["claim"][1:]] == variants
 
 
 def test_a_model_without_attention_has_a_section_too(folder: Path, signals_of_a_tiny_model):
     table = signals_of_a_tiny_model
     mamba = table[table.role.isin(["gate", "up", "down", "layer"]) & (table.tensor != "cache")]
-    found = signals.section(folder, mamba, ["float", "ptq"], "none")
-    assert found["claim_plot"] == ""
-    assert all("keys and values" not in plot for _, plot in found["distributions"])
-    assert re.search("cannot be looked at", found["freeze_text"])
+    section = signals.section(folder, mamba, ["float", "ptq"], "none")
+    assert section["claim_plot"] == ""
+    assert all("keys and values" not in plot for _, plot in section["distributions"])
+    assert re.search("cannot be looked at", section["freeze_text"])
 
 
 def test_float_alone_has_neither_costs_nor_comparisons(folder: Path, signals_of_a_tiny_model):
@@ -129,5 +129,5 @@ def test_float_alone_has_neither_costs_nor_comparisons(folder: Path, signals_of_
     manifest["files"]["suggestion.json"] = contract.sha256(folder / "suggestion.json")
     manifest["facts"]["suggested_by"] = "float"
     contract.write_json(folder / "manifest.json", manifest)
-    found = signals.section(folder, signals_of_a_tiny_model, ["float"], "none")
-    assert (found["cost_plot"], found["plan"], len(found["flow"])) == ("", None, 4)
+    section = signals.section(folder, signals_of_a_tiny_model, ["float"], "none")
+    assert (section["cost_plot"], section["plan"], len(section["flow"])) == ("", None, 4)

@@ -36,15 +36,15 @@ def documents_with(spread: float = 0.05, **perplexity: float) -> dict[str, pd.Da
     """Windows whose mean loss is each perplexity's logarithm, with noise of their own in each variant, and a level that
     all of them share."""
     random = np.random.default_rng(0)
-    level, found = random.normal(0, 0.3, WINDOWS), {}
+    level, documents = random.normal(0, 0.3, WINDOWS), {}
     for variant in VARIANTS:
         noise = level + random.normal(0, spread, WINDOWS)
         losses = math.log({**PERPLEXITY, **perplexity}[variant]) + noise - noise.mean()
-        found[variant] = items.documents(
+        documents[variant] = items.documents(
             {"measure": "log_perplexity", "document": i, "hash": f"w{i}", "tokens": 9, "value": loss}
             for i, loss in enumerate(losses)
         )
-    return found
+    return documents
 
 
 def summarize(scores: dict, spread: float = 0.05) -> dict[str, float]:
@@ -54,23 +54,23 @@ def summarize(scores: dict, spread: float = 0.05) -> dict[str, float]:
 
 def test_each_metric_of_each_variant_is_taken_with_its_error():
     scores = scores_with()
-    found = summarize(scores)
+    metrics = summarize(scores)
     for variant in VARIANTS:
         for metric in METRICS if variant != "teacher" else ("perplexity", "accuracy"):
-            assert found[f"{metric}.{variant}"] == scores[variant][metric]
-            assert found[f"{metric}.{variant}.stderr"] == scores[variant][f"{metric}.stderr"]
+            assert metrics[f"{metric}.{variant}"] == scores[variant][metric]
+            assert metrics[f"{metric}.{variant}.stderr"] == scores[variant][f"{metric}.stderr"]
         for task in ("piqa", "arc_easy"):
-            assert found[f"task.{task}.{variant}"] == scores[variant][f"accuracy.{task}"]
-            assert found[f"task.{task}.{variant}.stderr"] == scores[variant][f"accuracy.{task}.stderr"]
-        assert found[f"weight_bytes.{variant}"] == scores[variant]["weight_bytes"]
-        assert found[f"bits_per_weight.{variant}"] == scores[variant]["bits_per_weight"]
-    assert found["bits_per_quantized_weight.student"] == 7.25
+            assert metrics[f"task.{task}.{variant}"] == scores[variant][f"accuracy.{task}"]
+            assert metrics[f"task.{task}.{variant}.stderr"] == scores[variant][f"accuracy.{task}.stderr"]
+        assert metrics[f"weight_bytes.{variant}"] == scores[variant]["weight_bytes"]
+        assert metrics[f"bits_per_weight.{variant}"] == scores[variant]["bits_per_weight"]
+    assert metrics["bits_per_quantized_weight.student"] == 7.25
 
 
 def test_a_bar_for_each_variant_of_each_task():
-    found = bars(summarize(scores_with()), ["arc_easy", "piqa"])
-    assert found[:5] == [*((f"arc_easy, {variant}", 50.0) for variant in VARIANTS), ("piqa, teacher", 70.0)]
-    assert found[-1] == ("piqa, student", pytest.approx(55.0))
+    heights = bars(summarize(scores_with()), ["arc_easy", "piqa"])
+    assert heights[:5] == [*((f"arc_easy, {variant}", 50.0) for variant in VARIANTS), ("piqa, teacher", 70.0)]
+    assert heights[-1] == ("piqa, student", pytest.approx(55.0))
 
 
 def test_the_summary_is_flat_and_finite():
@@ -88,19 +88,19 @@ def test_the_teacher_is_not_compared_with_itself():
 )
 def test_recovered_is_the_share_of_the_gap_in_log_perplexity(student: float, share: float):
     """Teacher 20 and rtn 45 lie apart by a factor of 2.25, whose square root is 1.5."""
-    found = summarize(scores_with(student=student))
-    assert found["recovered.student"] == pytest.approx(share)
-    assert found["recovered.ptq"] == pytest.approx(math.log(45 / 33) / math.log(45 / 20))
-    assert "recovered.rtn" not in found
+    metrics = summarize(scores_with(student=student))
+    assert metrics["recovered.student"] == pytest.approx(share)
+    assert metrics["recovered.ptq"] == pytest.approx(math.log(45 / 33) / math.log(45 / 20))
+    assert "recovered.rtn" not in metrics
 
 
 def test_a_share_has_an_interval_from_the_paired_windows():
     """Windows apart in level alone: the share is the same in each, and its interval is narrow; noise widens it."""
     near, far = (summarize(scores_with(), spread) for spread in (0.002, 0.1))
-    for found in (near, far):
+    for metrics in (near, far):
         for variant in ("ptq", "student"):
-            share = found[f"recovered.{variant}"]
-            assert found[f"recovered.{variant}.low"] < share < found[f"recovered.{variant}.high"]
+            share = metrics[f"recovered.{variant}"]
+            assert metrics[f"recovered.{variant}.low"] < share < metrics[f"recovered.{variant}.high"]
     assert near["recovered.student.high"] - near["recovered.student.low"] < 0.01
     assert 0.05 < far["recovered.student.high"] - far["recovered.student.low"] < 0.5
     assert near["gap.rtn"] == pytest.approx(math.log(45 / 20))
@@ -110,11 +110,11 @@ def test_a_share_has_an_interval_from_the_paired_windows():
 @pytest.mark.parametrize("rtn", [20.0, 19.0, 20.5])
 def test_of_a_gap_that_is_none_or_inside_its_error_there_is_no_share(rtn: float):
     """At 20.5 against 20 and this noise, a share would be some 495 %."""
-    found = summarize(scores_with(rtn=rtn, student=18.0), 0.3)
-    assert not [name for name in found if name.startswith("recovered")]
-    assert found["gap.rtn"] == pytest.approx(math.log(rtn / 20))
-    assert found["gap.rtn.p"] >= 0.05 or rtn < 20
-    note = summary.gap_note(found)
+    metrics = summarize(scores_with(rtn=rtn, student=18.0), 0.3)
+    assert not [name for name in metrics if name.startswith("recovered")]
+    assert metrics["gap.rtn"] == pytest.approx(math.log(rtn / 20))
+    assert metrics["gap.rtn.p"] >= 0.05 or rtn < 20
+    note = summary.gap_note(metrics)
     assert ("no gap to win back" in note) == (rtn < 20)
     assert ("inside its own error (p = " in note) == (rtn >= 20)
     assert summary.gap_note(summarize(scores_with())) == ""
@@ -149,8 +149,7 @@ def test_the_tasks_are_those_of_the_teacher():
 
 
 def test_the_table_has_a_row_a_variant():
-    found = rows(summarize(scores_with()), "gptq")
-    header, *body = found
+    header, *body = rows(summarize(scores_with()), "gptq")
     assert [row[0] for row in body] == ["teacher (float)", "RTN", "PTQ (gptq)", "student"]
     assert all(len(row) == len(header) for row in body)
     student = dict(zip(header, body[-1], strict=True))

@@ -45,15 +45,15 @@ def test_each_sweep_with_results_is_shown_by_name(tmp_path: Path):
     results(tmp_path / "a")
     (tmp_path / "c").mkdir()
     (tmp_path / "a.yaml").write_text("name: a\n")
-    found = sections(tmp_path)
-    assert [sweep["name"] for sweep in found] == ["a", "b"]
-    assert found[0]["rows"][1:] == [["null", "2", "0.25 ± 0.071", "baseline"], ["ov", "1", "0.25", "+0.05 (1)"]]
-    assert found[0]["note"].startswith("3 of 4 points are finished")
-    pictures, captions = zip(*found[0]["pictures"], strict=True)
+    page_sections = sections(tmp_path)
+    assert [sweep["name"] for sweep in page_sections] == ["a", "b"]
+    assert page_sections[0]["rows"][1:] == [["null", "2", "0.25 ± 0.071", "baseline"], ["ov", "1", "0.25", "+0.05 (1)"]]
+    assert page_sections[0]["note"].startswith("3 of 4 points are finished")
+    pictures, captions = zip(*page_sections[0]["pictures"], strict=True)
     assert all(picture.startswith("<svg") for picture in pictures)
     assert ["differences" in captions[0], "kl by step" in captions[1]] == [True, True]
     short = sections(tmp_path, curves=False)
-    assert [sweep["pictures"] for sweep in short] == [sweep["pictures"][:1] for sweep in found]
+    assert [sweep["pictures"] for sweep in short] == [sweep["pictures"][:1] for sweep in page_sections]
 
 
 def test_an_edited_table_does_not_reach_the_page(tmp_path: Path):
@@ -68,8 +68,8 @@ def test_sweeps_of_another_model_are_left_out_and_named(tmp_path: Path):
     results(tmp_path / "ours")
     results(tmp_path / "theirs", teacher="another")
     results(tmp_path / "old", teacher="unknown")
-    found, left_out = sweeps.results(tmp_path, TEACHER)
-    assert [files.folder.name for files in found] == ["ours"]
+    own_sweeps, left_out = sweeps.results(tmp_path, TEACHER)
+    assert [files.folder.name for files in own_sweeps] == ["ours"]
     assert left_out == ["old", "theirs"]
 
 
@@ -99,9 +99,9 @@ def test_sizes_are_those_measured_on_the_same_text(tmp_path: Path):
     points.to_csv(folder / "points.csv", index=False)
     lineage = json.loads((folder / "lineage.json").read_text())
     (folder / "lineage.json").write_text(json.dumps({**lineage, "metrics": ["kl", "weight_bytes"]}))
-    found, _ = sweeps.results(tmp_path)
-    assert sweeps.sizes(found, "ab") == ([("sizes: null", 2e8, 0.3), ("sizes: ov", 2e8, 0.25)], 1)
-    assert sweeps.sizes(found, "unknown") == ([], 3)
+    all_sweeps, _ = sweeps.results(tmp_path)
+    assert sweeps.sizes(all_sweeps, "ab") == ([("sizes: null", 2e8, 0.3), ("sizes: ov", 2e8, 0.25)], 1)
+    assert sweeps.sizes(all_sweeps, "unknown") == ([], 3)
 
 
 def test_curves_have_a_picture_for_each_combination_of_the_knobs_that_the_baseline_leaves_open(tmp_path: Path):
@@ -116,8 +116,8 @@ def test_curves_have_a_picture_for_each_combination_of_the_knobs_that_the_baseli
     lines = pd.concat([curves.assign(experiment=curves["experiment"] + f"-{lr}") for lr in rates])
     baseline = {"flag": "true", "freeze": "null"}
     write(folder, wide, lines, ["freeze", "lr", "flag"], baseline)
-    (found,) = sections(tmp_path)
-    pictures = [(words_of(picture), caption) for picture, caption in found["pictures"]]
+    (section,) = sections(tmp_path)
+    pictures = [(words_of(picture), caption) for picture, caption in section["pictures"]]
     assert [caption.partition(":")[0] for _, caption in pictures[1:]] == ["lr=1e-4", "lr=0.5"]
     assert {"freeze=ov flag=true", "lr=1e-4", "lr=0.5", "over all"} <= pictures[0][0]
     assert all({"freeze=null flag=true", "freeze=ov flag=true"} <= words for words, _ in pictures[1:])
@@ -142,8 +142,8 @@ def test_all_that_are_no_results_are_named_with_the_way_out(tmp_path: Path):
 
 
 def test_the_projects_own_sweeps_are_what_their_points_give():
-    found, _ = sweeps.results(ROOT / "sweeps")
-    assert found
-    for files in found:
+    own_sweeps, _ = sweeps.results(ROOT / "sweeps")
+    assert own_sweeps
+    for files in own_sweeps:
         assert files.table.to_csv(index=False, lineterminator="\n") == (files.folder / "table.csv").read_text()
         assert files.markdown() == (files.folder / "table.md").read_text()
