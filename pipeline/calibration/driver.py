@@ -82,23 +82,18 @@ def calibrate(
         runner = Runner.start(model, tokens, valid, options.batch, options.dtype)
         for index, layer in enumerate(layout.decoder_layers(model)[1]):
             group = [linear for linear in planned if linear.layer == index]
-            found = RoundedLayer.load(scratch, index, weighted)
-            if found is None:
-                found = _quantize_layer(runner, layer, group, weighted, options, fisher or {})
-                found.save(scratch, index)
-            found.put_into(model, result)
-            done.append(found)
+            rounded_layer = RoundedLayer.load(scratch, index, weighted)
+            if rounded_layer is None:
+                rounded_layer = _quantize_layer(runner, layer, group, weighted, options, fisher or {})
+                rounded_layer.save(scratch, index)
+            rounded_layer.put_into(model, result)
+            done.append(rounded_layer)
             _step_on(runner, layer, {linear: planned[linear][1] for linear in group}, result)
             memory.give_back()
             advance()
     finally:
         restore()
-    head = layout.head(model)
-    if head is not None and head.name in weighted:
-        nearest = dataclasses.replace(options, method="rtn")
-        rounded = _round(head.name, model.get_submodule(head.name).weight, weighted[head.name], nearest)
-        RoundedLayer({head.name: rounded}).put_into(model, result)
-        del result.latent[head.name]  # it does not learn
+    _quantize_head(model, weighted, options, result)
     result.floats = float_tensors(model, set(weighted))
     rows = [row for layer in done for row in layer.rows]
     return Calibrated(result, pd.DataFrame(rows), [pair for layer in done for pair in layer.skipped])
@@ -115,7 +110,7 @@ def _quantize_layer(
     """Rescale a layer's weights in place, if the method does, and round them."""
     method = PTQ_METHODS[options.method]
     known = {linear.name: fisher[linear.name] for linear in group if method.uses_fisher and linear.name in fisher}
-    tokens = {name: each.tokens for name, each in known.items()}
+    tokens = {name: factors.tokens for name, factors in known.items()}
     inputs = runner.gather(layer, group, tokens) if method.needs_inputs or options.measure else {}
     done = RoundedLayer()
     if method.rescaling:
@@ -126,13 +121,25 @@ def _quantize_layer(
         done.floats = {prefix + name: values for name, values in floats.items()}
     for linear in group:
         if linear.name in weighted:
-            weight, seen = runner.model.get_submodule(linear.name).weight, inputs.get(linear.name)
+            weight, linear_inputs = runner.model.get_submodule(linear.name).weight, inputs.get(linear.name)
             outputs = known[linear.name].outputs if linear.name in known else None
-            rounded = _round(linear.name, weight, weighted[linear.name], options, seen, outputs)
-            if options.measure and seen is not None:
-                done.rows.append(_errors(linear, weight, rounded, seen))
+            rounded = _round(linear.name, weight, weighted[linear.name], options, linear_inputs, outputs)
+            if options.measure and linear_inputs is not None:
+                done.rows.append(_errors(linear, weight, rounded, linear_inputs))
             done.rounded[linear.name] = rounded
     return done
+
+
+def _quantize_head(
+    model: PreTrainedModel, weighted: dict[str, Weights], options: Options, result: QuantizedModel
+) -> None:
+    """Round the head to nearest, whatever the method, where the scheme gives it bits."""
+    head = layout.head(model)
+    if head is not None and head.name in weighted:
+        nearest = dataclasses.replace(options, method="rtn")
+        rounded = _round(head.name, model.get_submodule(head.name).weight, weighted[head.name], nearest)
+        RoundedLayer({head.name: rounded}).put_into(model, result)
+        del result.latent[head.name]  # it does not learn
 
 
 def _round(
@@ -140,13 +147,13 @@ def _round(
     weight: Tensor,
     scheme: Weights,
     options: Options,
-    seen: Inputs | None = None,
+    inputs: Inputs | None = None,
     outputs: Tensor | None = None,
 ) -> Rounded:
     method = PTQ_METHODS[options.method]
-    if method.needs_inputs and seen is None:
+    if method.needs_inputs and inputs is None:
         raise ValueError(f"{name} is not called on the calibration tokens; leave it in float by an override")
-    hessian = None if seen is None else seen.hessian
+    hessian = None if inputs is None else inputs.hessian
     try:
         weight = weight.detach().clone()
         return ROUNDINGS[method.rounding](weight, hessian, scheme, outputs=outputs, **options.gptq)
@@ -154,7 +161,7 @@ def _round(
         raise ValueError(f"{name}: {error}") from None
 
 
-def _errors(linear: layout.Linear, weight: Tensor, rounded: Rounded, seen: Inputs) -> dict[str, Any]:
+def _errors(linear: layout.Linear, weight: Tensor, rounded: Rounded, inputs: Inputs) -> dict[str, Any]:
     """SQNR (dB) of a weight and of its output, beside those of round to nearest on the same inputs; GPTQ's damping.
 
     Each token counts by its weight, if it has one. What output channels make up for each other is an error here.
@@ -166,9 +173,9 @@ def _errors(linear: layout.Linear, weight: Tensor, rounded: Rounded, seen: Input
         "name": linear.name,
         "bits": rounded.scheme.bits,
         "weight_sqnr": round(sqnr(weight, rounded.weight), 4),
-        "output_sqnr": round(output_sqnr(weight, rounded.weight, seen.hessian), 4),
+        "output_sqnr": round(output_sqnr(weight, rounded.weight, inputs.hessian), 4),
         "rtn_weight_sqnr": round(sqnr(weight, nearest), 4),
-        "rtn_output_sqnr": round(output_sqnr(weight, nearest, seen.hessian), 4),
+        "rtn_output_sqnr": round(output_sqnr(weight, nearest, inputs.hessian), 4),
         "damping": rounded.damping,
     }
 
@@ -176,8 +183,9 @@ def _errors(linear: layout.Linear, weight: Tensor, rounded: Rounded, seen: Input
 def _step_on(runner: Runner, layer: nn.Module, group: dict[layout.Linear, Activations], result: QuantizedModel) -> None:
     """Run the quantized layer, and add the quantizers of its linears' inputs to the result."""
     static = {linear: a for linear, a in group.items() if a.bits and not a.dynamic}
-    seen = runner.advance(layer, list(group), {linear.name for linear, a in static.items() if a.observer != "minmax"})
+    histograms = {linear.name for linear, a in static.items() if a.observer != "minmax"}
+    observed = runner.advance(layer, list(group), histograms)
     for linear, activations in group.items():
         if activations.bits:
-            step = static_step(seen[linear.name], activations) if linear in static else None
+            step = static_step(observed[linear.name], activations) if linear in static else None
             result.inputs[linear.name] = Quantizer(activations, step)

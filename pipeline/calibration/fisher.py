@@ -12,7 +12,8 @@ sketch A):
 Theirs have the squares, |g|^2 and |x|^2. A few tokens have most of those, and a mean over a few is mostly noise.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,18 +102,7 @@ def fisher(
     modules = {linear.name: model.get_submodule(linear.name) for linear in wanted}
     sums = {name: _Sums(torch.zeros(module.out_features, module.out_features)) for name, module in modules.items()}
     current: dict[str, Tensor] = {}
-
-    def see(name: str, x: Tensor, out: object) -> None:
-        lengths, mask = x.detach().flatten(0, -2).float().norm(dim=-1), current["mask"]
-        if isinstance(out, Tensor) and len(lengths) == mask.numel():
-            out.register_hook(lambda g: sums[name].add(g, lengths, mask, read))
-
-    handles = [
-        module.register_forward_hook(lambda _, args, out, name=name: see(name, args[0], out))
-        for name, module in modules.items()
-    ]
-    handles.append(model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_(True)))
-    try:
+    with _adding_gradients(model, sums, current, read):
         for part, mask, drawn in zip(tokens.split(batch), valid.split(batch), sampled.split(batch), strict=True):
             current["mask"] = mask
             with torch.enable_grad(), forward.autocast(dtype):
@@ -120,21 +110,49 @@ def fisher(
                 distillation_loss(hidden, hidden.detach(), (head, head), part, drawn, LOSS, 1).total.backward()
             memory.give_back()
             advance()
+    return _finished(sums, len(tokens.split(batch)))
+
+
+@contextmanager
+def _adding_gradients(
+    model: PreTrainedModel, sums: dict[str, _Sums], current: dict[str, Tensor], dtype: torch.dtype
+) -> Iterator[None]:
+    """Within: a forward and backward of the model adds to each linear's sums; `current` holds the batch's mask."""
+
+    def see(name: str, x: Tensor, out: object) -> None:
+        lengths, mask = x.detach().flatten(0, -2).float().norm(dim=-1), current["mask"]
+        if isinstance(out, Tensor) and len(lengths) == mask.numel():
+            out.register_hook(lambda g: sums[name].add(g, lengths, mask, dtype))
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _, args, out, name=name: see(name, args[0], out))
+        for name in sums
+    ]
+    handles.append(model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_(True)))
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    bad = [name for name, each in sums.items() if not bool(each.outputs.isfinite().all())]
+
+
+def _finished(sums: dict[str, _Sums], batches: int) -> dict[str, Fisher]:
+    """The factors of the linears that have read every batch, and whose outputs change something.
+
+    Raises:
+        ValueError: a gradient is not finite.
+    """
+    bad = [name for name, linear_sums in sums.items() if not bool(linear_sums.outputs.isfinite().all())]
     if bad:
         raise ValueError(f"the gradient by the output of {bad[0]} is not finite on the corpus; is the teacher sound?")
-    batches = len(tokens.split(batch))
-    found = {name: each.finished() for name, each in sums.items() if len(each.sizes) == batches}
-    return {name: each for name, each in found.items() if each is not None}
+    whole = {name: linear_sums.finished() for name, linear_sums in sums.items() if len(linear_sums.sizes) == batches}
+    return {name: factors for name, factors in whole.items() if factors is not None}
 
 
-def save(found: Mapping[str, Fisher], folder: Path) -> None:
+def save(information: Mapping[str, Fisher], folder: Path) -> None:
     """Keep it in a folder, whole or not at all."""
-    parts = {f"tokens/{name}": each.tokens for name, each in found.items()}
-    parts |= {f"outputs/{name}": each.outputs for name, each in found.items()}
+    parts = {f"tokens/{name}": factors.tokens for name, factors in information.items()}
+    parts |= {f"outputs/{name}": factors.outputs for name, factors in information.items()}
     part = (folder / FILE).with_suffix(".part")
     save_file(parts, part)
     part.replace(folder / FILE)

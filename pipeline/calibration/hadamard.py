@@ -47,7 +47,7 @@ def random_rotation(width: int, seed: int) -> Rotation:
     """
     generator = torch.Generator().manual_seed(seed)
     before, after = torch.randint(0, 2, (2, width), generator=generator).double() * 2 - 1
-    right = next((found for found in map(paley, _divisors(width)) if found is not None), None)
+    right = next((matrix for matrix in map(paley, _divisors(width)) if matrix is not None), None)
     if right is None:
         odd = width // (width & -width)
         right, upper = torch.linalg.qr(torch.randn(odd, odd, generator=generator, dtype=torch.float64))
@@ -97,10 +97,10 @@ def _bordered(q: int, corner: float) -> Tensor:
     conference matrix [q + 1, q + 1]."""
     squares = {i * i % q for i in range(1, q)}
     character = torch.tensor([0.0] + [1.0 if i in squares else -1.0 for i in range(1, q)], dtype=torch.float64)
-    found = torch.zeros(q + 1, q + 1, dtype=torch.float64)
-    found[0, 1:], found[1:, 0] = 1, corner
-    found[1:, 1:] = character[(torch.arange(q)[:, None] - torch.arange(q)) % q]
-    return found
+    conference = torch.zeros(q + 1, q + 1, dtype=torch.float64)
+    conference[0, 1:], conference[1:, 0] = 1, corner
+    conference[1:, 1:] = character[(torch.arange(q)[:, None] - torch.arange(q)) % q]
+    return conference
 
 
 def _is_prime(number: int) -> bool:

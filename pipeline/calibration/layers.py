@@ -91,32 +91,34 @@ class Runner:
         Raises:
             ValueError: an input is not finite.
         """
-        found: dict[str, Inputs] = {}
-        last: dict[str, Any] = {"x": None, "name": ""}
-        split = {name: each.split([len(mask) for mask in self.masks]) for name, each in (weights or {}).items()}
+        inputs: dict[str, Inputs] = {}
+        current = {"batch": 0}
+        previous: dict[str, Any] = {"x": None, "name": ""}
+        sizes = [len(mask) for mask in self.masks]
+        split = {name: by_position.split(sizes) for name, by_position in (weights or {}).items()}
 
         def see(linear: layout.Linear, x: Tensor) -> None:
-            weighed, batch = split.get(linear.name), last["batch"]
-            if last["x"] is x and weighed is None:
-                found[linear.name] = found[last["name"]]
+            weighed, batch = split.get(linear.name), current["batch"]
+            if previous["x"] is x and weighed is None:
+                inputs[linear.name] = inputs[previous["name"]]
                 return
             if weighed is None:
-                last.update(x=x, name=linear.name)
+                previous.update(x=x, name=linear.name)
             rows = self._rows(x, batch)
             shares = None if weighed is None else weighed[batch][self.masks[batch]]
             if shares is not None and len(shares) != len(rows):
                 shares = None  # its rows are no positions
-            found.setdefault(linear.name, Inputs.empty(x.shape[-1])).add(rows, shares)
+            inputs.setdefault(linear.name, Inputs.empty(x.shape[-1])).add(rows, shares)
 
         with _watching(self.model, group, see):
             for index in range(len(self.states)):
-                last["batch"] = index
+                current["batch"] = index
                 self.call(layer, index)
-                last["x"] = None
-        for inputs in {id(inputs): inputs for inputs in found.values()}.values():
-            inputs.finish()
-        _refuse_nonfinite({name: inputs.absmax.amax() for name, inputs in found.items()})
-        return found
+                previous["x"] = None
+        for shared in {id(shared): shared for shared in inputs.values()}.values():
+            shared.finish()
+        _refuse_nonfinite({name: shared.absmax.amax() for name, shared in inputs.items()})
+        return inputs
 
     def advance(self, layer: nn.Module, group: list[layout.Linear], histograms: set[str]) -> dict[str, Observed]:
         """Run the layer and step to the next one; returns what was seen of each linear's input.
@@ -127,27 +129,27 @@ class Runner:
         Raises:
             ValueError: an input is not finite.
         """
-        seen = {linear.name: Observed() for linear in group}
+        observed = {linear.name: Observed() for linear in group}
         current = {"batch": 0}
         with _watching(
-            self.model, group, lambda linear, x: seen[linear.name].see_range(self._rows(x, current["batch"]))
+            self.model, group, lambda linear, x: observed[linear.name].see_range(self._rows(x, current["batch"]))
         ):
             outputs = []
             for index in range(len(self.states)):
                 current["batch"] = index
                 outputs.append(self.call(layer, index))
-        called = {name: o for name, o in seen.items() if not o.greatest < o.least}  # holds for NaN, too
+        called = {name: o for name, o in observed.items() if not o.greatest < o.least}  # holds for NaN, too
         _refuse_nonfinite({name: o.greatest - o.least for name, o in called.items()})
         counted = [linear for linear in group if linear.name in histograms]
         if counted:
             with _watching(
-                self.model, counted, lambda linear, x: seen[linear.name].see_values(self._rows(x, current["batch"]))
+                self.model, counted, lambda linear, x: observed[linear.name].see_values(self._rows(x, current["batch"]))
             ):
                 for index in range(len(self.states)):
                     current["batch"] = index
                     self.call(layer, index)
         self.states = outputs
-        return seen
+        return observed
 
     def _rows(self, x: Tensor, index: int) -> Tensor:
         """The valid rows of a linear's input [..., in]: float32 [tokens, in]; all rows, where they are no positions."""

@@ -51,31 +51,31 @@ class Observed:
         return (self.edges[:-1] + self.edges[1:]) / 2
 
 
-def static_step(seen: Observed, scheme: Activations) -> Step:
+def static_step(observed: Observed, scheme: Activations) -> Step:
     """Scale and zero point of a static activation from what was seen of it; scalars."""
     grid = Grid(scheme.bits, scheme.symmetric)
-    least, greatest = OBSERVERS[scheme.observer](seen, scheme, grid)
+    least, greatest = OBSERVERS[scheme.observer](observed, scheme, grid)
     return grid.step(least, greatest, STEP_DTYPE)
 
 
-def _minmax(seen: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
+def _minmax(observed: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
     """All that was seen: nothing is clipped."""
-    return seen.least, seen.greatest
+    return observed.least, observed.greatest
 
 
-def _percentile(seen: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
+def _percentile(observed: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
     """The least range of whole bins that holds this percentage of the values.
 
     Symmetric grids leave out the largest magnitudes, asymmetric ones as many at either end.
     """
     share = scheme.percentile / 100
     if grid.symmetric:
-        reach = torch.maximum(seen.edges[:-1].abs(), seen.edges[1:].abs())
+        reach = torch.maximum(observed.edges[:-1].abs(), observed.edges[1:].abs())
         order = reach.argsort()
-        top = reach[order][_first_reaching(seen.counts[order], share)].float()
+        top = reach[order][_first_reaching(observed.counts[order], share)].float()
         return -top, top
-    greatest = seen.edges[1:][_first_reaching(seen.counts, (1 + share) / 2)]
-    least = seen.edges.flip(0)[1:][_first_reaching(seen.counts.flip(0), (1 + share) / 2)]
+    greatest = observed.edges[1:][_first_reaching(observed.counts, (1 + share) / 2)]
+    least = observed.edges.flip(0)[1:][_first_reaching(observed.counts.flip(0), (1 + share) / 2)]
     return least.float(), greatest.float()
 
 
@@ -85,18 +85,18 @@ def _first_reaching(counts: Tensor, share: float) -> Tensor:
     return torch.searchsorted(cumulative, share * cumulative[-1:] * (1 - 1e-12))[0]
 
 
-def _mse(seen: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
+def _mse(observed: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
     """The share of the min-max range whose grid leaves the least squared error over the histogram."""
-    best = seen.least, seen.greatest
+    best = observed.least, observed.greatest
     lowest = torch.tensor(torch.inf, dtype=torch.float64)
-    values = seen.centres.float()
+    values = observed.centres.float()
     for share in SHARES:
-        candidate = share * seen.least, share * seen.greatest
+        candidate = share * observed.least, share * observed.greatest
         step = grid.step(*candidate, STEP_DTYPE)
         error = grid.dequantize(grid.quantize(values, step), step).sub_(values).double().square()
-        found = (error * seen.counts).sum()
-        if found < lowest:
-            best, lowest = candidate, found
+        total_error = (error * observed.counts).sum()
+        if total_error < lowest:
+            best, lowest = candidate, total_error
     return best
 
 

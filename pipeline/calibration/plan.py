@@ -22,7 +22,7 @@ def plan(model: PreTrainedModel, scheme: Scheme) -> dict[layout.Linear, tuple[We
         for match in scheme.unmatched(known)
         if match not in parts
     ]
-    found = {}
+    planned = {}
     for linear in linears:
         weights, activations = scheme.of(linear.name, linear.role)
         width, shape = model.get_submodule(linear.name).in_features, layout.role_names([linear])
@@ -36,14 +36,14 @@ def plan(model: PreTrainedModel, scheme: Scheme) -> dict[layout.Linear, tuple[We
             if override.match in linear.rows
         ]
         if linear.role != HEAD or weights.bits:
-            found[linear] = weights, activations
+            planned[linear] = weights, activations
     if scheme.kv_cache.bits:
         try:
             quantize_cache(model, scheme.kv_cache)()
         except ValueError as error:
             problems.append(f"scheme: {error}")
-    if not any(weights.bits for weights, _ in found.values()):
+    if not any(weights.bits for weights, _ in planned.values()):
         problems.append("scheme: no weight is quantized; give scheme.weights.bits, or an override")
     if problems:
         raise ValueError(f"the scheme does not fit {type(model).__name__}:\n  " + "\n  ".join(dict.fromkeys(problems)))
-    return found
+    return planned

@@ -132,14 +132,14 @@ class Probe:
 
     def sides(self, parameters: dict[str, Tensor]) -> Stream:
         """What of the parameters, by name, writes and reads; and the norms between writers and the stream."""
-        found = Stream(posts=[norm for norm in dict.fromkeys(self.norms.values()) if self._is_post(norm)])
+        stream = Stream(posts=[norm for norm in dict.fromkeys(self.norms.values()) if self._is_post(norm)])
         verdicts: dict[tuple[str, int], str | None] = {}
         unknown: list[tuple[str, int]] = []
         for name, parameter in parameters.items():
             if name in self.own:
                 continue
             for dim in [dim for dim, size in enumerate(parameter.shape) if size == self.width]:
-                verdict = self._verdict(parameter, dim, found.posts)
+                verdict = self._verdict(parameter, dim, stream.posts)
                 if verdict is None:
                     unknown.append((name, dim))
                 else:
@@ -150,10 +150,10 @@ class Probe:
         for name, dim in [(n, d) for n, p in parameters.items() for d in range(p.ndim) if verdicts.get((n, d))]:
             verdict = verdicts[name, dim]
             if verdict == "writes":
-                found.writers.append(Side(name, dim))
+                stream.writers.append(Side(name, dim))
             else:
-                found.readers.setdefault(str(verdict), []).append(Side(name, dim))
-        return found
+                stream.readers.setdefault(str(verdict), []).append(Side(name, dim))
+        return stream
 
     def _is_post(self, norm: str) -> bool:
         push = self._vector()

@@ -61,15 +61,15 @@ def pairs(runner: Runner, layer: nn.Module, group: list[layout.Linear]) -> list[
     _one_run(runner, layer)
     for handle in handles:
         handle.remove()
-    found = [Pair(norm, None, tuple(readers)) for norm, readers in read.items()]
+    foldable = [Pair(norm, None, tuple(readers)) for norm, readers in read.items()]
     by_role = {role: (linear, rows) for linear in group for role, rows in linear.parts().items()}
     for role, reader in (("v", "o"), ("up", "down")):
         if role in by_role and reader in by_role:
             linear, rows = by_role[role]
             module = runner.model.get_submodule(linear.name)
             chosen = torch.arange(module.out_features) if isinstance(rows, slice) else rows
-            found.append(Pair(linear.name, chosen, (by_role[reader][0],)))
-    return found
+            foldable.append(Pair(linear.name, chosen, (by_role[reader][0],)))
+    return foldable
 
 
 @torch.no_grad()
@@ -217,14 +217,14 @@ def rescale(
     skipped = []
     for pair in pairs(runner, layer, group):
         weights = [runner.model.get_submodule(reader.name).weight for reader in pair.readers]
-        seen = inputs[pair.readers[0].name]
-        scale = RESCALINGS[method](weights, seen, [schemes[reader.name] for reader in pair.readers], strength)
+        shared_inputs = inputs[pair.readers[0].name]
+        scale = RESCALINGS[method](weights, shared_inputs, [schemes[reader.name] for reader in pair.readers], strength)
         used = fold(runner, layer, pair, scale)
         if used is None:
             skipped.append(str(pair))
             continue
-        for each in {id(inputs[reader.name]): inputs[reader.name] for reader in pair.readers}.values():
-            each.hessian.div_(used[:, None]).div_(used[None, :])
-            each.absmax.div_(used)
-            each.mean_abs.div_(used)
+        for reader_inputs in {id(inputs[reader.name]): inputs[reader.name] for reader in pair.readers}.values():
+            reader_inputs.hessian.div_(used[:, None]).div_(used[None, :])
+            reader_inputs.absmax.div_(used)
+            reader_inputs.mean_abs.div_(used)
     return skipped

@@ -125,9 +125,9 @@ def unturned(model: PreTrainedModel, seed: int) -> Callable[[Tensor], Tensor]:
     Args:
         model: as it was before; unchanged.
     """
-    width, last = _embedding(model).embedding_dim, _last_norm(model)
+    width, final_norm = _embedding(model).embedding_dim, _last_norm(model)
     rotation = random_rotation(width, seed)
-    gain = torch.ones(width) if last is None else _gain(last)[0]
+    gain = torch.ones(width) if final_norm is None else _gain(final_norm)[0]
     return lambda states: rotation.back(states) * gain.to(states)
 
 

@@ -66,19 +66,19 @@ def find(model: PreTrainedModel) -> Stream:
     uncalled = [f"{prefix}.{i}" for i, layer in enumerate(layers) if layer not in calls]
     if uncalled:
         raise ValueError(f"the model does not call {', '.join(uncalled[:3])}")
-    stream = _states(next(iter(calls.values())).out)
-    if stream.ndim != 3 or stream.shape[-1] != width:
-        raise ValueError(f"its embeddings have {width} channels, and its layers give {list(stream.shape[2:])}")
+    states = _states(next(iter(calls.values())).out)
+    if states.ndim != 3 or states.shape[-1] != width:
+        raise ValueError(f"its embeddings have {width} channels, and its layers give {list(states.shape[2:])}")
     names = {module: name for name, module in model.named_modules()}
-    found = _outside(model, tokens, calls, width)
+    stream = _outside(model, tokens, calls, width)
     kinds: dict[Any, tuple[str, Stream]] = {}
     for layer in layers:
         kind = type(layer), tuple((name, p.shape) for name, p in layer.named_parameters())
         if kind not in kinds:
             kinds[kind] = names[layer], _inside(layer, names[layer], calls[layer], width)
-            found.problems += kinds[kind][1].problems
-        found.add(kinds[kind][1].moved(kinds[kind][0], names[layer]))
-    return found
+            stream.problems += kinds[kind][1].problems
+        stream.add(kinds[kind][1].moved(kinds[kind][0], names[layer]))
+    return stream
 
 
 def _calls(model: PreTrainedModel, layers: list[nn.Module], tokens: Tensor) -> dict[nn.Module, _Layer]:
@@ -100,16 +100,24 @@ def _inside(layer: nn.Module, name: str, call: _Layer, width: int) -> Stream:
     """Of a layer."""
     with Probe(lambda: call.call(layer), layer, width, name) as probe:
         problems = probe.direct(lambda push: call.call(layer, push))
-        found = probe.sides(dict(layer.named_parameters(prefix=name)))
-    return replace(found, problems=problems)
+        stream = probe.sides(dict(layer.named_parameters(prefix=name)))
+    return replace(stream, problems=problems)
 
 
 def _outside(model: PreTrainedModel, tokens: Tensor, calls: dict[nn.Module, _Layer], width: int) -> Stream:
     """Of what comes before the first layer, and after the last one."""
-    first, last = next(iter(calls)), [*calls][-1]
     prefix = f"{layout.decoder_layers(model)[0]}."
     parameters = model.named_parameters(remove_duplicate=False)
     own = {name: parameter for name, parameter in parameters if not name.startswith(prefix)}
+    stream = _before(model, tokens, next(iter(calls)), own, width)
+    stream.add(_after(model, tokens, calls, own, width))
+    return stream
+
+
+def _before(
+    model: PreTrainedModel, tokens: Tensor, first_layer: nn.Module, own: dict[str, nn.Parameter], width: int
+) -> Stream:
+    """Of what comes before the first layer; `own` are the parameters outside the layers, by name."""
     entering: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -117,7 +125,7 @@ def _outside(model: PreTrainedModel, tokens: Tensor, calls: dict[nn.Module, _Lay
         raise _Stop
 
     def enter() -> Tensor:
-        handle = first.register_forward_pre_hook(stop, with_kwargs=True)
+        handle = first_layer.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             model(input_ids=tokens, use_cache=False)
         except _Stop:
@@ -126,27 +134,33 @@ def _outside(model: PreTrainedModel, tokens: Tensor, calls: dict[nn.Module, _Lay
             handle.remove()
         raise ValueError("the model does not call its first layer twice alike")
 
-    head, embeddings = layout.head(model), _embeddings(model)
+    head = layout.head(model)
     tied = {f"{head.name}.weight"} if head else set()
     with Probe(enter, model, width) as probe:
-        found = probe.sides({name: p for name, p in own.items() if name not in tied})
+        return probe.sides({name: p for name, p in own.items() if name not in tied})
+
+
+def _after(
+    model: PreTrainedModel, tokens: Tensor, calls: dict[nn.Module, _Layer], own: dict[str, nn.Parameter], width: int
+) -> Stream:
+    """Of what comes after the last layer: it reads the stream, and writes nothing into it."""
+    last_layer, embeddings = [*calls][-1], _embeddings(model)
 
     def leave() -> Tensor:
         return model(input_ids=tokens, use_cache=False).logits
 
     def pushed(push: Tensor) -> Tensor:
-        out, states = calls[last].out, _states(calls[last].out) + push
-        calls[last].out = (states, *out[1:]) if isinstance(out, tuple) else states
+        out, states = calls[last_layer].out, _states(calls[last_layer].out) + push
+        calls[last_layer].out = (states, *out[1:]) if isinstance(out, tuple) else states
         try:
             return leave()
         finally:
-            calls[last].out = out
+            calls[last_layer].out = out
 
     with _replayed(calls), Probe(leave, model, width) as probe:
         problems = probe.direct(pushed, ends=True)
         left = probe.sides({name: p for name, p in own.items() if name not in embeddings})
-    found.add(Stream(readers=left.readers, problems=problems))
-    return found
+    return Stream(readers=left.readers, problems=problems)
 
 
 def _embeddings(model: PreTrainedModel) -> set[str]:

@@ -26,13 +26,13 @@ CDF_BLOCK = 256
 class Streams:
     """What chance decides for a batch of sequences, before any forward.
 
-    given: int64 [batch, n], the first tokens, n at least 1; below 0 where a sequence has no more of them.
+    prompt: int64 [batch, n], the first tokens, n at least 1; below 0 where a sequence has no more of them.
     opened: bool [batch], whether they are those that open a conversation.
-    prefix: int64 [batch], how many tokens after the first are greedy, where they are not given.
+    prefix: int64 [batch], how many tokens after the first are greedy, where the prompt does not give them.
     uniform: float32 [batch, length], the number in [0, 1) that picks the token at each position.
     """
 
-    given: Tensor
+    prompt: Tensor
     opened: Tensor
     prefix: Tensor
     uniform: Tensor
@@ -57,16 +57,16 @@ def draw_streams(
             f"synthesize.length: {length} tokens leave no place behind the {len(opening)} that open a conversation; "
             "make it longer, or set synthesize.chat to 0"
         )
-    given = torch.full((len(indices), max(1, len(opening))), -1)
+    prompts = torch.full((len(indices), max(1, len(opening))), -1)
     opened, prefixes, uniforms = torch.zeros(len(indices), dtype=torch.bool), [], []
     for i, index in enumerate(indices):
         stream = np.random.Generator(np.random.Philox(key=[seed, index]))
-        given[i, 0] = start_tokens[int(stream.integers(len(start_tokens)))]
+        prompts[i, 0] = start_tokens[int(stream.integers(len(start_tokens)))]
         prefixes.append(int(stream.integers(greedy_prefix[0], greedy_prefix[1] + 1)))
         uniforms.append(stream.random(length, dtype=np.float32))
         if opening and stream.random() < chat:  # drawn last: all other sequences are the same with any share
-            given[i], opened[i], prefixes[-1] = torch.tensor(opening), True, 0
-    return Streams(given, opened, torch.tensor(prefixes), torch.from_numpy(np.stack(uniforms)))
+            prompts[i], opened[i], prefixes[-1] = torch.tensor(opening), True, 0
+    return Streams(prompts, opened, torch.tensor(prefixes), torch.from_numpy(np.stack(uniforms)))
 
 
 def sampled_from(streams: Streams, strategy: str, temperature: float) -> Tensor:
@@ -75,8 +75,8 @@ def sampled_from(streams: Streams, strategy: str, temperature: float) -> Tensor:
     length = streams.uniform.shape[1]
     if strategy == "greedy" or temperature != 1.0:
         return torch.full_like(streams.prefix, length)
-    given = (streams.given >= 0).sum(dim=1)
-    return given if strategy == "sampled" else torch.maximum(given, streams.prefix + 1)
+    prompt_lengths = (streams.prompt >= 0).sum(dim=1)
+    return prompt_lengths if strategy == "sampled" else torch.maximum(prompt_lengths, streams.prefix + 1)
 
 
 def allowed_starts(vocabulary: int, special: Sequence[int]) -> list[int]:
@@ -161,7 +161,7 @@ def generate(
         way: a name of decoding.WAYS; None: the one that `decoding.choose` takes.
 
     Returns:
-        int64 [batch, length], what is given first.
+        int64 [batch, length], the prompt first.
 
     Raises:
         ValueError: the model is no causal one, or its logits are not finite.
@@ -169,7 +169,7 @@ def generate(
     batch, length = streams.uniform.shape
     pick = SAMPLERS[strategy]
     tokens = torch.empty(batch, length, dtype=torch.int64)
-    tokens[:, 0] = streams.given[:, 0]
+    tokens[:, 0] = streams.prompt[:, 0]
     name = decoding.choose(model, length).name if way is None else way
     with decoding.WAYS[name](model, length) as step:
         advance(batch)
@@ -179,9 +179,9 @@ def generate(
                 tokens[:, position] = pick(logits, streams, position, temperature)
             except ValueError as error:
                 raise ValueError(f"token {position + 1} of the sequences cannot be drawn: {error}") from None
-            if position < streams.given.shape[1]:
-                given = streams.given[:, position]
-                tokens[:, position] = torch.where(given >= 0, given, tokens[:, position])
+            if position < streams.prompt.shape[1]:
+                prompt = streams.prompt[:, position]
+                tokens[:, position] = torch.where(prompt >= 0, prompt, tokens[:, position])
             advance(batch)
     return tokens
 

@@ -37,17 +37,17 @@ def documents(where: Path) -> list[str]:
         ValueError: there are none, or a file is malformed.
     """
     files = sorted(f for f in where.rglob("*") if f.suffix in (".txt", ".jsonl")) if where.is_dir() else [where]
-    found: list[str] = []
+    texts: list[str] = []
     for file in files:
         try:
-            found += json_lines(file) if file.suffix == ".jsonl" else [file.read_text(encoding="utf-8")]
+            texts += json_lines(file) if file.suffix == ".jsonl" else [file.read_text(encoding="utf-8")]
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8 text: {error}") from None
-    if not any(text.strip() for text in found):
+    if not any(text.strip() for text in texts):
         raise ValueError(
             f"targets.text: {where} holds no text; put .txt or .jsonl files there, or set targets.share to 0"
         )
-    return found
+    return texts
 
 
 def pack(texts: Iterable[str], tokenizer: Any, length: int) -> tuple[Tensor, Tensor]:

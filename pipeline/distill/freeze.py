@@ -27,24 +27,24 @@ def frozen_rows(policy: str | Sequence[str], linears: list[Linear]) -> Frozen:
     problems = [problem for term in wanted if (problem := _problem(term, linears))]
     if problems:
         raise ValueError(f"distill.freeze {policy!r}: " + "; ".join(problems) + f". It has {role_names(linears)}")
-    found: Frozen = {}
+    frozen: Frozen = {}
     for linear in linears:
         mine = [term for term in wanted if term.covers(linear.layer)]
         if any(term.pattern and fnmatchcase(linear.name, term.pattern) for term in mine):
-            found[linear.name] = None
+            frozen[linear.name] = None
             continue
         roles = {role for term in mine for role in term.roles} & set(linear.parts())
         if roles:
-            found[linear.name] = _rows(linear, roles)
-    if sum(rows is None for rows in found.values()) == len(linears):
+            frozen[linear.name] = _rows(linear, roles)
+    if sum(rows is None for rows in frozen.values()) == len(linears):
         raise ValueError(f"freeze policy {policy!r} freezes all {len(linears)} linears; nothing is left to train")
-    return found
+    return frozen
 
 
 def _problem(term: Term, linears: list[Linear]) -> str | None:
     """Why a term says nothing of this model, or None."""
     top = max(linear.layer for linear in linears)
-    if term.first > top or (term.last or 0) > top:
+    if term.first_layer > top or (term.last_layer or 0) > top:
         return f"{term.text!r} names layers beyond the model's last, {top}"
     there = [linear for linear in linears if term.covers(linear.layer)]
     missing = sorted(set(term.roles) - {role for linear in there for role in linear.parts()})

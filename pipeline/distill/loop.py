@@ -70,17 +70,9 @@ def train(
         weighed = dataclasses.replace(weights, kl=kl)
         terms = _backward(student, (head, teacher_head), data, parts, weighed, counted, schedule.dtype, step)
         norm, by_role = gradient_norms(student)
-        if not bool(norm.isfinite()):
-            bad = [name for name, m in student.masters.items() if not bool(m.grad.isfinite().all())]  # type: ignore[union-attr]
-            raise ValueError(f"the gradient is not finite at step {step + 1}, in {bad[-1] if bad else 'its norm'}")
-        nn.utils.clip_grads_with_norm_(student.masters.values(), schedule.clip, norm.float())
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule.factor(step)
-        optimizer.step()
-        optimizer.zero_grad()
-        student.refresh()
-        seen = counted + (log[-1]["tokens"] if log else 0)
-        values = (step + 1, *terms, schedule.lr * schedule.factor(step), seen, norm.item())
+        _update(student, optimizer, schedule, norm, step)
+        tokens = counted + (log[-1]["tokens"] if log else 0)
+        values = (step + 1, *terms, schedule.lr * schedule.factor(step), tokens, norm.item())
         log.append(dict(zip(LOG_COLUMNS, values, strict=True)) | by_role)
         if len(log) >= STUCK_STEPS and all(abs(row["loss"]) < 1e-9 for row in log[-STUCK_STEPS:]):
             raise ValueError(
@@ -90,6 +82,23 @@ def train(
         if (step + 1) % schedule.checkpoint_every == 0 and step + 1 < schedule.steps:
             checkpoints.save(folder, step + 1, student, optimizer, log)
     return log
+
+
+def _update(student: Student, optimizer: torch.optim.AdamW, schedule: Schedule, norm: Tensor, step: int) -> None:
+    """One step of the optimizer, on gradients clipped by their norm, at the schedule's rate.
+
+    Raises:
+        ValueError: the norm is not finite.
+    """
+    if not bool(norm.isfinite()):
+        bad = [name for name, m in student.masters.items() if not bool(m.grad.isfinite().all())]  # type: ignore[union-attr]
+        raise ValueError(f"the gradient is not finite at step {step + 1}, in {bad[-1] if bad else 'its norm'}")
+    nn.utils.clip_grads_with_norm_(student.masters.values(), schedule.clip, norm.float())
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * schedule.factor(step)
+    optimizer.step()
+    optimizer.zero_grad()
+    student.refresh()
 
 
 def save_memory(model: PreTrainedModel) -> None:
@@ -142,7 +151,7 @@ def _backward(
     bad: list[list[int]] = []
     for part in parts:
         head = student.head(read) if heads[0] is None else heads[0]
-        tokens, valid, target = (each.to(processes.device) for each in data.rows(part))
+        tokens, valid, target = (tensor.to(processes.device) for tensor in data.rows(part))
         with forward.autocast(dtype, processes.device):
             hidden = forward.hidden_states(student.model, tokens)
         both = head, heads[1]
@@ -151,7 +160,7 @@ def _backward(
         if not bool(loss.total.isfinite()):
             bad.append(part)
         loss.total.backward()
-        student.collect_gradients(last=part is parts[-1])
+        student.collect_gradients(last_pass=part is parts[-1])
     processes.sum_([sums])
     if not bool(sums.isfinite().all()):  # here, or in another process; all of them run the layers once more
         where = _first_bad(student, data.rows((bad or parts)[0])[0], dtype)

@@ -18,9 +18,9 @@ def gradient_norms(student: Student) -> tuple[Tensor, dict[str, float]]:
     squares = torch.zeros(2 + len(roles), dtype=torch.float64, device=processes.device)  # mine, all's, by role
     for key, master in student.masters.items():
         parts: dict[str, Tensor | None] = student.roles.get(key.removesuffix(".weight"), {})
-        found = {role: _square(master.grad, rows) for role, rows in parts.items()}
-        squares[0 if key in mine else 1] += sum(found.values()) if found else _square(master.grad, None)
-        for role, square in found.items():
+        by_role = {role: _square(master.grad, rows) for role, rows in parts.items()}
+        squares[0 if key in mine else 1] += sum(by_role.values()) if by_role else _square(master.grad, None)
+        for role, square in by_role.items():
             squares[2 + roles.index(role)] += square
     if processes.sharded:
         whole = squares[1].clone()

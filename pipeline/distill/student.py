@@ -100,25 +100,30 @@ class Student:
         return self.processes.sharded and key.removesuffix(".weight").removesuffix(".scale") in self.trained
 
     @torch.no_grad()
-    def collect_gradients(self, last: bool = True) -> None:
+    def collect_gradients(self, last_pass: bool = True) -> None:
         """Add the model's gradients to the masters', and take them off the model: the straight-through estimator.
 
         A static or learned range clips, so the gradient is zero outside it; a range taken from the weight itself never
         clips. That, and the scales' gradients, come with the last of a step's backward passes, once for all of them.
+        A bias that only chooses, as that of a router does, has no gradient, which is zero.
+
+        Raises:
+            ValueError: a linear, the embedding or the head got no gradient.
         """
         for key, module in self.modules.items():
-            if module.grad is None:
+            if module.grad is None and module.ndim > 1:
                 raise ValueError(f"{key} got no gradient; is it used in the model's forward?")
-            gradient, name = local(module.grad), key.removesuffix(".weight")
+            gradient, name = module.grad, key.removesuffix(".weight")
+            gradient = torch.zeros_like(module) if gradient is None else local(gradient)
             module.grad = None
             if name not in self.trained:
                 _add(self.masters[key], gradient.float())
                 continue
             master = self.masters[key]
             _add(master, _of(gradient, self.trained[name].here).float())
-            if last and self.learns.scale == "learned":
+            if last_pass and self.learns.scale == "learned":
                 self.masters[f"{name}.scale"].grad = self._scale_gradient(name, master.grad)  # type: ignore[arg-type]
-            if last and name in self.inside:
+            if last_pass and name in self.inside:
                 master.grad.mul_(self.inside[name])  # type: ignore[union-attr]
 
     def _scale_gradient(self, name: str, gradient: Tensor) -> Tensor:
@@ -195,7 +200,6 @@ def prepare(
     Raises:
         ValueError: `start` has no latent weights.
     """
-    head = model.get_output_embeddings()
     inner = [linear for linear in layout.linears(model) if linear.name in start.codes]
     whole = {name for name, rows in frozen.items() if rows is None}
     missing = [linear.name for linear in inner if linear.name not in whole | start.latent.keys()]
@@ -208,11 +212,20 @@ def prepare(
     processes.shard(model, [linear.name for linear in inner])
     model.to(processes.device)
     student = Student(model, start, learns, processes)
-    found = {role for linear in inner for role in linear.parts()}
-    student.known = tuple(role for role in ROLES if role in found)
+    roles = {role for linear in inner for role in linear.parts()}
+    student.known = tuple(role for role in ROLES if role in roles)
     for linear in inner:
         if linear.name not in whole:
             _add_linear(student, linear, frozen.get(linear.name))
+    _add_norms_and_embeddings(student)
+    student.refresh()
+    return student
+
+
+def _add_norms_and_embeddings(student: Student) -> None:
+    """Give the student masters of what learns beside linears, each a copy of the parameter."""
+    model, start, learns = student.model, student.start, student.learns
+    head = model.get_output_embeddings()
     quantized_head = any(model.get_submodule(name) is head for name in start.codes)
     reading = {*layout.text_decoder(model)[1].parameters(), *(head.parameters() if head is not None else ())}
     for key, parameter in model.named_parameters():
@@ -225,8 +238,6 @@ def prepare(
         if (norm and learns.norms) or (vocabulary and learns.embeddings):
             parameter.requires_grad_(True)
             student.masters[key], student.modules[key] = nn.Parameter(parameter.detach().clone()), parameter
-    student.refresh()
-    return student
 
 
 @torch.no_grad()

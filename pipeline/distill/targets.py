@@ -81,12 +81,12 @@ def record(
     done = 0
     for part in tokens.split(batch):
         with forward.autocast(dtype, teacher.device):
-            found = forward.hidden_states(teacher, part.to(teacher.device))
-        if not bool(found.isfinite().all()):
+            hidden = forward.hidden_states(teacher, part.to(teacher.device))
+        if not bool(hidden.isfinite().all()):
             raise ValueError("the teacher's hidden states are not finite on the training text; is the teacher sound?")
         if states is None:
-            states = torch.empty(*tokens.shape, found.shape[-1], dtype=forward.torch_dtype(dtype))
-        states[done : done + len(part)] = found
+            states = torch.empty(*tokens.shape, hidden.shape[-1], dtype=forward.torch_dtype(dtype))
+        states[done : done + len(part)] = hidden
         done += len(part)
         advance(part.numel())
     return Targets(tokens, lengths, states)

@@ -91,9 +91,9 @@ def check(quantized: QuantizedModel, folder: Path) -> None:
     ValueError: codes or scales in the file are not the quantized model's, bit for bit; names the linears.
     """
     tensors = load_file(folder / WEIGHTS)
-    found = {key.removesuffix(".weight_packed") for key in tensors if key.endswith(".weight_packed")}
-    if found != quantized.codes.keys():
-        raise ValueError(f"the export holds other linears: {sorted(found ^ quantized.codes.keys())[:8]}")
+    packed = {key.removesuffix(".weight_packed") for key in tensors if key.endswith(".weight_packed")}
+    if packed != quantized.codes.keys():
+        raise ValueError(f"the export holds other linears: {sorted(packed ^ quantized.codes.keys())[:8]}")
     wrong = []
     for name, codes in quantized.codes.items():
         shape = torch.Size(tensors[f"{name}.weight_shape"].tolist())

@@ -124,10 +124,10 @@ def choose_dtype(reference: PreTrainedModel, folder: Path, tokens: Tensor) -> di
     passed_over: dict[str, str] = {}
     dtype, loss = "float32", Loss(0.0, 0.0)
     for name in DTYPES:
-        with _largest_value(reference) as seen:
+        with _largest_value(reference) as largest:
             cost = dtype_loss(reference, saved.load_model(folder, name), tokens)
-        if seen["value"] * HEADROOM > torch.finfo(forward.torch_dtype(name)).max:
-            passed_over[name] = f"values up to {seen['value']:.3g} pass through the model"
+        if largest["value"] * HEADROOM > torch.finfo(forward.torch_dtype(name)).max:
+            passed_over[name] = f"values up to {largest['value']:.3g} pass through the model"
         elif not cost.kl <= MOST_KL:
             passed_over[name] = f"it costs {cost.kl:.3g} nats a token, where at most {MOST_KL} are allowed"
         else:
@@ -152,16 +152,16 @@ EXACT = _facts("float32", Loss(0.0, 0.0), {})  # of a config that names float32
 @contextmanager
 def _largest_value(model: PreTrainedModel) -> Iterator[dict[str, float]]:
     """The largest magnitude that any module of a model gives, while the context lasts, under "value"."""
-    seen = {"value": 0.0}
+    largest = {"value": 0.0}
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
         values = output[0] if isinstance(output, tuple) and output else output
         if isinstance(values, Tensor) and values.is_floating_point() and values.numel():
-            seen["value"] = max(seen["value"], float(values.abs().max()))
+            largest["value"] = max(largest["value"], float(values.abs().max()))
 
     handles = [module.register_forward_hook(look) for module in model.modules()]
     try:
-        yield seen
+        yield largest
     finally:
         for handle in handles:
             handle.remove()

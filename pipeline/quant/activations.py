@@ -67,14 +67,14 @@ def quantize_inputs(model: nn.Module, quantizers: Mapping[str, Quantizer]) -> li
 
     q, k and v (gate and up) read the same tensor: where they quantize it alike, it is quantized once.
     """
-    last: dict[str, Any] = {}
+    memo: dict[str, Any] = {}
 
     def hook(quantizer: Quantizer) -> Any:
         def quantize_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = args[0]
-            if last.get("x") is not x or last["by"] != quantizer or last["grad"] != torch.is_grad_enabled():
-                last.update(x=x, by=quantizer, grad=torch.is_grad_enabled(), value=quantizer(x))
-            return (last["value"], *args[1:])
+            if memo.get("x") is not x or memo["by"] != quantizer or memo["grad"] != torch.is_grad_enabled():
+                memo.update(x=x, by=quantizer, grad=torch.is_grad_enabled(), value=quantizer(x))
+            return (memo["value"], *args[1:])
 
         return quantize_input
 
@@ -93,10 +93,10 @@ def to_json(quantizers: Mapping[str, Quantizer]) -> dict[str, dict[str, Any]]:
 
 def from_json(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Quantizer]:
     """What `to_json` wrote."""
-    found = {}
+    quantizers = {}
     for name, fields in stored.items():
         step = None
         if "scale" in fields:
             step = Step(*(torch.tensor(fields[part], dtype=torch.float32) for part in Step._fields))
-        found[name] = Quantizer(Activations(**{k: v for k, v in fields.items() if k not in Step._fields}), step)
-    return found
+        quantizers[name] = Quantizer(Activations(**{k: v for k, v in fields.items() if k not in Step._fields}), step)
+    return quantizers

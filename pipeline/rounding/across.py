@@ -50,9 +50,9 @@ def round_across(
         end = min(start + rows, len(weight))
         own, below = lower[start:end, start:end], lower[end:, start:end]
         shares = torch.linalg.solve_triangular(own, below, upper=False, left=False)  # of L, [out - end, rows]
-        found = rounded(torch.addmm(weight[start:end], shares.T.float(), errors[end:]))
-        errors[start:end] = weight[start:end] - found.weight
-        done.insert(0, found)
+        block = rounded(torch.addmm(weight[start:end], shares.T.float(), errors[end:]))
+        errors[start:end] = weight[start:end] - block.weight
+        done.insert(0, block)
     return done
 
 

@@ -42,7 +42,7 @@ def descend(
             changed = levels[part] * scale[i] - now[part]
             left.addmm_(hessian[:, part], changed, alpha=-1)
             now[part] += changed
-        on = [each for each in zip(scale.unbind(), low.unbind(), high.unbind(), strict=True) for _ in range(group)]
+        on = [grid for grid in zip(scale.unbind(), low.unbind(), high.unbind(), strict=True) for _ in range(group)]
         for start in range(0, columns, block):
             part = slice(start, min(start + block, columns))
             if part.stop - start != len(buffers.rows):
@@ -103,5 +103,5 @@ def _best_scale(left: Tensor, levels: Tensor, hessian: Tensor, scale: Tensor, dt
     above zero stays.
     """
     curvature = (hessian @ levels).mul_(levels).sum(dim=0)
-    found = (scale + (left * levels).sum(dim=0) / curvature).to(dtype).float()
-    return torch.where((found > 0) & found.isfinite(), found, scale)
+    best = (scale + (left * levels).sum(dim=0) / curvature).to(dtype).float()
+    return torch.where((best > 0) & best.isfinite(), best, scale)

@@ -107,33 +107,33 @@ def gptq(
         codes, latent = feed_back(weight, upper, order, step, scheme, block)
         if descent:
             codes, step, latent = descend(weight, raised, codes, step, scheme, descent, block)
-        found = Rounded(
+        candidate = Rounded(
             codes.to(weights.grid_of(scheme).dtype), step, weights.clamp(latent, step, scheme), scheme, used
         )
-        return _no_worse(found, rtn(weight, None, scheme), weight, hessian)
+        return _no_worse(candidate, rtn(weight, None, scheme), weight, hessian)
 
     if outputs is None:
         return rounded(weight)
     return _joined(round_across(weight, outputs, outputs_damping, rounded))
 
 
-def _no_worse(found: Rounded, nearest: Rounded, weight: Tensor, hessian: Tensor) -> Rounded:
-    """What was found, but for the output channels that are better rounded to nearest."""
-    ours, theirs = (_output_errors(each.weight - weight, hessian) for each in (found, nearest))
+def _no_worse(candidate: Rounded, nearest: Rounded, weight: Tensor, hessian: Tensor) -> Rounded:
+    """The candidate, but for the output channels that are better rounded to nearest."""
+    ours, theirs = (_output_errors(rounded.weight - weight, hessian) for rounded in (candidate, nearest))
     worse = (ours > theirs)[:, None]
     return Rounded(
-        torch.where(worse, nearest.codes, found.codes),
-        Step(*(torch.where(worse, *parts) for parts in zip(nearest.step, found.step, strict=True))),
-        torch.where(worse, nearest.latent, found.latent),
-        found.scheme,
-        found.damping,
+        torch.where(worse, nearest.codes, candidate.codes),
+        Step(*(torch.where(worse, *parts) for parts in zip(nearest.step, candidate.step, strict=True))),
+        torch.where(worse, nearest.latent, candidate.latent),
+        candidate.scheme,
+        candidate.damping,
     )
 
 
 def _joined(parts: list[Rounded]) -> Rounded:
     """Blocks of output channels as one."""
-    step = Step(*(torch.cat(each) for each in zip(*(part.step for part in parts), strict=True)))
-    codes, latent = (torch.cat(each) for each in zip(*((part.codes, part.latent) for part in parts), strict=True))
+    step = Step(*(torch.cat(blocks) for blocks in zip(*(part.step for part in parts), strict=True)))
+    codes, latent = (torch.cat(blocks) for blocks in zip(*((part.codes, part.latent) for part in parts), strict=True))
     return Rounded(codes, step, latent, parts[0].scheme, parts[0].damping)
 
 
@@ -186,10 +186,10 @@ def _best_step(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor]
     def attempt(candidate: Tensor) -> None:
         nonlocal best, share, lowest
         step = grid.step(candidate * least, candidate * greatest, dtype)
-        found = loss(grid.dequantize(grid.quantize(values, step), step).sub_(values))[..., None]
-        better = found < lowest
+        losses = loss(grid.dequantize(grid.quantize(values, step), step).sub_(values))[..., None]
+        better = losses < lowest
         best = Step(*(torch.where(better, new, old) for new, old in zip(step, best, strict=True)))
-        share, lowest = torch.where(better, candidate, share), torch.where(better, found, lowest)
+        share, lowest = torch.where(better, candidate, share), torch.where(better, losses, lowest)
 
     for start in SHARES:
         attempt(torch.full_like(least, start))
@@ -203,7 +203,7 @@ def _best_step(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor]
 def output_sqnr(weight: Tensor, approximation: Tensor, hessian: Tensor) -> float:
     """SQNR in dB of a linear's output on the inputs behind the Hessian: tr(W H W^T) / tr(E H E^T) with E = W - W'."""
     error = weight - approximation
-    signal, noise = (_output_errors(each, hessian).sum().double() for each in (weight, error))
+    signal, noise = (_output_errors(matrix, hessian).sum().double() for matrix in (weight, error))
     return 200.0 if noise <= 0 else float(10 * torch.log10(signal / noise).clamp(-20, 20))
 
 

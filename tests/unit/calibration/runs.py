@@ -39,16 +39,16 @@ def run(
 
 def inputs_of(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """What each linear reads at valid positions in a forward of all sequences: [tokens, in]."""
-    seen: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     handles = forward.on_layer_inputs(
         model,
         layout.linears(model),
-        lambda linear, x: seen.update({linear.name: x.flatten(0, -2)[valid.flatten()]}),
+        lambda linear, x: inputs.update({linear.name: x.flatten(0, -2)[valid.flatten()]}),
     )
     model(input_ids=tokens, use_cache=False)
     for handle in handles:
         handle.remove()
-    return seen
+    return inputs
 
 
 def with_layers_quantized(model: PreTrainedModel, quantized: QuantizedModel, below: int) -> PreTrainedModel:
@@ -69,12 +69,12 @@ def tensors(model: QuantizedModel) -> dict[str, Tensor]:
     return {f"{part} of {name}": values for part, named in parts.items() for name, values in named.items()}
 
 
-def differing(found: QuantizedModel, expected: QuantizedModel) -> list[str]:
+def differing(quantized: QuantizedModel, expected: QuantizedModel) -> list[str]:
     """What of two models is not the same, tensors to the last bit and by their types."""
-    ours, theirs = tensors(found), tensors(expected)
+    ours, theirs = tensors(quantized), tensors(expected)
     both = ours.keys() & theirs.keys()
     unequal = {x for x in both if ours[x].dtype != theirs[x].dtype or not torch.equal(ours[x], theirs[x])}
-    fields = {x for x in ("inputs", "kv_cache", "schemes") if getattr(found, x) != getattr(expected, x)}
+    fields = {x for x in ("inputs", "kv_cache", "schemes") if getattr(quantized, x) != getattr(expected, x)}
     return sorted((ours.keys() ^ theirs.keys()) | unequal | fields)
 
 

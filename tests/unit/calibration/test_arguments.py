@@ -18,16 +18,16 @@ from tests.unit.calibration.runs import run
 
 def outputs(model: PreTrainedModel, tokens: Tensor) -> list[Tensor]:
     """What each layer gives in a whole forward."""
-    found: list[Tensor] = []
+    states: list[Tensor] = []
     layers = layout.decoder_layers(model)[1]
     handles = [
-        layer.register_forward_hook(lambda _, __, out: found.append(out[0] if isinstance(out, tuple) else out))
+        layer.register_forward_hook(lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out))
         for layer in layers
     ]
     model(input_ids=tokens, use_cache=False)
     for handle in handles:
         handle.remove()
-    return found
+    return states
 
 
 @pytest.mark.parametrize("name", [*MIXTURES, *POST_NORMS, *DENSE])
@@ -53,7 +53,7 @@ def test_a_layers_own_arguments_are_its_own_and_those_that_layers_share_are_held
     shared = [name for name, value in ours.kwargs.items() if value is not None and value is theirs.kwargs[name]]
     assert "shared_kv_states" in shared
     plain = Runner.start(tiny.llama(), tokens, valid, 4, "float32").arguments
-    one, other_one = (each[0].kwargs["position_embeddings"] for each in plain.values())
+    one, other_one = (by_batch[0].kwargs["position_embeddings"] for by_batch in plain.values())
     assert one is other_one
 
 
@@ -105,8 +105,8 @@ def test_a_layer_that_runs_twice_or_never_is_refused(tokens: Tensor, valid: Tens
 
 def test_a_model_with_inputs_for_each_layer_is_quantized_and_rescaled(tokens: Tensor, valid: Tensor):
     model = other("gemma4")
-    found = run(tokens, valid, "gptq", model=model).model
-    assert {f"model.layers.{i}.mlp.down_proj" for i in (0, 1)} <= found.codes.keys()
+    quantized = run(tokens, valid, "gptq", model=model).model
+    assert {f"model.layers.{i}.mlp.down_proj" for i in (0, 1)} <= quantized.codes.keys()
     model = other("gemma4")
     before = model(input_ids=tokens, use_cache=False).logits
     runner = Runner.start(model, tokens, valid, 4, "float32")

@@ -13,10 +13,10 @@ W4 = from_short("W4A16")
 
 
 def test_all_of_a_llama_is_quantized():
-    found = coverage(tiny.llama(), plan(tiny.llama(), W4))
-    assert (found.share, found.floats) == (1.0, {})
-    assert str(found) == "100.0 % of the weights in the decoder's matrices are quantized"
-    found.check(1.0)
+    covered = coverage(tiny.llama(), plan(tiny.llama(), W4))
+    assert (covered.share, covered.floats) == (1.0, {})
+    assert str(covered) == "100.0 % of the weights in the decoder's matrices are quantized"
+    covered.check(1.0)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "mamba"])
@@ -26,50 +26,50 @@ def test_the_families_that_the_project_knows_leave_nothing(name: str):
 
 def test_mambas_small_tensors_are_named_with_their_shares():
     """Three of 4 x 64 weights each, beside 32 x 128 + 64 x 12 + 64 x 32 that are quantized; true models are wider."""
-    found = coverage(family("mamba"), plan(family("mamba"), W4))
-    assert found.share == pytest.approx(6912 / 7680)
+    covered = coverage(family("mamba"), plan(family("mamba"), W4))
+    assert covered.share == pytest.approx(6912 / 7680)
     small = {f"backbone.layers.*.mixer.{name}": pytest.approx(256 / 7680) for name in ("dt_proj", "conv1d", "A_log")}
-    assert found.floats == small
+    assert covered.floats == small
 
 
 def test_a_mixture_is_mostly_not_quantized_and_is_refused_with_the_list():
     model = other("mixtral")
-    found = coverage(model, plan(model, W4))
+    covered = coverage(model, plan(model, W4))
     attention, router, experts = 2 * 32 * 32 + 2 * 16 * 32, 6 * 32, 6 * 3 * 32 * 48
     total = attention + router + experts
-    assert found.share == pytest.approx(attention / total)
-    assert found.floats == pytest.approx(
+    assert covered.share == pytest.approx(attention / total)
+    assert covered.floats == pytest.approx(
         {
             "model.layers.*.mlp.gate": router / total,
             "model.layers.*.mlp.experts.gate_up_proj": experts * 2 / 3 / total,
             "model.layers.*.mlp.experts.down_proj": experts / 3 / total,
         }
     )
-    assert found.facts == {"coverage": found.share, "in_float": found.floats}
+    assert covered.facts == {"coverage": covered.share, "in_float": covered.floats}
     with pytest.raises(ValueError, match=r"less than calibrate\.coverage, 0\.95") as caught:
-        found.check(0.95)
+        covered.check(0.95)
     lines = str(caught.value).splitlines()
     assert lines[0] == "9.9 % of the weights in the decoder's matrices are quantized; in float stay"
     assert [line.split(": ")[0].rpartition(".")[2] for line in lines[1:4]] == ["gate_up_proj", "down_proj", "gate"]
     assert "lower calibrate.coverage" in lines[-1]
-    found.check(0.05)
+    covered.check(0.05)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_every_matrix_is_quantized_or_named(name: str):
     model = other(name)
     planned = plan(model, W4)
-    found = coverage(model, planned)
-    assert found.share + sum(found.floats.values()) == pytest.approx(1)
-    assert found.share < 0.95
+    covered = coverage(model, planned)
+    assert covered.share + sum(covered.floats.values()) == pytest.approx(1)
+    assert covered.share < 0.95
 
 
 def test_what_the_scheme_leaves_in_float_is_named_and_asked_for():
     model = tiny.llama()
     scheme = Scheme(Weights(4), overrides=(Override("down", Weights(0)),))
-    found = coverage(model, plan(model, scheme))
-    assert found.share == 1.0
-    (entry,) = found.floats.items()
+    covered = coverage(model, plan(model, scheme))
+    assert covered.share == 1.0
+    (entry,) = covered.floats.items()
     assert entry == ("model.layers.*.mlp.down_proj", pytest.approx(2048 / 9216))
-    assert str(found).endswith("model.layers.*.mlp.down_proj: 22.22 % (by the scheme)")
-    found.check(1.0)
+    assert str(covered).endswith("model.layers.*.mlp.down_proj: 22.22 % (by the scheme)")
+    covered.check(1.0)

@@ -26,15 +26,15 @@ WITH_CACHE = LAYOUTS[:7]  # the others compute their attention themselves
 @pytest.fixture
 def hessians(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     """The weights that GPTQ is given, and the Hessians, in the order of the linears."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
 
     def spy(weight: Tensor, hessian: Tensor, scheme: Weights, **options: Any) -> Rounded:
-        seen.append((weight.clone(), hessian.clone()))
+        pairs.append((weight.clone(), hessian.clone()))
         return sound(weight, hessian, scheme, **options)
 
     sound = ROUNDINGS["gptq"]
     monkeypatch.setitem(ROUNDINGS, "gptq", spy)
-    return seen
+    return pairs
 
 
 @pytest.mark.parametrize(("name", "kv"), [*((name, 0) for name in LAYOUTS), *((name, 4) for name in WITH_CACHE)])
@@ -73,10 +73,10 @@ def test_static_ranges_are_the_extremes_in_the_quantized_model(
     for linear, x in inputs.items():
         assert quantized.inputs[linear].scheme == activations
         expected = Grid(activations.bits, activations.symmetric).step(x.min(), x.max(), STEP_DTYPE)
-        found = quantized.inputs[linear].step
-        assert found.scale.item() == pytest.approx(expected.scale.item(), rel=1e-4)
-        assert abs(found.zero - expected.zero) <= 1  # of 255: a range's float32 noise may move it by one
-        assert found.scale.shape == found.zero.shape == ()
+        step = quantized.inputs[linear].step
+        assert step.scale.item() == pytest.approx(expected.scale.item(), rel=1e-4)
+        assert abs(step.zero - expected.zero) <= 1  # of 255: a range's float32 noise may move it by one
+        assert step.scale.shape == step.zero.shape == ()
 
 
 @pytest.mark.parametrize("method", PTQ_METHODS)
@@ -97,19 +97,19 @@ def test_other_observers_see_every_valid_value_once(tokens: Tensor, valid: Tenso
     activations = Activations(8, observer=observer, percentile=90.0)
     quantized = run(tokens, valid, "rtn", Scheme(Weights(4), activations)).model
     for linear, x in inputs_of(with_layers_quantized(tiny.llama(), quantized, 2), tokens, valid).items():
-        seen = Observed()
-        seen.see_range(x)
-        seen.see_values(x)
-        expected = static_step(seen, activations).scale.item()
+        observed = Observed()
+        observed.see_range(x)
+        observed.see_values(x)
+        expected = static_step(observed, activations).scale.item()
         assert quantized.inputs[linear].step.scale.item() == pytest.approx(expected, rel=0.01)
         assert expected < 0.8 * x.abs().max() / 127 or observer == "mse"
 
 
 def test_dynamic_inputs_have_no_range(tokens: Tensor, valid: Tensor):
-    found = run(tokens, valid, "rtn", from_short("W4A8")).model.inputs
-    assert len(found) == 14
+    quantizers = run(tokens, valid, "rtn", from_short("W4A8")).model.inputs
+    assert len(quantizers) == 14
     assert all(
-        quantizer.step is None and quantizer.scheme == Activations(8, dynamic=True) for quantizer in found.values()
+        quantizer.step is None and quantizer.scheme == Activations(8, dynamic=True) for quantizer in quantizers.values()
     )
 
 

@@ -27,14 +27,15 @@ def db(weight: Tensor, approximation: Tensor, x: Tensor) -> float:
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_the_errors_are_those_of_weight_and_output(tokens: Tensor, valid: Tensor, method: str):
-    found = run(tokens, valid, method, Scheme(Weights(4, group=16)))
-    assert list(found.errors.name) == [linear.name for linear in layout.linears(tiny.llama())]
+    calibrated = run(tokens, valid, method, Scheme(Weights(4, group=16)))
+    assert list(calibrated.errors.name) == [linear.name for linear in layout.linears(tiny.llama())]
     inputs = {
-        layer: inputs_of(with_layers_quantized(tiny.llama(), found.model, layer), tokens, valid) for layer in (0, 1)
+        layer: inputs_of(with_layers_quantized(tiny.llama(), calibrated.model, layer), tokens, valid)
+        for layer in (0, 1)
     }
-    for row in found.errors.itertuples():
+    for row in calibrated.errors.itertuples():
         weight, x = tiny.llama().get_submodule(row.name).weight, inputs[row.layer][row.name]
-        nearest, ours = rtn(weight, None, Weights(4, group=16)).weight, found.model.weight(row.name)
+        nearest, ours = rtn(weight, None, Weights(4, group=16)).weight, calibrated.model.weight(row.name)
         whole = torch.eye(weight.shape[1])
         assert (row.bits, row.damping) == (4, 0.01 if method == "gptq" else 0)
         assert row.weight_sqnr == pytest.approx(db(weight, ours, whole), abs=2e-4)
@@ -78,14 +79,14 @@ def logits_error(quantized: QuantizedModel, tokens: Tensor) -> float:
 @pytest.mark.parametrize("method", ["awq", "awq+gptq"])
 def test_awq_protects_the_weights_that_large_activations_meet(tokens: Tensor, valid: Tensor, method: str):
     scheme = Scheme(Weights(3))
-    ours, theirs = (run(tokens, valid, each, scheme, with_outliers()).model for each in (method, "rtn"))
+    ours, theirs = (run(tokens, valid, name, scheme, with_outliers()).model for name in (method, "rtn"))
     assert logits_error(ours, tokens) < 0.7 * logits_error(theirs, tokens)
 
 
 @pytest.mark.parametrize("method", ["smoothquant", "smoothquant+gptq"])
 def test_smoothquant_makes_activations_with_outliers_fit_their_grid(tokens: Tensor, valid: Tensor, method: str):
     scheme = Scheme(Weights(8), Activations(8))
-    ours, theirs = (run(tokens, valid, each, scheme, with_outliers()).model for each in (method, "rtn"))
+    ours, theirs = (run(tokens, valid, name, scheme, with_outliers()).model for name in (method, "rtn"))
     assert logits_error(ours, tokens) < 0.7 * logits_error(theirs, tokens)
 
 
@@ -97,9 +98,9 @@ def test_the_strength_of_smoothquants_migration_counts(tokens: Tensor, valid: Te
 @pytest.mark.parametrize("method", PTQ_METHODS)
 def test_every_method_gives_whole_codes_whose_latent_weights_round_to_them(tokens: Tensor, valid: Tensor, method: str):
     scheme = Scheme(Weights(3, symmetric=False, group=16), Activations(8, symmetric=False), KVCache(4, group=4))
-    found = run(tokens, valid, method, scheme)
+    calibrated = run(tokens, valid, method, scheme)
     names = {linear.name for linear in layout.linears(tiny.llama())}
-    model = found.model
+    model = calibrated.model
     assert model.codes.keys() == model.steps.keys() == model.latent.keys() == model.schemes.keys() == names
     assert (model.kv_cache, set(model.schemes.values())) == (KVCache(4, group=4), {scheme.weights})
     grid = Grid(3, False)
@@ -109,7 +110,7 @@ def test_every_method_gives_whole_codes_whose_latent_weights_round_to_them(token
         ours = (model.latent[name] / step[0]).round() + step[1]
         assert torch.equal(ours.clamp(*grid.range), codes.float())
         assert all(part.shape == (len(codes), codes.shape[1] // 16) for part in model.steps[name])
-    assert len(found.errors) == 14
+    assert len(calibrated.errors) == 14
     others = {name for name, _ in tiny.llama().named_parameters() if name.removesuffix(".weight") not in names}
     assert model.floats.keys() == others
 
@@ -129,9 +130,9 @@ def test_options_reach_gptq_and_no_other_rounding(tokens: Tensor, valid: Tensor)
 
 @pytest.mark.parametrize("method", PTQ_METHODS)
 def test_leaving_out_the_errors_changes_nothing_else(tokens: Tensor, valid: Tensor, method: str):
-    found = run(tokens, valid, method, measure=False)
-    assert found.errors.empty
-    assert differing(found.model, run(tokens, valid, method).model) == []
+    calibrated = run(tokens, valid, method, measure=False)
+    assert calibrated.errors.empty
+    assert differing(calibrated.model, run(tokens, valid, method).model) == []
 
 
 def test_rounding_to_nearest_without_errors_never_gathers_inputs(
@@ -139,9 +140,9 @@ def test_rounding_to_nearest_without_errors_never_gathers_inputs(
 ):
     expected = run(tokens, valid, "rtn").model
     monkeypatch.setattr(driver.Runner, "gather", None)
-    found = run(tokens, valid, "rtn", measure=False)
-    assert found.errors.empty
-    assert differing(found.model, expected) == []
+    calibrated = run(tokens, valid, "rtn", measure=False)
+    assert calibrated.errors.empty
+    assert differing(calibrated.model, expected) == []
 
 
 def test_the_model_is_left_with_the_quantized_numbers_and_no_hooks(tokens: Tensor, valid: Tensor):

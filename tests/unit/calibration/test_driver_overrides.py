@@ -30,8 +30,8 @@ MIXED = Scheme(
 @pytest.mark.parametrize("method", ["rtn", "gptq", "awq+gptq"])
 def test_overrides_reach_the_linears_that_they_name(tokens: Tensor, valid: Tensor, method: str):
     model = tiny.llama()
-    found = run(tokens, valid, method, MIXED, model)
-    quantized = found.model
+    calibrated = run(tokens, valid, method, MIXED, model)
+    quantized = calibrated.model
     expected = {
         **{f"model.layers.0.self_attn.{part}_proj": Weights(8) for part in "qk"},
         **{f"model.layers.1.self_attn.{part}_proj": Weights(4) for part in "qk"},
@@ -43,8 +43,8 @@ def test_overrides_reach_the_linears_that_they_name(tokens: Tensor, valid: Tenso
     assert quantized.schemes == expected
     assert quantized.codes.keys() == expected.keys()
     assert quantized.latent.keys() == expected.keys() - {"lm_head"}  # training leaves the head alone
-    assert list(found.errors.name) == [linear.name for linear in layout.linears(model) if linear.name in expected]
-    assert dict(zip(found.errors.name, found.errors.bits, strict=True)) == {
+    assert list(calibrated.errors.name) == [linear.name for linear in layout.linears(model) if linear.name in expected]
+    assert dict(zip(calibrated.errors.name, calibrated.errors.bits, strict=True)) == {
         name: weights.bits for name, weights in expected.items() if name != "lm_head"
     }
     kinds = {linear: quantizer.scheme for linear, quantizer in quantized.inputs.items()}

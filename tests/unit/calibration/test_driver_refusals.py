@@ -34,39 +34,39 @@ def test_all_that_does_not_fit_is_named_at_once():
             Override("model.layers.7.*", weights=Weights(8)),
         ),
     )
-    found = problems(scheme, tiny.llama())
+    messages = problems(scheme, tiny.llama())
     names = "model has model.layers.*.self_attn.q_proj (q), "
-    assert found[0].startswith("scheme.overrides: nothing is called 'query'; the " + names)
-    assert found[1].startswith("scheme.overrides: nothing is called 'model.layers.7.*'; the " + names)
+    assert messages[0].startswith("scheme.overrides: nothing is called 'query'; the " + names)
+    assert messages[1].startswith("scheme.overrides: nothing is called 'model.layers.7.*'; the " + names)
     shapes = [("self_attn", x) for x in "qkvo"] + [("mlp", x) for x in ("gate", "up")]
     widths = [f"the 32 inputs of model.layers.*.{part}.{x}_proj ({x})" for part, x in shapes]
     widths.append("the 64 inputs of model.layers.*.mlp.down_proj (down)")
-    assert found[2:9] == [f"scheme: a group of 48 does not divide {width}" for width in widths]
+    assert messages[2:9] == [f"scheme: a group of 48 does not divide {width}" for width in widths]
     head = "scheme.overrides: the input of lm_head (lm_head) stays in float; leave out its activations"
-    assert found[9] == head
-    assert found[10] == "scheme: kv_cache.group 5 does not divide the 16 key values of a token"
-    assert len(found) == 11
+    assert messages[9] == head
+    assert messages[10] == "scheme: kv_cache.group 5 does not divide the 16 key values of a token"
+    assert len(messages) == 11
 
 
 @pytest.mark.parametrize("role", ["q", "k", "v", "gate", "up"])
 def test_a_role_that_is_part_of_a_fused_projection_is_refused(role: str):
-    (found,) = problems(Scheme(Weights(4), overrides=(Override(role, weights=Weights(8)),)), family("phi3"))
+    (message,) = problems(Scheme(Weights(4), overrides=(Override(role, weights=Weights(8)),)), family("phi3"))
     fused = "mlp.gate_up_proj (gateup)" if role in ("gate", "up") else "self_attn.qkv_proj (qkv)"
-    assert found == (
+    assert message == (
         f"scheme.overrides: {role!r} is only part of model.layers.*.{fused}; name the module, whose parts share a grid"
     )
 
 
 def test_a_cache_that_the_model_does_not_have_is_refused():
-    (found,) = problems(Scheme(Weights(4), kv_cache=KVCache(4)), family("mamba"))
-    assert "MambaForCausalLM has no attention whose keys and values can be quantized; set kv_cache.bits to 0" in found
+    (message,) = problems(Scheme(Weights(4), kv_cache=KVCache(4)), family("mamba"))
+    assert "MambaForCausalLM has no attention whose keys and values can be quantized; set kv_cache.bits to 0" in message
 
 
 @pytest.mark.parametrize("activations", [Activations(0), Activations(8)])
 def test_a_scheme_that_quantizes_no_weight_is_refused(activations: Activations):
     for overrides in ((), (Override("q", activations=Activations(8)),), (Override("*", weights=Weights(0)),)):
-        found = problems(Scheme(Weights(0), activations, overrides=overrides), tiny.llama())
-        assert found == ["scheme: no weight is quantized; give scheme.weights.bits, or an override"]
+        messages = problems(Scheme(Weights(0), activations, overrides=overrides), tiny.llama())
+        assert messages == ["scheme: no weight is quantized; give scheme.weights.bits, or an override"]
 
 
 def test_calibration_refuses_what_does_not_fit_before_it_changes_anything(tokens: Tensor, valid: Tensor):
@@ -123,9 +123,9 @@ def test_weights_that_are_not_finite_are_all_named(tokens: Tensor, valid: Tensor
 def test_a_weight_whose_scale_leaves_float16_has_scales_of_float32(tokens: Tensor, valid: Tensor):
     model = tiny.llama()
     model.get_submodule(Q).weight[0, 0] = 1e6
-    found = run(tokens, valid, "rtn", W4A16, model, measure=False).model
-    assert found.steps[Q].scale[0, 0] == torch.tensor(1e6) / 7
-    assert {name for name, step in found.steps.items() if stored_dtype(step.scale) == torch.float32} == {Q}
+    quantized = run(tokens, valid, "rtn", W4A16, model, measure=False).model
+    assert quantized.steps[Q].scale[0, 0] == torch.tensor(1e6) / 7
+    assert {name for name, step in quantized.steps.items() if stored_dtype(step.scale) == torch.float32} == {Q}
 
 
 def test_a_linear_that_the_forward_never_calls_is_named(tokens: Tensor, valid: Tensor):

@@ -39,15 +39,15 @@ def killed_after(layers: int) -> Callable[[], None]:
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers that were quantized, and not taken from the scratch folder."""
-    seen: list[int] = []
+    layers: list[int] = []
     sound = driver._quantize_layer
 
     def spy(runner: Any, layer: nn.Module, group: list[layout.Linear], *rest: Any) -> Any:
-        seen.append(group[0].layer)
+        layers.append(group[0].layer)
         return sound(runner, layer, group, *rest)
 
     monkeypatch.setattr(driver, "_quantize_layer", spy)
-    return seen
+    return layers
 
 
 def killable(activations: Activations) -> Scheme:
@@ -116,8 +116,8 @@ def test_a_kill_while_a_layer_is_written_leaves_nothing_that_is_taken_for_whole(
 @pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
 def test_the_same_calibration_gives_the_same_bytes(tokens: Tensor, valid: Tensor, tmp_path: Path, method: str):
     for name in ("a", "b"):
-        found = run(tokens, valid, method, killable(Activations(8, False, observer="mse")))
-        found.model.save(tmp_path / name, {"method": method}, {"errors": found.errors})
+        calibrated = run(tokens, valid, method, killable(Activations(8, False, observer="mse")))
+        calibrated.model.save(tmp_path / name, {"method": method}, {"errors": calibrated.errors})
     files = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert {"codes.safetensors", "latent.safetensors", "errors.csv", contract.MANIFEST} <= set(files)
     assert files == sorted(file.name for file in (tmp_path / "b").iterdir())

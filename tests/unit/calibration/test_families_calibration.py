@@ -47,12 +47,12 @@ FOLDS: dict[str, tuple[set[str], set[str]]] = {
 def test_layer_by_layer_is_the_whole_forward(name: str, tokens: Tensor, valid: Tensor):
     """What each linear reads, at valid positions, and what the last layer returns."""
     model = family(name)
-    found, layers = layout.linears(model), layout.decoder_layers(model)[1]
-    seen: dict[str, Tensor] = {}
-    handles = forward.on_layer_inputs(model, found, lambda x, value: seen.update({x.name: value}))
-    last: list[Tensor] = []
+    linears, layers = layout.linears(model), layout.decoder_layers(model)[1]
+    inputs: dict[str, Tensor] = {}
+    handles = forward.on_layer_inputs(model, linears, lambda x, value: inputs.update({x.name: value}))
+    outputs: list[Tensor] = []
     handles.append(
-        layers[-1].register_forward_hook(lambda _, __, out: last.append(out[0] if isinstance(out, tuple) else out))
+        layers[-1].register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
     )
     model(input_ids=tokens, use_cache=False)
     for handle in handles:
@@ -60,14 +60,14 @@ def test_layer_by_layer_is_the_whole_forward(name: str, tokens: Tensor, valid: T
 
     runner = Runner.start(model, tokens, valid, 4, "float32")
     for index, layer in enumerate(layers):
-        group = [x for x in found if x.layer == index]
+        group = [x for x in linears if x.layer == index]
         gathered, observed = runner.gather(layer, group), runner.advance(layer, group, set())
         for linear in group:
-            x = seen[linear.name].reshape(*valid.shape, -1)[valid]
+            x = inputs[linear.name].reshape(*valid.shape, -1)[valid]
             torch.testing.assert_close(gathered[linear.name].hessian, x.T @ x, rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(gathered[linear.name].absmax, x.abs().amax(dim=0), rtol=1e-4, atol=1e-5)
             assert float(observed[linear.name].greatest) == pytest.approx(float(x.max()), rel=1e-4)
-    assert moved(torch.cat(runner.states), last[0]) < 1e-5
+    assert moved(torch.cat(runner.states), outputs[0]) < 1e-5
 
 
 @every_family
@@ -124,12 +124,12 @@ def described(pair: Pair) -> str:
 @every_family
 @pytest.mark.parametrize("method", ["awq", "smoothquant"])
 def test_rescaling_folds_what_it_can_and_changes_no_logit(name: str, method: str, tokens, valid):
-    model, found = stored(name), layout.linears(family(name))
+    model, linears = stored(name), layout.linears(family(name))
     before = model(input_ids=tokens).logits
     teacher, rescaled = stored(name), set()
     runner = Runner.start(model, tokens, valid, 4, "float32")
     for index, layer in enumerate(layout.decoder_layers(model)[1]):
-        group = [x for x in found if x.layer == index]
+        group = [x for x in linears if x.layer == index]
         inputs = runner.gather(layer, group)
         found_pairs = {str(pair): pair for pair in pairs(runner, layer, group)}
         skipped = rescale(runner, layer, group, inputs, {x.name: Weights(4) for x in group}, method, 0.5)
@@ -155,9 +155,9 @@ def test_a_fold_that_is_none_is_seen_beside_activations_that_dwarf_it(tokens: Te
     layer = layout.decoder_layers(model)[1][0]
     runner = Runner.start(model, tokens, valid, 4, "float32")
     group = [x for x in layout.linears(model) if x.layer == 0]
-    found = {described(pair): pair for pair in pairs(runner, layer, group)}
+    by_name = {described(pair): pair for pair in pairs(runner, layer, group)}
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     scale = 1 + 0.2 * torch.rand(128, generator=torch.Generator().manual_seed(0))
-    assert fold(runner, layer, found["up -> down"], scale) is None
+    assert fold(runner, layer, by_name["up -> down"], scale) is None
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    assert fold(runner, layer, found["v -> o"], scale[:32]) is not None
+    assert fold(runner, layer, by_name["v -> o"], scale[:32]) is not None

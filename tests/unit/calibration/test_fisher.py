@@ -41,16 +41,16 @@ def by_autograd(
             lambda _, args, out, name=linear.name: keep(name, args[0], out)
         )
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    each[sampled[:, 1:].flatten()].sum().backward()
-    found = {}
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    losses[sampled[:, 1:].flatten()].sum().backward()
+    information = {}
     for name, (x, out) in kept.items():
         g = out.grad * valid[..., None]
         size = g.norm(dim=-1)
         counted = size > 0
         weights = x.norm(dim=-1)[counted] / size[counted]
-        found[name] = size, (g[counted] * weights[:, None]).T @ g[counted]
-    return found
+        information[name] = size, (g[counted] * weights[:, None]).T @ g[counted]
+    return information
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def sampled(valid: Tensor) -> Tensor:
 def test_both_factors_are_those_of_float64_gradients_of_what_was_sampled(
     tokens: Tensor, valid: Tensor, sampled: Tensor, batch: int
 ):
-    found = measured(tiny.llama(), tokens, valid, sampled, batch)
+    information = measured(tiny.llama(), tokens, valid, sampled, batch)
     expected = by_autograd(tiny.llama(), tokens, valid, sampled)
-    assert found.keys() == expected.keys()
+    assert information.keys() == expected.keys()
     for name, (sizes, outputs) in expected.items():
-        mine = found[name]
+        mine = information[name]
         torch.testing.assert_close(mine.tokens, (sizes / sizes.mean()).float(), rtol=1e-3, atol=1e-4)
         level = outputs.diagonal().mean()
         torch.testing.assert_close(mine.outputs, (outputs / level).float(), rtol=1e-3, atol=1e-3)
@@ -108,8 +108,8 @@ def test_every_familys_linears_are_measured_and_the_model_left_as_it_was(tokens:
         forward.head_weight(model)
     except ValueError:
         pytest.skip("its logits are no plain product")
-    found = measured(model, tokens, valid)
-    assert found.keys() == {linear.name for linear in layout.linears(model)}
+    information = measured(model, tokens, valid)
+    assert information.keys() == {linear.name for linear in layout.linears(model)}
     assert all(torch.equal(values, before[key]) for key, values in model.state_dict().items())
     assert is_bare(model)
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
@@ -126,14 +126,14 @@ def test_a_gradient_that_is_not_finite_is_refused_by_name(tokens: Tensor, valid:
 
 def test_what_is_kept_is_had_again_and_half_of_it_is_nothing(tokens: Tensor, valid: Tensor, tmp_path: Path):
     assert fisher.load(tmp_path) is None
-    found = measured(tiny.llama(), tokens, valid)
-    fisher.save(found, tmp_path)
+    information = measured(tiny.llama(), tokens, valid)
+    fisher.save(information, tmp_path)
     again = fisher.load(tmp_path)
     assert again is not None
-    assert again.keys() == found.keys()
-    for name, each in found.items():
-        assert torch.equal(again[name].tokens, each.tokens)
-        assert torch.equal(again[name].outputs, each.outputs)
+    assert again.keys() == information.keys()
+    for name, factors in information.items():
+        assert torch.equal(again[name].tokens, factors.tokens)
+        assert torch.equal(again[name].outputs, factors.outputs)
     file = tmp_path / fisher.FILE
     file.write_bytes(file.read_bytes()[:1000])
     assert fisher.load(tmp_path) is None
@@ -144,36 +144,36 @@ def test_a_layers_hessians_weigh_each_token(tokens: Tensor, valid: Tensor):
     group = [linear for linear in layout.linears(model) if linear.layer == 0]
     weighed = {"model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj"}
     weights = {name: torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) for name in weighed}
-    seen: dict[str, Tensor] = {}
-    handles = forward.on_layer_inputs(model, group, lambda linear, x: seen.update({linear.name: x[valid].double()}))
+    inputs: dict[str, Tensor] = {}
+    handles = forward.on_layer_inputs(model, group, lambda linear, x: inputs.update({linear.name: x[valid].double()}))
     model(input_ids=tokens, use_cache=False)
     for handle in handles:
         handle.remove()
-    found = Runner.start(model, tokens, valid, 4, "float32").gather(model.model.layers[0], group, weights)
+    gathered = Runner.start(model, tokens, valid, 4, "float32").gather(model.model.layers[0], group, weights)
     for linear in group:
-        x = seen[linear.name]
+        x = inputs[linear.name]
         share = weights[linear.name][valid].double() if linear.name in weighed else torch.ones(len(x))
         torch.testing.assert_close(
-            found[linear.name].hessian, ((x * share[:, None]).T @ x).float(), rtol=1e-4, atol=1e-4
+            gathered[linear.name].hessian, ((x * share[:, None]).T @ x).float(), rtol=1e-4, atol=1e-4
         )
 
 
 def test_gptq_alone_uses_it(tokens: Tensor, valid: Tensor):
     """Where weights and norms are rescaled against each other, it would be that of another model."""
-    found = measured(tiny.llama(), tokens, valid)
+    information = measured(tiny.llama(), tokens, valid)
     for method in ("rtn", "mse", "awq", "awq+gptq", "smoothquant+gptq"):
-        plain, given = (run(tokens, valid, method, W4A16, fisher=each).model for each in (None, found))
-        assert not differing(given, plain), method
-    assert differing(run(tokens, valid, "gptq", fisher=found).model, run(tokens, valid, "gptq").model)
+        plain, informed = (run(tokens, valid, method, W4A16, fisher=variant).model for variant in (None, information))
+        assert not differing(informed, plain), method
+    assert differing(run(tokens, valid, "gptq", fisher=information).model, run(tokens, valid, "gptq").model)
 
 
 def test_tokens_and_outputs_each_change_what_gptq_makes(tokens: Tensor, valid: Tensor, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(round_across, "__defaults__", (8,))
-    found = measured(tiny.llama(), tokens, valid)
-    alike = {name: Fisher(valid.float(), torch.eye(len(each.outputs))) for name, each in found.items()}
-    weighed = {name: Fisher(found[name].tokens, each.outputs) for name, each in alike.items()}
-    together = {name: Fisher(each.tokens, found[name].outputs) for name, each in alike.items()}
-    plain, same, one, other = (run(tokens, valid, fisher=each).model for each in (None, alike, weighed, together))
+    information = measured(tiny.llama(), tokens, valid)
+    alike = {name: Fisher(valid.float(), torch.eye(len(factors.outputs))) for name, factors in information.items()}
+    weighed = {name: Fisher(information[name].tokens, factors.outputs) for name, factors in alike.items()}
+    together = {name: Fisher(factors.tokens, information[name].outputs) for name, factors in alike.items()}
+    plain, same, one, other = (run(tokens, valid, fisher=variant).model for variant in (None, alike, weighed, together))
     codes = {f"codes of {linear.name}" for linear in layout.linears(tiny.llama())}
     assert not codes & {*differing(same, plain)}
     for changed in (one, other):
@@ -183,9 +183,9 @@ def test_tokens_and_outputs_each_change_what_gptq_makes(tokens: Tensor, valid: T
 def test_a_killed_calibration_ends_in_the_same_bits_with_what_was_kept_of_it(
     tokens: Tensor, valid: Tensor, tmp_path: Path
 ):
-    found = measured(tiny.llama(), tokens, valid)
-    fisher.save(found, tmp_path)
-    expected = run(tokens, valid, fisher=found).model
+    information = measured(tiny.llama(), tokens, valid)
+    fisher.save(information, tmp_path)
+    expected = run(tokens, valid, fisher=information).model
     calls = iter([True, False])
 
     def kill_after_the_first_layer() -> None:
@@ -193,7 +193,7 @@ def test_a_killed_calibration_ends_in_the_same_bits_with_what_was_kept_of_it(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tokens, valid, scratch=tmp_path, advance=kill_after_the_first_layer, fisher=found)
+        run(tokens, valid, scratch=tmp_path, advance=kill_after_the_first_layer, fisher=information)
     assert sorted(file.name for file in tmp_path.iterdir()) == [fisher.FILE, "layer-0.safetensors"]
     again = run(tokens, valid, scratch=tmp_path, fisher=fisher.load(tmp_path)).model
     assert differing(again, expected) == []
@@ -207,11 +207,11 @@ def test_it_lowers_the_divergence_of_a_model_that_has_something_to_say(tokens: T
         text = model.generate(tokens[:1, :1].expand(64, 1), do_sample=True, max_new_tokens=39, top_k=0)
         mask, held = torch.ones_like(text, dtype=torch.bool), text[48:]
         text, mask = text[:48], mask[:48]
-        found = measured(tiny.llama(seed), text, mask)
+        information = measured(tiny.llama(seed), text, mask)
         teacher = tiny.llama(seed)(input_ids=held).logits.log_softmax(-1)
         for used in total:
             student = tiny.llama(seed)
-            run(text, mask, "gptq", model=student, fisher=found if used else None).model.put_into(student)
+            run(text, mask, "gptq", model=student, fisher=information if used else None).model.put_into(student)
             mine = student(input_ids=held).logits.log_softmax(-1)
             total[used] += float((teacher.exp() * (teacher - mine)).sum(-1).mean())
     assert total[True] < total[False]

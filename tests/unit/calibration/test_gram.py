@@ -13,6 +13,6 @@ def test_the_sum_over_batches_is_the_whole_product(width: int, dtype: torch.dtyp
     total = torch.zeros(width, width)
     for rows in batches:
         add_gram(total, rows)
-    found, exact = mirror(total), sum(rows.double().T @ rows.double() for rows in batches)
-    assert torch.equal(found, found.T)
-    torch.testing.assert_close(found.double(), exact, rtol=0, atol=(1e-4 if dtype == torch.float32 else 1.0))
+    gram, exact = mirror(total), sum(rows.double().T @ rows.double() for rows in batches)
+    assert torch.equal(gram, gram.T)
+    torch.testing.assert_close(gram.double(), exact, rtol=0, atol=(1e-4 if dtype == torch.float32 else 1.0))

@@ -22,16 +22,16 @@ def of_layer(model: PreTrainedModel, index: int) -> list[layout.Linear]:
 
 def rows_read(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """What each linear reads at valid positions in a whole forward: float64 [tokens, in]."""
-    seen: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
 
     def see(linear: layout.Linear, x: Tensor) -> None:
-        seen[linear.name] = x.flatten(0, -2)[valid.flatten()].double()
+        rows[linear.name] = x.flatten(0, -2)[valid.flatten()].double()
 
     handles = forward.on_layer_inputs(model, layout.linears(model), see)
     model(input_ids=tokens, use_cache=False)
     for handle in handles:
         handle.remove()
-    return seen
+    return rows
 
 
 @pytest.mark.parametrize("width", [1, 3, 4, 7, 32, 33])
@@ -77,9 +77,9 @@ def test_gathered_inputs_are_those_of_a_whole_forward(tokens: Tensor, valid: Ten
     runner = start(model, tokens, valid)
     for index, layer in enumerate(layout.decoder_layers(model)[1]):
         group = of_layer(model, index)
-        found = runner.gather(layer, group)
-        assert found.keys() == {linear.name for linear in group}
-        for linear, inputs in found.items():
+        gathered = runner.gather(layer, group)
+        assert gathered.keys() == {linear.name for linear in group}
+        for linear, inputs in gathered.items():
             x = expected[linear]
             near = {"rtol": 1e-3, "atol": 1e-4 * float(x.abs().max())}
             assert inputs.tokens == int(valid.sum())
@@ -92,10 +92,10 @@ def test_gathered_inputs_are_those_of_a_whole_forward(tokens: Tensor, valid: Ten
 def test_linears_that_read_the_same_tensor_share_their_inputs(tokens: Tensor, valid: Tensor):
     model = tiny.llama()
     group = of_layer(model, 0)
-    found = start(model, tokens, valid).gather(layout.decoder_layers(model)[1][0], group)
+    gathered = start(model, tokens, valid).gather(layout.decoder_layers(model)[1][0], group)
     distinct = [
-        [linear.role for linear in group if found[linear.name] is each]
-        for each in {id(i): i for i in found.values()}.values()
+        [linear.role for linear in group if gathered[linear.name] is shared]
+        for shared in {id(i): i for i in gathered.values()}.values()
     ]
     assert distinct == [["q", "k", "v"], ["o"], ["gate", "up"], ["down"]]
 
@@ -107,9 +107,9 @@ def test_ranges_and_counts_are_those_of_the_valid_rows(tokens: Tensor, valid: Te
     runner = start(model, tokens, valid)
     group = of_layer(model, 0)
     counted = {group[0].name, group[-1].name}
-    seen = runner.advance(layout.decoder_layers(model)[1][0], group, counted)
-    assert seen.keys() == {linear.name for linear in group}
-    for linear, observed in seen.items():
+    observations = runner.advance(layout.decoder_layers(model)[1][0], group, counted)
+    assert observations.keys() == {linear.name for linear in group}
+    for linear, observed in observations.items():
         x = expected[linear]
         assert observed.least.item() == pytest.approx(x.min().item(), rel=1e-4, abs=1e-6)
         assert observed.greatest.item() == pytest.approx(x.max().item(), rel=1e-4, abs=1e-6)
@@ -149,5 +149,5 @@ def test_an_input_that_is_not_finite_is_refused_with_its_linear(
 def test_one_sequence_alone_will_do(tokens: Tensor, valid: Tensor):
     model = tiny.llama()
     runner = start(model, tokens[:1], valid[:1])
-    found = runner.gather(layout.decoder_layers(model)[1][0], of_layer(model, 0))
-    assert found["model.layers.0.self_attn.q_proj"].tokens == 20
+    gathered = runner.gather(layout.decoder_layers(model)[1][0], of_layer(model, 0))
+    assert gathered["model.layers.0.self_attn.q_proj"].tokens == 20

@@ -16,21 +16,21 @@ HEAVY = random(0, 20000).pow(3)
 
 
 def observed(*batches: Tensor) -> Observed:
-    seen = Observed()
+    observation = Observed()
     for x in batches:
-        seen.see_range(x)
+        observation.see_range(x)
     for x in batches:
-        seen.see_values(x)
-    return seen
+        observation.see_values(x)
+    return observation
 
 
 def step(scheme: Activations, *batches: Tensor) -> Step:
     return static_step(observed(*batches), scheme)
 
 
-def squared_error(x: Tensor, scheme: Activations, found: Step) -> float:
+def squared_error(x: Tensor, scheme: Activations, grid_step: Step) -> float:
     grid = Grid(scheme.bits, scheme.symmetric)
-    return float((grid.dequantize(grid.quantize(x, found), found).double() - x.double()).square().sum())
+    return float((grid.dequantize(grid.quantize(x, grid_step), grid_step).double() - x.double()).square().sum())
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)
@@ -48,10 +48,10 @@ def test_batches_are_as_good_as_all_at_once(observer: str, x: Tensor, seed: int,
 @given(matrices(), grids(ACTIVATION_BITS))
 @settings(max_examples=300)
 def test_minmax_holds_all_that_was_seen(x: Tensor, grid: Grid):
-    found = step(Activations(grid.bits, grid.symmetric), x)
-    assert all(map(torch.equal, found, grid.step(x.min(), x.max(), torch.float32)))
-    error = (grid.dequantize(grid.quantize(x, found), found) - x).abs().max()
-    assert error <= 0.5 * found.scale * (1 + 1e-2)
+    grid_step = step(Activations(grid.bits, grid.symmetric), x)
+    assert all(map(torch.equal, grid_step, grid.step(x.min(), x.max(), torch.float32)))
+    error = (grid.dequantize(grid.quantize(x, grid_step), grid_step) - x).abs().max()
+    assert error <= 0.5 * grid_step.scale * (1 + 1e-2)
 
 
 def held_out(ordered: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -59,8 +59,8 @@ def held_out(ordered: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return tuple(torch.quantile(ordered, share, interpolation=way) for way in ("lower", "higher"))  # type: ignore[return-value]
 
 
-def range_of(found: Step, grid: Grid) -> tuple[Tensor, Tensor]:
-    low, high = ((code - found.zero.double()) * found.scale.double() for code in grid.range)
+def range_of(grid_step: Step, grid: Grid) -> tuple[Tensor, Tensor]:
+    low, high = ((code - grid_step.zero.double()) * grid_step.scale.double() for code in grid.range)
     return (-high, high) if grid.symmetric else (low, high)
 
 
@@ -95,10 +95,10 @@ def test_an_asymmetric_percentile_leaves_out_as_much_at_either_end(
     x = random(seed, count).pow(power) + middle
     least, greatest = percentile_range(x, percentile, False)
     bin_width = float(x.max() - x.min()) / BINS
-    for found, values in ((greatest, x), (-least, -x)):
+    for end, values in ((greatest, x), (-least, -x)):
         lower, upper = held_out(values, (1 + percentile / 100) / 2)
-        assert lower - 0.01 * bin_width <= found <= upper + 1.01 * bin_width
-        assert (values <= found + 0.01 * bin_width).float().mean() >= (1 + percentile / 100) / 2 - 1e-6
+        assert lower - 0.01 * bin_width <= end <= upper + 1.01 * bin_width
+        assert (values <= end + 0.01 * bin_width).float().mean() >= (1 + percentile / 100) / 2 - 1e-6
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -120,9 +120,9 @@ def test_exactly_the_share_that_is_asked_for_is_left_out(count: int, percentile:
 @given(matrices(rows=12), st.sampled_from(ACTIVATION_BITS), st.booleans())
 @settings(max_examples=100)
 def test_mse_never_errs_more_than_minmax_on_the_histogram(x: Tensor, bits: int, symmetric: bool):
-    seen, scheme = observed(x), Activations(bits, symmetric, False, "mse")
-    histogram = seen.centres.float().repeat_interleave(seen.counts.long())
-    ours, minmax = (static_step(seen, Activations(bits, symmetric, False, name)) for name in ("mse", "minmax"))
+    observation, scheme = observed(x), Activations(bits, symmetric, False, "mse")
+    histogram = observation.centres.float().repeat_interleave(observation.counts.long())
+    ours, minmax = (static_step(observation, Activations(bits, symmetric, False, name)) for name in ("mse", "minmax"))
     assert squared_error(histogram, scheme, ours) <= squared_error(histogram, scheme, minmax) * (1 + 1e-9)
 
 
@@ -160,23 +160,24 @@ def test_mse_clips_the_one_outlier_and_no_more():
 def test_a_constant_comes_back_as_it_is(value: float, symmetric: bool, observer: str):
     """Zero has scale 1."""
     x, grid = torch.full((3, 4), value), Grid(8, symmetric)
-    found = step(Activations(8, symmetric, False, observer), x, x)
-    assert grid.dequantize(grid.quantize(x, found), found).flatten().tolist() == pytest.approx([value] * 12, rel=1e-6)
-    assert found.scale == 1 or value
-    assert found.scale.shape == found.zero.shape == ()
+    grid_step = step(Activations(8, symmetric, False, observer), x, x)
+    restored = grid.dequantize(grid.quantize(x, grid_step), grid_step)
+    assert restored.flatten().tolist() == pytest.approx([value] * 12, rel=1e-6)
+    assert grid_step.scale == 1 or value
+    assert grid_step.scale.shape == grid_step.zero.shape == ()
 
 
 def test_a_bin_that_holds_more_than_float32_can_count_loses_nothing():
     """torch.histc counts in its input's dtype, which stops at 2^24."""
     x = torch.zeros(2**24 + 8, dtype=torch.bfloat16)
     x[0] = 1
-    seen = observed(x)
-    assert (seen.counts[0], seen.counts[-1], seen.counts.sum()) == (2**24 + 7, 1, 2**24 + 8)
+    observation = observed(x)
+    assert (observation.counts[0], observation.counts[-1], observation.counts.sum()) == (2**24 + 7, 1, 2**24 + 8)
 
 
 def test_bins_are_equal_and_their_ends_are_what_was_seen():
-    seen = observed(torch.tensor([-0.3, 0.7]))
-    assert torch.equal(seen.edges[[0, -1]].float(), torch.tensor([-0.3, 0.7]))
-    assert torch.allclose(seen.edges.diff(), torch.tensor(1 / BINS, dtype=torch.float64), rtol=1e-5)
-    assert ((seen.edges[:-1] < seen.centres) & (seen.centres < seen.edges[1:])).all()
+    observation = observed(torch.tensor([-0.3, 0.7]))
+    assert torch.equal(observation.edges[[0, -1]].float(), torch.tensor([-0.3, 0.7]))
+    assert torch.allclose(observation.edges.diff(), torch.tensor(1 / BINS, dtype=torch.float64), rtol=1e-5)
+    assert ((observation.edges[:-1] < observation.centres) & (observation.centres < observation.edges[1:])).all()
     assert torch.float32 == STEP_DTYPE

@@ -32,8 +32,8 @@ def rounded(name: str) -> PreTrainedModel:
     """A family's model as calibration takes it: what is not quantized is representable in float16."""
     model = family(name)
     quantized = {linear.name for linear in layout.linears(model)}
-    for each, values in float_tensors(model, quantized).items():
-        model.get_parameter(each).copy_(values)
+    for key, values in float_tensors(model, quantized).items():
+        model.get_parameter(key).copy_(values)
     return model
 
 
@@ -61,8 +61,8 @@ def test_without_rounding_the_model_says_what_it_said(tokens: Tensor, valid: Ten
     skipped = rescaled(model, tokens, valid, method)
     prefix = layout.decoder_layers(model)[0]
     assert skipped == [f"{prefix}.{i}.{pair}" for i in (0, 1) for pair in SKIPPED[name]]
-    found = model(input_ids=tokens, use_cache=False).logits
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    logits = model(input_ids=tokens, use_cache=False).logits
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
     changed = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
     readers = {f"{linear.name}.weight" for linear in layout.linears(model)}
     unmoved = {f"{prefix}.{i}.{pair}" for i in (0, 1) for pair in SKIPPED[name]}
@@ -81,7 +81,7 @@ def test_inputs_become_those_of_the_rescaled_layer(tokens: Tensor, valid: Tensor
     def see(runner: Runner, layer: torch.nn.Module, group: list[layout.Linear], inputs: dict[str, Inputs]) -> None:
         for linear, expected in runner.gather(layer, group).items():
             for part in ("hessian", "absmax", "mean_abs"):
-                ours, theirs = (getattr(each, part) for each in (inputs[linear], expected))
+                ours, theirs = (getattr(sums, part) for sums in (inputs[linear], expected))
                 torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4 * float(theirs.abs().max()))
 
     rescaled(rounded(name), tokens, valid, method, see)
@@ -94,8 +94,8 @@ def first_layer(name: str, tokens: Tensor, valid: Tensor) -> tuple[Runner, torch
 
 
 def test_pairs_are_each_norm_with_its_readers_then_v_with_o_and_up_with_down(tokens: Tensor, valid: Tensor):
-    found = pairs(*first_layer("llama", tokens, valid))
-    assert [str(pair) for pair in found] == [
+    foldable = pairs(*first_layer("llama", tokens, valid))
+    assert [str(pair) for pair in foldable] == [
         "model.layers.0.input_layernorm -> q_proj, k_proj, v_proj",
         "model.layers.0.post_attention_layernorm -> gate_proj, up_proj",
         f"model.layers.0.self_attn.{V_O}",
@@ -108,8 +108,8 @@ def test_pairs_are_each_norm_with_its_readers_then_v_with_o_and_up_with_down(tok
 @pytest.mark.parametrize(("name", "maker"), [("gpt-neox", "query_key_value"), ("phi3", "gate_up_proj")])
 def test_only_the_rows_of_the_part_are_divided(tokens: Tensor, valid: Tensor, name: str, maker: str):
     runner, layer, group = first_layer(name, tokens, valid)
-    (pair,) = [each for each in pairs(runner, layer, group) if each.maker.endswith(maker)]
-    (linear,) = [each for each in group if each.name == pair.maker]
+    (pair,) = [pair for pair in pairs(runner, layer, group) if pair.maker.endswith(maker)]
+    (linear,) = [linear for linear in group if linear.name == pair.maker]
     module = runner.model.get_submodule(pair.maker)
     before, scale = module.weight.clone(), torch.linspace(0.5, 2, len(pair.rows))
     used = fold(runner, layer, pair, scale)

@@ -10,7 +10,7 @@ from pipeline.knobs.scheme import Weights
 from pipeline.rounding.methods import rtn
 
 
-def seen(x: Tensor) -> Inputs:
+def inputs_of(x: Tensor) -> Inputs:
     inputs = Inputs.empty(x.shape[1])
     inputs.add(x)
     inputs.finish()
@@ -29,15 +29,15 @@ def problem(seed: int = 0) -> tuple[list[Tensor], Tensor]:
 def test_smoothquants_scale_is_that_of_the_paper(strength: float):
     """Equation 4 in float64; the weights' maximum goes over all linears that read the input."""
     weights, x = problem()
-    found = smoothquant(weights, seen(x), [Weights(8)] * 3, strength)
+    scale = smoothquant(weights, inputs_of(x), [Weights(8)] * 3, strength)
     top = torch.cat(weights).double().abs().amax(dim=0)
     expected = x.double().abs().amax(dim=0) ** strength / top ** (1 - strength)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(scale.double(), expected, rtol=1e-5, atol=0)
 
 
 def test_half_of_smoothquants_migration_makes_both_maxima_equal():
     weights, x = problem()
-    scale = smoothquant(weights, seen(x), [Weights(8)] * 3, 0.5)
+    scale = smoothquant(weights, inputs_of(x), [Weights(8)] * 3, 0.5)
     torch.testing.assert_close((x / scale).abs().amax(dim=0), (torch.cat(weights) * scale).abs().amax(dim=0))
 
 
@@ -69,11 +69,11 @@ def output_error(weights: list[Tensor], x: Tensor, schemes: list[Weights], scale
 def test_awq_takes_the_exponent_with_the_least_output_error(schemes: list[Weights], seed: int):
     weights, x = problem(seed)
     weights[2] *= 100  # its error, where it has any, outweighs the others'
-    found = awq(weights, seen(x), schemes, 0.5)
+    scale = awq(weights, inputs_of(x), schemes, 0.5)
     errors = {exponent: output_error(weights, x, schemes, candidate(weights, x, exponent)) for exponent in EXPONENTS}
     best = min(errors, key=errors.__getitem__)
-    assert output_error(weights, x, schemes, found) == pytest.approx(errors[best], rel=1e-3)
-    torch.testing.assert_close(found.double(), candidate(weights, x, best), rtol=1e-4, atol=0)
+    assert output_error(weights, x, schemes, scale) == pytest.approx(errors[best], rel=1e-3)
+    torch.testing.assert_close(scale.double(), candidate(weights, x, best), rtol=1e-4, atol=0)
     assert best > 0
     assert errors[best] < 0.9 * errors[0.0]
 
@@ -85,7 +85,7 @@ def test_awqs_exponents_run_from_zero_to_just_below_one_in_twentieths():
 def test_awq_leaves_weights_alone_that_their_grid_already_holds():
     weights, x = problem()
     exact = [rtn(weight, None, Weights(4)).weight for weight in weights]
-    assert torch.equal(awq(exact, seen(x), [Weights(4)] * 3, 0.5), torch.ones(16))
+    assert torch.equal(awq(exact, inputs_of(x), [Weights(4)] * 3, 0.5), torch.ones(16))
 
 
 @pytest.mark.parametrize("method", RESCALINGS)
@@ -94,6 +94,6 @@ def test_channels_that_are_always_zero_do_no_harm(method: str):
     x[:, 4] = 0
     for weight in weights:
         weight[:, 7] = 0
-    scale = RESCALINGS[method](weights, seen(x), [Weights(4)] * 3, 0.5)
+    scale = RESCALINGS[method](weights, inputs_of(x), [Weights(4)] * 3, 0.5)
     assert bool(scale.isfinite().all())
     assert bool((scale > 0).all())

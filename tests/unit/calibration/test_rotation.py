@@ -28,9 +28,9 @@ def matrix(width: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_rotation_is_orthogonal_and_leaves_the_ones_alone(width: int):
-    found = matrix(width)
-    torch.testing.assert_close(found @ found.T, torch.eye(width, dtype=torch.float64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.sum(dim=0), torch.ones(width, dtype=torch.float64), rtol=0, atol=1e-12)
+    rotation = matrix(width)
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(width, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(rotation.sum(dim=0), torch.ones(width, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -51,10 +51,10 @@ def test_no_channel_keeps_much_of_itself(width: int):
 
 @pytest.mark.parametrize("size", [1, 4, 12, 20, 28, 36, 44, 60, 68, 76, 84])
 def test_paleys_matrices_are_hadamard(size: int):
-    found = paley(size)
-    assert found is not None
-    torch.testing.assert_close(found @ found.T, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.abs(), torch.full_like(found, size**-0.5))
+    hadamard = paley(size)
+    assert hadamard is not None
+    torch.testing.assert_close(hadamard @ hadamard.T, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(hadamard.abs(), torch.full_like(hadamard, size**-0.5))
 
 
 def test_of_other_sizes_there_are_none():
@@ -76,8 +76,8 @@ def test_a_rotated_model_says_what_it_said(tokens: Tensor, name: str):
     model = family(name)
     before = {key: parameter.clone() for key, parameter in model.named_parameters()}
     expected = model(input_ids=tokens, use_cache=False).logits
-    found = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    logits = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
     weights = {f"{linear.name}.weight" for linear in layout.linears(model)}
     unmoved = {key for key in weights if torch.equal(model.get_parameter(key), before[key])}
     assert unmoved == {key for key in weights if "x_proj" in key}  # Mamba's, which neither reads nor writes the stream
@@ -116,8 +116,8 @@ def test_experts_routers_and_linears_of_any_name_are_rotated(tokens: Tensor, nam
     """Experts in one tensor with inputs last or outputs last, their biases, routers, Starcoder's c_proj."""
     model = other(name)
     before, expected = parameters(model), model(input_ids=tokens, use_cache=False).logits
-    found = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    logits = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
     for key, values in before.items():
         if values.ndim > 1 and not any(part in key for part in INNER) and not key.endswith("gate_up_proj_bias"):
             assert not torch.allclose(model.get_parameter(key), values, atol=0.01), key
@@ -129,7 +129,7 @@ def test_a_rotated_expert_is_its_weight_times_the_rotation():
     layer, rotated = plain.model.layers[0], turned.model.layers[0]
     level = layer.post_attention_layernorm.weight.double() / rotated.post_attention_layernorm.weight.double()
     for name in ("gate_up_proj", "down_proj"):
-        old, new = (getattr(each.mlp.experts, name).double() for each in (layer, rotated))
+        old, new = (getattr(block.mlp.experts, name).double() for block in (layer, rotated))
         expected = (old * level) @ by if name == "gate_up_proj" else (old.mT @ by).mT
         torch.testing.assert_close(new, expected, rtol=0, atol=1e-6)
 
@@ -163,8 +163,8 @@ def test_what_stands_in_the_way_is_named_in_a_line_and_the_model_stays_as_it_was
 def test_a_norm_after_a_linear_that_weighs_all_channels_alike_stands_in_no_ones_way(tokens: Tensor, name: str):
     model = other(name, even_norms=True)
     expected = model(input_ids=tokens, use_cache=False).logits
-    found = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    logits = rotate(model, 0)(input_ids=tokens, use_cache=False).logits
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -173,9 +173,9 @@ def test_a_model_that_moves_once_it_is_rotated_gets_its_weights_back(tie: bool, 
     find = rotation_module.find
 
     def overlooking(model: PreTrainedModel) -> Stream:
-        found = find(model)
-        found.writers = [side for side in found.writers if "layers.1.mlp.down_proj" not in side.parameter]
-        return found
+        stream = find(model)
+        stream.writers = [side for side in stream.writers if "layers.1.mlp.down_proj" not in side.parameter]
+        return stream
 
     monkeypatch.setattr(rotation_module, "find", overlooking)
     model = tiny.llama(tie=tie)
@@ -229,11 +229,11 @@ def test_an_outlying_channel_no_longer_costs_the_others_their_bits(tokens: Tenso
 
 
 def test_a_model_that_was_quantized_rotated_puts_its_numbers_into_the_plain_one(tokens: Tensor, valid: Tensor):
-    found = run(tokens, valid, "gptq", model=rotate(tiny.llama(), 0)).model
-    assert {"lm_head.weight", "model.embed_tokens.weight"} <= found.floats.keys()
+    quantized = run(tokens, valid, "gptq", model=rotate(tiny.llama(), 0)).model
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= quantized.floats.keys()
     plain, rotated = tiny.llama(), rotate(tiny.llama(), 0)
-    found.put_into(plain)
-    for name, values in float_tensors(rotated, set(found.codes)).items():
+    quantized.put_into(plain)
+    for name, values in float_tensors(rotated, set(quantized.codes)).items():
         assert torch.equal(plain.get_parameter(name), values.float())
-    assert isinstance(found, QuantizedModel)
+    assert isinstance(quantized, QuantizedModel)
     assert plain.lm_head.weight is not plain.model.embed_tokens.weight

@@ -27,12 +27,12 @@ def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
 def test_an_opening_is_what_every_conversation_begins_with(template: str, ends: int):
     made = tokenizer(template)
     eos = [made.eos_token_id]
-    found = conversation.opening(made, eos)
+    opening = conversation.opening(made, eos)
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     whole = made.apply_chat_template(turns, tokenize=True, return_dict=False)
-    assert found.tokens == whole[: len(found.tokens)]
-    assert made.decode(whole[len(found.tokens) :]).startswith("Why?")
-    assert found.ends == ends
+    assert opening.tokens == whole[: len(opening.tokens)]
+    assert made.decode(whole[len(opening.tokens) :]).startswith("Why?")
+    assert opening.ends == ends
     assert whole.count(made.eos_token_id) == ends + 1  # one more ends the answer
 
 

@@ -18,8 +18,8 @@ def test_logits_on_the_preallocated_cache_are_those_of_a_full_forward(tokens: Te
     expected = model(input_ids=tokens).logits
     model.set_attn_implementation(DECODE_ATTENTION)
     cache = Cache(layers=[PreallocatedLayer(25) for _ in range(2)])
-    found = [model(input_ids=tokens[:, [i]], past_key_values=cache, use_cache=True).logits for i in range(20)]
-    torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=1e-4, atol=1e-5)
+    logits = [model(input_ids=tokens[:, [i]], past_key_values=cache, use_cache=True).logits for i in range(20)]
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=1e-4, atol=1e-5)
     assert cache.get_seq_length() == 20
     buffers = {layer.keys.data_ptr() for layer in cache.layers}
     assert buffers == {layer.key_buffer.data_ptr() for layer in cache.layers}
@@ -30,9 +30,9 @@ def test_the_preallocated_layer_returns_all_that_was_put_in():
     keys, values = random(0, 2, 3, 6, 4), random(1, 2, 3, 6, 4)
     for end in (2, 3, 6):
         begin = layer.get_seq_length()
-        found = layer.update(keys[:, :, begin:end], values[:, :, begin:end])
-        assert torch.equal(found[0], keys[:, :, :end])
-        assert torch.equal(found[1], values[:, :, :end])
+        cached = layer.update(keys[:, :, begin:end], values[:, :, begin:end])
+        assert torch.equal(cached[0], keys[:, :, :end])
+        assert torch.equal(cached[1], values[:, :, :end])
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -40,16 +40,16 @@ def test_grouped_attention_is_torchs(masked: bool):
     query, key, value = random(0, 2, 6, 1, 8), random(1, 2, 3, 5, 8), random(2, 2, 3, 5, 8)
     mask = torch.tensor([False, True, True, False, True]).expand(2, 1, 1, 5) if masked else None
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
-    found, _ = grouped_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
-    torch.testing.assert_close(found, expected.transpose(1, 2))
+    output, _ = grouped_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(output, expected.transpose(1, 2))
 
 
 def test_grouped_attention_takes_a_mask_a_head_and_narrow_values():
     query, key, value = random(0, 2, 6, 1, 8), random(1, 2, 3, 5, 8), random(2, 2, 3, 5, 4)
     mask = random(3, 2, 6, 1, 5)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
-    found, _ = grouped_attention(torch.nn.Module(), query, key, value, mask, dropout=0.0, sliding_window=4, bias=None)
-    torch.testing.assert_close(found, expected.transpose(1, 2))
+    output, _ = grouped_attention(torch.nn.Module(), query, key, value, mask, dropout=0.0, sliding_window=4, bias=None)
+    torch.testing.assert_close(output, expected.transpose(1, 2))
 
 
 @pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias", "of_days_to_come"])

@@ -21,8 +21,8 @@ from tests.unit.corpus.openings import OPENING
 def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(vocabulary: int, temperature: float):
     logits, uniform = random(vocabulary, 500, vocabulary) * 3, uniforms(1, 500)
     expected, unsure = inverted(logits, uniform, temperature)
-    found = sample(logits, uniform, temperature)
-    assert torch.equal(found[~unsure], expected[~unsure])
+    tokens = sample(logits, uniform, temperature)
+    assert torch.equal(tokens[~unsure], expected[~unsure])
     assert unsure.float().mean() < 0.05
 
 
@@ -31,10 +31,10 @@ def test_tokens_come_as_often_as_their_probability(dtype: torch.dtype):
     """Pearson's chi-square over 300 tokens, which span two blocks: mean 299, standard deviation 24."""
     logits = random(0, 1, 300).to(dtype)
     draws = 60_000
-    found = sample(logits.expand(draws, -1), uniforms(7, draws))
+    tokens = sample(logits.expand(draws, -1), uniforms(7, draws))
     expected = torch.softmax(logits.double(), dim=1)[0] * draws
     assert expected.min() > 5
-    chi_square = ((found.bincount(minlength=300) - expected).square() / expected).sum()
+    chi_square = ((tokens.bincount(minlength=300) - expected).square() / expected).sum()
     assert 200 < chi_square < 400
 
 
@@ -110,7 +110,7 @@ def test_logits_of_any_size_are_sampled():
 def test_the_stream_of_a_sequence_depends_on_seed_and_index_alone():
     whole = draw_streams(3, range(7), 11, STARTS, (3, 5))
     parts = [draw_streams(3, part, 11, STARTS, (3, 5)) for part in ([0, 1, 2], [3], [4, 5, 6])]
-    for name in ("given", "opened", "prefix", "uniform"):
+    for name in ("prompt", "opened", "prefix", "uniform"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
     other = draw_streams(4, range(7), 11, STARTS, (3, 5))
     assert not (other.uniform == whole.uniform).any()
@@ -119,7 +119,7 @@ def test_the_stream_of_a_sequence_depends_on_seed_and_index_alone():
 
 def test_starts_prefixes_and_numbers_cover_their_ranges():
     drawn = draw_streams(0, range(2000), 4, STARTS[:50], (3, 5))
-    assert set(drawn.given[:, 0].tolist()) == set(STARTS[:50])
+    assert set(drawn.prompt[:, 0].tolist()) == set(STARTS[:50])
     assert torch.allclose(drawn.prefix.bincount() / 2000, torch.tensor([0, 0, 0, 1, 1, 1]) / 3, atol=0.05)
     assert drawn.uniform.dtype == torch.float32
     assert 0 <= drawn.uniform.min() < 0.001
@@ -130,7 +130,7 @@ def test_a_start_token_is_never_special():
     tokenizer = tiny.tokenizer()
     starts = sampler.allowed_starts(len(tokenizer), vocabulary.special_tokens(tokenizer))
     assert starts == STARTS
-    drawn = draw_streams(0, range(1000), 2, starts, (1, 1)).given[:, 0]
+    drawn = draw_streams(0, range(1000), 2, starts, (1, 1)).prompt[:, 0]
     assert not set(drawn.tolist()) & set(tokenizer.all_special_ids)
 
 
@@ -140,7 +140,7 @@ def test_every_token_is_the_one_that_a_full_forward_calls_for(strategy: str, pre
     streams = draw_streams(0, range(6), 12, STARTS, (prefix, prefix))
     tokens = generate(tiny.llama(), streams, strategy, 0.8, lambda n: None)
     logits = tiny.llama()(input_ids=tokens).logits
-    assert torch.equal(tokens[:, 0], streams.given[:, 0])
+    assert torch.equal(tokens[:, 0], streams.prompt[:, 0])
     for position in range(1, 12):
         expected, unsure = inverted(logits[:, position - 1], streams.uniform[:, position], 0.8)
         if strategy == "greedy" or (strategy == "hybrid" and position <= prefix):
@@ -163,7 +163,7 @@ def test_each_sequence_has_a_greedy_prefix_of_its_own():
 def test_greedy_decoding_is_that_of_transformers():
     streams = draw_streams(0, range(5), 24, STARTS, (3, 5))
     expected = tiny.llama().generate(
-        streams.given, attention_mask=torch.ones(5, 1), max_new_tokens=23, do_sample=False, eos_token_id=None
+        streams.prompt, attention_mask=torch.ones(5, 1), max_new_tokens=23, do_sample=False, eos_token_id=None
     )
     assert torch.equal(generate(tiny.llama(), streams, "greedy", 1.0, lambda n: None), expected)
 
@@ -172,7 +172,7 @@ def test_the_batch_size_does_not_change_what_is_written():
     streams = draw_streams(0, range(6), 20, STARTS, (3, 5))
     whole = generate(tiny.llama(), streams, "hybrid", 1.0, lambda n: None)
     for rows in (slice(0, 1), slice(1, 3), slice(3, 6)):
-        part = Streams(streams.given[rows], streams.opened[rows], streams.prefix[rows], streams.uniform[rows])
+        part = Streams(streams.prompt[rows], streams.opened[rows], streams.prefix[rows], streams.uniform[rows])
         assert torch.equal(generate(tiny.llama(), part, "hybrid", 1.0, lambda n: None), whole[rows])
 
 

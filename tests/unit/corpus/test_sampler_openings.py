@@ -13,9 +13,9 @@ def test_a_share_begins_with_the_opening_and_the_others_are_as_without():
     plain, mixed = (draw_streams(0, range(2000), 8, STARTS, (3, 5), OPENING, share) for share in (0.0, 0.2))
     assert not plain.opened.any()
     assert 0.17 < mixed.opened.float().mean() < 0.23
-    assert (mixed.given[mixed.opened] == torch.tensor(OPENING)).all()
+    assert (mixed.prompt[mixed.opened] == torch.tensor(OPENING)).all()
     assert not mixed.prefix[mixed.opened].any()
-    for name in ("given", "prefix", "uniform"):
+    for name in ("prompt", "prefix", "uniform"):
         assert torch.equal(getattr(mixed, name)[~mixed.opened], getattr(plain, name)[~mixed.opened])
     more = draw_streams(0, range(2000), 8, STARTS, (3, 5), OPENING, 0.5)
     assert more.opened[mixed.opened].all()

@@ -96,11 +96,11 @@ def free_rows(name: str, scheme: str, policy: str) -> dict[str, Tensor]:
     """Which rows of each linear in the decoder learn: bool [out]."""
     start = start_of(name, scheme)
     frozen = frozen_of(name, start, policy)
-    found = {}
+    rows = {}
     for linear, codes in start.codes.items():
         if linear in start.latent:
             free = torch.ones(len(codes), dtype=torch.bool)
             if linear in frozen:
                 free[slice(None) if frozen[linear] is None else frozen[linear]] = False
-            found[linear] = free
-    return found
+            rows[linear] = free
+    return rows

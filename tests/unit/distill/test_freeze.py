@@ -45,11 +45,12 @@ def test_of_a_fused_projection_a_policy_freezes_the_rows_of_its_parts(name: str,
         },
     }[name]
     roles = set(FREEZE_POLICIES[policy])
-    for linear in (found := layout.linears(family(name))):
+    fused = layout.linears(family(name))
+    for linear in fused:
         parts = set(linear.parts())
         if policy == "mlp" and name == "gpt-neox":
             continue
-        frozen = frozen_rows(policy, found)
+        frozen = frozen_rows(policy, fused)
         if not parts & roles:
             assert linear.name not in frozen
         elif parts <= roles:

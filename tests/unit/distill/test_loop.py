@@ -55,7 +55,7 @@ def test_the_log_tells_each_step(uninterrupted, data):
 def test_the_first_logged_loss_is_the_divergence_of_the_calibrated_model(calibrated, uninterrupted, data):
     quantized, teacher = tiny.llama(), tiny.llama()
     calibrated.put_into(quantized)
-    tokens, lengths = (each[schedule().sequences(0, 6)] for each in (data.tokens, data.lengths))
+    tokens, lengths = (tensor[schedule().sequences(0, 6)] for tensor in (data.tokens, data.lengths))
     log_q, log_p = (torch.log_softmax(m(input_ids=tokens).logits.double(), -1) for m in (quantized, teacher))
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     predicted = torch.arange(1, 20)[None] < lengths[:, None]
@@ -170,8 +170,8 @@ def test_norms_by_role_are_those_of_the_roles_gradients(calibrated, data, tmp_pa
     """And make up, with that of the norms, the whole one."""
     student, kept = make_student(calibrated), {}
     add = student.collect_gradients
-    student.collect_gradients = lambda last: (
-        add(last) or kept.update({k: m.grad.clone() for k, m in student.masters.items()})
+    student.collect_gradients = lambda last_pass: (
+        add(last_pass) or kept.update({k: m.grad.clone() for k, m in student.masters.items()})
     )
     (row,) = train(student, data, tmp_path, quietly, schedule(steps=1, clip=1e9))
     for role in ("q", "k", "gate", "up", "down"):
@@ -202,12 +202,12 @@ def test_batchmean_weighs_the_divergence_as_torch_would(calibrated, data, tmp_pa
 def test_weight_decay_is_for_the_linears_and_scales_have_a_rate_of_their_own(calibrated):
     student = make_student(calibrated, Learns("learned", embeddings=True))
     groups = loop._optimizer(student, schedule(weight_decay=0.3)).param_groups
-    found = {id(p): (group["peak"], group["weight_decay"]) for group in groups for p in group["params"]}
+    settings = {id(p): (group["peak"], group["weight_decay"]) for group in groups for p in group["params"]}
     expected = {"linear": (1e-3, 0.3), "scale": (1e-4, 0.0), "other": (1e-3, 0.0)}
-    assert len(found) == len(student.masters)
+    assert len(settings) == len(student.masters)
     for name, master in student.masters.items():
         kind = "scale" if name.endswith(".scale") else "linear" if "_proj" in name else "other"
-        assert found[id(master)] == expected[kind], name
+        assert settings[id(master)] == expected[kind], name
 
 
 @pytest.mark.parametrize("learns", [Learns("static"), Learns("minmax"), Learns("learned")], ids=str)

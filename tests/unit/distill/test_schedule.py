@@ -26,19 +26,19 @@ def schedule(**changes: Any) -> Schedule:
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.05, 100), (0.3, 10), (0.0, 7), (1.0, 4)])
 def test_the_rate_rises_in_a_line_then_falls_in_a_cosine(warmup: float, steps: int):
-    found = [LR * schedule(steps=steps, warmup=warmup).factor(step) for step in range(steps)]
+    rates = [LR * schedule(steps=steps, warmup=warmup).factor(step) for step in range(steps)]
     warm = max(1, round(warmup * steps))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
     theirs = get_cosine_with_min_lr_schedule_with_warmup(optimizer, warm, steps, min_lr_rate=0.1)
-    for step, rate in enumerate(found):
+    for step, rate in enumerate(rates):
         if step < warm:  # theirs starts from zero, ours from the first fraction, so that no step is lost
             assert rate == pytest.approx(LR * (step + 1) / warm)
         else:
             assert rate == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
-    assert max(found) == pytest.approx(LR)
-    assert min(found[warm:], default=LR) >= LR * 0.1
+    assert max(rates) == pytest.approx(LR)
+    assert min(rates[warm:], default=LR) >= LR * 0.1
 
 
 def test_every_epoch_is_a_permutation_of_its_own():

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.models import layout
+from pipeline.models import forward, layout
 from pipeline.quant import weights
 from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
@@ -24,8 +24,8 @@ from tests.unit.distill.students import (
 def test_the_student_starts_as_the_calibrated_model(name: str, scheme: str, policy: str, tokens: Tensor):
     reference = float_model(name)
     start_of(name, scheme).put_into(reference)
-    found = student(name, scheme, policy).model(input_ids=tokens, use_cache=False).logits
-    assert torch.equal(found, reference(input_ids=tokens, use_cache=False).logits)
+    logits = student(name, scheme, policy).model(input_ids=tokens, use_cache=False).logits
+    assert torch.equal(logits, reference(input_ids=tokens, use_cache=False).logits)
 
 
 @every_case
@@ -107,8 +107,8 @@ def test_the_finished_model_is_the_student(name: str, scheme: str, policy: str, 
     learn(made, tokens)
     reference = float_model(name)
     made.finished().put_into(reference)
-    found = reference(input_ids=tokens, use_cache=False).logits
-    assert torch.equal(found, made.model(input_ids=tokens, use_cache=False).logits)
+    logits = reference(input_ids=tokens, use_cache=False).logits
+    assert torch.equal(logits, made.model(input_ids=tokens, use_cache=False).logits)
 
 
 def test_norms_learn_and_the_embedding_does_not(calibrated: QuantizedModel, tokens: Tensor):
@@ -167,6 +167,15 @@ def test_a_start_without_latent_weights_is_refused_unless_all_of_it_is_frozen():
 def test_a_parameter_without_gradient_is_named():
     with pytest.raises(ValueError, match=r"q_proj\.weight got no gradient"):
         student().collect_gradients()
+
+
+def test_a_bias_that_only_chooses_has_a_gradient_of_zero(tokens: Tensor):
+    """As a router's has that is added before the choice of experts, and not to their weights."""
+    made = student()
+    made.masters["bias"], made.modules["bias"] = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    forward.hidden_states(made.model, tokens).sum().backward()
+    made.collect_gradients()
+    assert torch.equal(made.masters["bias"].grad, torch.zeros(3))
 
 
 def test_an_embedding_and_the_head_that_is_tied_to_it_learn_where_they_may(tokens: Tensor):

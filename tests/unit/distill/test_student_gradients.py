@@ -43,8 +43,10 @@ def test_the_gradient_is_float64_autograds(name: str, scheme: str, policy: str, 
         linear = key.removesuffix(".weight")
         if linear in start.codes:
             rows, kind = free[linear], start.schemes[linear]
-            given = start.steps[linear] if mode == "static" else None
-            step = Step(*(part[rows] for part in given)) if given else weights.weight_step(leaf.detach().float(), kind)
+            if mode == "static":
+                step = Step(*(part[rows] for part in start.steps[linear]))
+            else:
+                step = weights.weight_step(leaf.detach().float(), kind)
             whole = start.weight(linear).double()
             whole[rows] = straight_through(leaf, step, kind, mode == "static")
             parameters[key] = whole
@@ -56,8 +58,8 @@ def test_the_gradient_is_float64_autograds(name: str, scheme: str, policy: str, 
     loss.backward()
     assert clipped > 50 or mode == "minmax"
     for key, leaf in leaves.items():
-        expected, found = leaf.grad, made.masters[key].grad
-        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+        expected, gradient = leaf.grad, made.masters[key].grad
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])

@@ -66,17 +66,17 @@ def test_learned_scales_have_lsqs_gradient(name: str, scheme: str, policy: str, 
             master, scale = leaves[f"{linear}.weight"], leaves[f"{linear}.scale"]
             whole[rows] = learned_weight(master, scale, start.steps[linear].zero[rows], kind)
             parameters[f"{linear}.weight"] = whole
-    given = {"input_ids": tokens, "labels": tokens}
-    torch.func.functional_call(float_model(name).double(), parameters, (), given).loss.backward()
+    batch = {"input_ids": tokens, "labels": tokens}
+    torch.func.functional_call(float_model(name).double(), parameters, (), batch).loss.backward()
     checked = 0
     for key in (key for key in leaves if key.endswith(".scale")):
         linear = key.removesuffix(".scale")
         kind, width = start.schemes[linear], leaves[f"{linear}.weight"].shape[1]
         top = 2 ** (kind.bits - 1) - 1 if kind.symmetric else 2**kind.bits - 1
         for part, factor in ((f"{linear}.weight", 1.0), (key, ((kind.group or width) * top) ** -0.5)):
-            expected, found = leaves[part].grad * factor, made.masters[part].grad
+            expected, gradient = leaves[part].grad * factor, made.masters[part].grad
             largest = float(expected.abs().max())
-            torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-4 * largest)
+            torch.testing.assert_close(gradient.double(), expected, rtol=2e-3, atol=1e-4 * largest)
         checked += 1
     assert checked == sum(rows.any() for rows in free.values())
 

@@ -20,32 +20,32 @@ def test_what_is_recorded_is_what_the_teacher_gives(dtype: str, tokens: Tensor, 
     teacher = tiny.llama()
     forward.cast_linears(teacher, dtype)
     record(teacher, tokens, lengths, 2, dtype, nothing).save(tmp_path / "targets", {})
-    found = Targets.load(tmp_path / "targets")
-    assert len(found) == 6
+    loaded = Targets.load(tmp_path / "targets")
+    assert len(loaded) == 6
     for first in (0, 2, 4):
-        ids, valid, hidden = found.rows([first, first + 1])
+        ids, valid, hidden = loaded.rows([first, first + 1])
         with torch.no_grad(), forward.autocast(dtype):
             expected = forward.hidden_states(teacher, tokens[first : first + 2]).to(forward.torch_dtype(dtype))
         assert torch.equal(hidden, expected)
         assert torch.equal(ids, tokens[first : first + 2])
         assert valid.sum(dim=1).tolist() == lengths[first : first + 2].tolist()
-    assert found.predicted(range(6)) == int(lengths.sum()) - 6
+    assert loaded.predicted(range(6)) == int(lengths.sum()) - 6
 
 
 def test_rows_come_in_the_order_asked_for(tokens: Tensor, lengths: Tensor, tmp_path: Path):
     made = record(tiny.llama(), tokens, lengths, 6, "float32", nothing)
     made.save(tmp_path / "targets", {})
-    for found in (made, Targets.load(tmp_path / "targets")):
-        ids, _, hidden = found.rows([4, 0, 4])
+    for targets in (made, Targets.load(tmp_path / "targets")):
+        ids, _, hidden = targets.rows([4, 0, 4])
         assert torch.equal(ids, tokens[[4, 0, 4]])
         assert torch.equal(hidden[0], hidden[2])
         assert torch.equal(hidden[1], made.hidden[0])
 
 
 def test_progress_is_told_and_bad_states_are_refused(tokens: Tensor, lengths: Tensor):
-    seen: list[int] = []
-    record(tiny.llama(), tokens, lengths, 4, "float32", seen.append)
-    assert seen == [80, 40]
+    counts: list[int] = []
+    record(tiny.llama(), tokens, lengths, 4, "float32", counts.append)
+    assert counts == [80, 40]
     broken = tiny.llama()
     broken.model.norm.weight[0] = float("nan")
     with pytest.raises(ValueError, match="hidden states are not finite on the training text"):

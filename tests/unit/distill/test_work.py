@@ -40,7 +40,7 @@ def test_weights_are_quantized_once_a_step_and_not_once_a_forward(
     assert len(trained) == 10
     assert len(forwards) == STEPS * accumulate
     assert len(quantized) == (STEPS + 1) * len(trained)
-    assert {id(each) for each in quantized} == {id(each) for each in trained}
+    assert {id(weight) for weight in quantized} == {id(weight) for weight in trained}
 
 
 class Largest(TorchDispatchMode):
@@ -50,9 +50,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        for each in made if isinstance(made, tuple | list) else [made]:
-            if isinstance(each, Tensor):
-                self.elements = max(self.elements, each.numel())
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
         return made
 
 
@@ -70,10 +70,10 @@ def test_logits_of_no_more_than_a_chunk_of_tokens_are_ever_held(chunk: int, term
     weighed = dataclasses.replace(LossWeights(0.0, 1.0, chunk=chunk), **terms)
     for learns in (False, True):
         states, head = ours.clone().requires_grad_(), heads[0].clone().requires_grad_(learns)
-        with Largest() as seen:
+        with Largest() as largest:
             loss = distillation_loss(
                 states, theirs, (head, heads[1]), tokens, torch.ones_like(tokens, dtype=torch.bool), weighed
             )
             loss.total.backward()
-        assert chunk * vocabulary <= seen.elements <= max(chunk, hidden) * vocabulary
-        assert seen.elements * 8 <= batch * (length - 1) * vocabulary
+        assert chunk * vocabulary <= largest.elements <= max(chunk, hidden) * vocabulary
+        assert largest.elements * 8 <= batch * (length - 1) * vocabulary

@@ -109,11 +109,11 @@ def test_the_config_is_one_that_the_library_understands(
     config, parsed = described(tmp_path)
     assert (config["dtype"], config["architectures"]) == ("float16", ["LlamaForCausalLM"])
     assert config["tie_word_embeddings"] is True
-    (found,) = parsed.config_groups.values()
-    assert (found.weights.num_bits, found.weights.symmetric, found.weights.dynamic) == (bits, True, False)
-    assert (found.weights.strategy, found.weights.group_size) == (("group", 4) if group else ("channel", None))
-    assert (found.targets, found.input_activations, parsed.ignore) == (["Linear"], None, ["lm_head"])
-    assert (found.format, parsed.format, parsed.quantization_status) == (
+    (scheme,) = parsed.config_groups.values()
+    assert (scheme.weights.num_bits, scheme.weights.symmetric, scheme.weights.dynamic) == (bits, True, False)
+    assert (scheme.weights.strategy, scheme.weights.group_size) == (("group", 4) if group else ("channel", None))
+    assert (scheme.targets, scheme.input_activations, parsed.ignore) == (["Linear"], None, ["lm_head"])
+    assert (scheme.format, parsed.format, parsed.quantization_status) == (
         "pack-quantized",
         "pack-quantized",
         "compressed",
@@ -123,12 +123,12 @@ def test_the_config_is_one_that_the_library_understands(
 def test_each_scheme_has_a_group_that_names_its_linears(teacher: PreTrainedModel, tmp_path: Path):
     compressed_tensors.write(random_model(MIXED), teacher, ["model.layers.0.self_attn.v_proj"], tmp_path)
     config, parsed = described(tmp_path)
-    found = {
+    grids = {
         name: (group.weights.num_bits, group.weights.group_size)
         for group in parsed.config_groups.values()
         for name in group.targets
     }
-    assert found == {name: (scheme.bits, scheme.group or None) for name, scheme in MIXED.items()}
+    assert grids == {name: (scheme.bits, scheme.group or None) for name, scheme in MIXED.items()}
     assert len(parsed.config_groups) == 4
     assert parsed.ignore == ["model.layers.0.self_attn.v_proj"]
     assert config["tie_word_embeddings"] is False
@@ -138,14 +138,14 @@ def decompressed(folder: Path) -> dict[str, Tensor]:
     """The weights as compressed-tensors' own decompressor gives them, from the file and its config alone."""
     _, parsed = described(folder)
     tensors = load_file(folder / compressed_tensors.WEIGHTS)
-    found = {}
+    weights = {}
     for name in sorted({key.rsplit(".", 1)[0] for key in tensors if key.endswith("weight_packed")}):
         (scheme,) = [g for g in parsed.config_groups.values() if name in g.targets or g.targets == ["Linear"]]
         assert isinstance(scheme, QuantizationScheme)
         own = {key.rsplit(".", 1)[1]: values for key, values in tensors.items() if key.startswith(f"{name}.weight_")}
         own["weight_scale"] = own["weight_scale"].float()
-        found[name] = BaseCompressor.get_value_from_registry(scheme.format).decompress(own, scheme)["weight"]
-    return found
+        weights[name] = BaseCompressor.get_value_from_registry(scheme.format).decompress(own, scheme)["weight"]
+    return weights
 
 
 @pytest.mark.parametrize("group", [0, 8])
@@ -164,9 +164,9 @@ def test_the_librarys_own_decompressor_gives_codes_times_scales(
 def test_so_it_does_where_schemes_are_mixed(teacher: PreTrainedModel, tmp_path: Path):
     model = random_model(MIXED)
     compressed_tensors.write(model, teacher, [], tmp_path)
-    found = decompressed(tmp_path)
-    assert found.keys() == MIXED.keys()
-    assert all(torch.equal(weight, model.weight(name)) for name, weight in found.items())
+    weights = decompressed(tmp_path)
+    assert weights.keys() == MIXED.keys()
+    assert all(torch.equal(weight, model.weight(name)) for name, weight in weights.items())
 
 
 @pytest.mark.parametrize("code", [(0, 0), (4, 7)])

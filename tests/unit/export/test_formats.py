@@ -80,10 +80,10 @@ def test_how_inputs_and_cache_are_quantized_lies_beside_the_weights(exported: Ex
 
 def test_a_model_in_bfloat16_has_the_same_signals(exported: Exported, tokens: Tensor):
     folder, _ = exported("compressed-tensors", "groups")
-    found, expected = (
+    logits, expected = (
         load_exported(folder, dtype)(input_ids=tokens).logits.float() for dtype in ("bfloat16", "float32")
     )
-    assert (found - expected).norm() < 0.15 * expected.norm()
+    assert (logits - expected).norm() < 0.15 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["gpt-neox", "mamba"])
@@ -97,8 +97,8 @@ def test_other_families_come_back_the_same(tokens: Tensor, valid: Tensor, tmp_pa
     reference = family(name)
     start.put_into(reference)
     expected = reference(input_ids=tokens, use_cache=False).logits
-    found = load_exported(tmp_path / "out", "float32")(input_ids=tokens, use_cache=False).logits
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    logits = load_exported(tmp_path / "out", "float32")(input_ids=tokens, use_cache=False).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("format_name", EXPORT_FORMATS)
@@ -109,11 +109,11 @@ def test_a_rotated_model_has_a_head_of_its_own(
     start = calibrate(rotate(tiny.llama(), 0), tokens, valid, from_short("W8"), options, None, lambda: None).model
     export(start, teacher_folder, format_name, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    found, expected = (each(input_ids=tokens).logits for each in (model, tiny.llama()))
+    logits, expected = (lm(input_ids=tokens).logits for lm in (model, tiny.llama()))
     assert not model.config.tie_word_embeddings
     assert model.lm_head.weight is not model.model.embed_tokens.weight
     assert torch.equal(model.lm_head.weight, start.floats["lm_head.weight"].float())
-    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert (logits - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.parametrize("format_name", EXPORT_FORMATS)

@@ -134,11 +134,11 @@ def test_a_thousand_positions_are_compared_in_sequences_that_fit_the_model(conte
 
 def test_a_dtypes_loss_is_the_divergence_of_its_logits_in_float64():
     model, other, tokens = tiny.llama(), tiny.llama().bfloat16(), torch.arange(3, 67).view(2, 32)
-    found = dtype_loss(model, other, tokens)
-    p, q = (each(input_ids=tokens).logits.double().log_softmax(dim=-1) for each in (model, other))
-    assert found.kl == pytest.approx(float((p.exp() * (p - q)).sum(dim=-1).mean()), rel=1e-3)
+    loss = dtype_loss(model, other, tokens)
+    p, q = (lm(input_ids=tokens).logits.double().log_softmax(dim=-1) for lm in (model, other))
+    assert loss.kl == pytest.approx(float((p.exp() * (p - q)).sum(dim=-1).mean()), rel=1e-3)
     difference = (model(input_ids=tokens).logits - other(input_ids=tokens).logits.float()).abs().max()
-    assert found.logits_difference == pytest.approx(float(difference), rel=1e-3)
+    assert loss.logits_difference == pytest.approx(float(difference), rel=1e-3)
     assert dtype_loss(model, model, tokens) == (0.0, 0.0)
 
 

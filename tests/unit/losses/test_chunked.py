@@ -50,14 +50,14 @@ def reference(
 def both(dtype: torch.dtype, mask: str, weights: LossWeights, spread: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
     """Loss and terms, and the gradients by the student's hidden states and head: ours and the reference's."""
     student, teacher, heads, tokens = problem(dtype, spread)
-    found = []
+    evaluations = []
     for function in (distillation_loss, reference):
         leaf, head = student.clone().requires_grad_(), heads[0].clone().requires_grad_()
         loss = function(leaf, teacher, (head, heads[1]), tokens, MASKS[mask], weights)
         (3 * loss.total).backward()
         by_head = torch.zeros_like(head) if head.grad is None else head.grad  # of the hidden term alone there is none
-        found.append([*(term.detach().double() for term in loss), leaf.grad.double(), by_head.double()])
-    return found[0], found[1]
+        evaluations.append([*(term.detach().double() for term in loss), leaf.grad.double(), by_head.double()])
+    return evaluations[0], evaluations[1]
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -56,7 +56,7 @@ def from_tie(quotient: Tensor) -> Tensor:
 
 def inside(grid: Grid, x: Tensor, step: Step) -> Tensor:
     """Which values a grid does not clip: bool of x's shape."""
-    codes, found = grid.quantize_and_tell(x, step)
+    codes, mask = grid.quantize_and_tell(x, step)
     assert torch.equal(codes, grid.quantize(x, step))
-    assert found is None or not found.all()
-    return torch.ones_like(x, dtype=torch.bool) if found is None else found
+    assert mask is None or not mask.all()
+    return torch.ones_like(x, dtype=torch.bool) if mask is None else mask

@@ -206,9 +206,9 @@ def test_quantizers_read_back_from_json_to_the_last_bit(seed: int, bits: int, sy
     scheme = Activations(bits, symmetric, dynamic, "percentile", 99.9)
     quantizers = {"a.q": Quantizer(scheme, None if dynamic else step_of(float(scale), zero)), "b": static(0.1)}
     stored = json.loads(json.dumps(to_json(quantizers), allow_nan=False))
-    found = from_json(stored)
-    assert found == quantizers
+    loaded = from_json(stored)
+    assert loaded == quantizers
     assert ("scale" in stored["a.q"]) == ("zero" in stored["a.q"]) == (not dynamic)
     if not dynamic:
-        assert [part.dtype for part in found["a.q"].step] == [torch.float32] * 2
-        assert found["a.q"].step.scale.numpy().view(np.uint32) == scale.view(np.uint32)
+        assert [part.dtype for part in loaded["a.q"].step] == [torch.float32] * 2
+        assert loaded["a.q"].step.scale.numpy().view(np.uint32) == scale.view(np.uint32)

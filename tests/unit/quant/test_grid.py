@@ -136,10 +136,10 @@ def test_asymmetric_rows_of_one_sign_use_the_whole_grid_from_zero(x: Tensor, bit
     step = grid.step_of(x)
     some = (x != 0).any(dim=1) & (step.scale[:, 0] > 2.0**-14)
     top = x.abs().amax(dim=1, keepdim=True) * sign
-    first, last = (0, grid.range[1]) if sign > 0 else (grid.range[1], 0)
-    assert (step.zero[some] == first).all()
-    assert (grid.quantize(torch.zeros_like(top), step)[some] == first).all()
-    assert (grid.quantize(top, step)[some] == last).all()
+    zero_code, top_code = (0, grid.range[1]) if sign > 0 else (grid.range[1], 0)
+    assert (step.zero[some] == zero_code).all()
+    assert (grid.quantize(torch.zeros_like(top), step)[some] == zero_code).all()
+    assert (grid.quantize(top, step)[some] == top_code).all()
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -179,12 +179,12 @@ def test_a_scale_below_the_least_number_is_that_number(grid: Grid, dtype: torch.
 @pytest.mark.parametrize("group", [1, 2, 3, 6, 0])
 def test_groups_are_neighbours_in_the_last_dimension(group: int):
     x = torch.arange(24).view(2, 2, 6)
-    found = grouped(x, group)
+    groups = grouped(x, group)
     size = group or 6
-    assert found.shape == (2, 2, 6 // size, size)
-    assert found.data_ptr() == x.data_ptr()
+    assert groups.shape == (2, 2, 6 // size, size)
+    assert groups.data_ptr() == x.data_ptr()
     for i in range(6 // size):
-        assert torch.equal(found[..., i, :], x[..., i * size : (i + 1) * size])
+        assert torch.equal(groups[..., i, :], x[..., i * size : (i + 1) * size])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

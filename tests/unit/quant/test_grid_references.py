@@ -89,35 +89,35 @@ def test_codes_and_values_are_those_of_compressed_tensors(
     k + 1/2 goes to the even sum there and to the even k here, which under an odd zero point are two codes, one apart;
     and its float32 sum may reach a tie that the quotient only came near.
     """
-    given_x, mine = for_strategy(strategy, x)
+    their_x, mine = for_strategy(strategy, x)
     step = grid.step_of(mine, dtype if grid.bits <= 8 else FLOAT32)
     mine = with_ties(mine, step.scale, seed)
-    given_x = mine.reshape(given_x.shape)
+    their_x = mine.reshape(their_x.shape)
     args = arguments(grid.bits, grid.symmetric, strategy)
     shape = {"channel": (-1, 1), "group": (len(x), -1), "tensor": (1,), "token": (1, -1, 1)}[strategy]
     offset = 0 if grid.symmetric else 2 ** (grid.bits - 1)
     scale, zero = step.scale.reshape(shape), step.zero.reshape(shape) - offset
-    found = theirs.quantize(given_x, scale, zero, args).reshape(mine.shape) + offset
+    their_codes = theirs.quantize(their_x, scale, zero, args).reshape(mine.shape) + offset
 
     codes = grid.quantize(mine, step)
     quotient = torch.div(mine, step.scale)
     tie = from_tie(quotient) == 0
     sure = from_tie(quotient) > 2.0 ** (grid.bits - 22)
     same = torch.ones_like(tie) if grid.symmetric else sure | (tie & (step.zero % 2 == 0))
-    assert torch.equal(codes[same], found[same])
-    assert torch.equal(found, (quotient + (step.zero - offset)).round().clamp(*Grid(grid.bits).range) + offset)
-    assert ((codes - found).abs() <= 1).all()
-    values = theirs.dequantize(found.reshape(given_x.shape) - offset, scale, zero, args=args)
-    assert torch.equal(grid.dequantize(found, step).reshape(given_x.shape), values)
-    assert torch.equal(theirs.fake_quantize(given_x, scale, zero, args), values)
+    assert torch.equal(codes[same], their_codes[same])
+    assert torch.equal(their_codes, (quotient + (step.zero - offset)).round().clamp(*Grid(grid.bits).range) + offset)
+    assert ((codes - their_codes).abs() <= 1).all()
+    values = theirs.dequantize(their_codes.reshape(their_x.shape) - offset, scale, zero, args=args)
+    assert torch.equal(grid.dequantize(their_codes, step).reshape(their_x.shape), values)
+    assert torch.equal(theirs.fake_quantize(their_x, scale, zero, args), values)
 
 
 def test_under_an_odd_zero_point_compressed_tensors_takes_the_other_side_of_a_tie():
     """What the docstring above says, in numbers: 1/2 and 3/2 of a step on a grid whose zero is 7."""
     grid, x = Grid(4, symmetric=False), torch.tensor([[0.5, 1.5, 0.25]])
     step = Step(torch.ones(1, 1), torch.full((1, 1), 7.0))
-    found = theirs.quantize(x, step.scale, step.zero - 8, arguments(4, False, "channel")) + 8
-    assert found.tolist() == [[8, 8, 7]]
+    their_codes = theirs.quantize(x, step.scale, step.zero - 8, arguments(4, False, "channel")) + 8
+    assert their_codes.tolist() == [[8, 8, 7]]
     assert grid.quantize(x, step).tolist() == [[7, 9, 7]]
 
 

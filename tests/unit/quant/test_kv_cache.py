@@ -47,18 +47,18 @@ def test_each_token_or_group_has_its_own_grid(
     scheme = KVCache(bits, symmetric, 0 if halvings == 4 or width % 2**halvings else width // 2**halvings)
     x = (random(seed, *shape) * torch.logspace(-2, 2, shape[2])[:, None]).to(dtype)
     x[0, :, 0, 0] = 0
-    found = fake_quantize(x, scheme)
-    assert found.dtype == dtype
-    assert torch.equal(found, looped(x, scheme))
+    quantized = fake_quantize(x, scheme)
+    assert quantized.dtype == dtype
+    assert torch.equal(quantized, looped(x, scheme))
 
 
 @pytest.mark.parametrize("scheme", [KVCache(4), KVCache(8, symmetric=False), KVCache(2, group=4)])
 def test_the_gradient_is_the_identity(scheme: KVCache):
     x, upstream = random(0, 2, 2, 3, 8).requires_grad_(), random(1, 2, 2, 3, 8)
-    found = fake_quantize(x, scheme)
-    found.backward(upstream)
+    quantized = fake_quantize(x, scheme)
+    quantized.backward(upstream)
     assert torch.equal(x.grad, upstream)
-    assert not torch.equal(found, x)
+    assert not torch.equal(quantized, x)
 
 
 @pytest.mark.parametrize("scheme", [KVCache(4), KVCache(3, symmetric=False, group=8)])

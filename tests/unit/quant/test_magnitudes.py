@@ -48,8 +48,8 @@ def test_every_rounding_and_its_search_for_scales_does_as_well_on_any_magnitude(
     inputs = random(1, 256, 32)
     hessian, weight = inputs.T @ inputs, random(0, 24, 32)
     options = {"descent": 2} if method == "gptq" else {}
-    found, expected = (ROUNDINGS[method](w, hessian, Weights(4), **options) for w in (weight * size, weight))
-    assert sqnr(weight * size, found.weight) == pytest.approx(sqnr(weight, expected.weight), abs=LOSS)
+    rounded, expected = (ROUNDINGS[method](w, hessian, Weights(4), **options) for w in (weight * size, weight))
+    assert sqnr(weight * size, rounded.weight) == pytest.approx(sqnr(weight, expected.weight), abs=LOSS)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e6])

@@ -86,8 +86,8 @@ def test_whatever_changes_the_numbers_changes_the_fingerprint(tmp_path: Path, ch
 def test_what_is_empty_has_no_file(calibrated: QuantizedModel, tmp_path: Path):
     bare = QuantizedModel(calibrated.schemes, calibrated.codes, calibrated.steps, floats=calibrated.floats)
     bare.save(tmp_path / "rtn", {}, {})
-    found = {file.stem for file in (tmp_path / "rtn").glob("*.safetensors")}
-    assert found == {"codes", "scales", "floats"}
+    stems = {file.stem for file in (tmp_path / "rtn").glob("*.safetensors")}
+    assert stems == {"codes", "scales", "floats"}
     loaded, _ = QuantizedModel.load(tmp_path / "rtn")
     assert loaded.latent == loaded.inputs == {}
     assert loaded.kv_cache.bits == 0

@@ -76,7 +76,7 @@ def test_inputs_and_cache_are_quantized_each_by_itself(part: str, tokens: Tensor
 
 
 def test_each_linear_reads_its_input_through_its_own_quantizer(tokens: Tensor):
-    mixed, model, seen = built(), tiny.llama(), {}
+    mixed, model, quantized = built(), tiny.llama(), {}
     plain = {}
     for name in mixed.inputs:
         module = model.get_submodule(name)
@@ -84,13 +84,13 @@ def test_each_linear_reads_its_input_through_its_own_quantizer(tokens: Tensor):
     mixed.put_into(model)
     for name in mixed.inputs:
         module = model.get_submodule(name)
-        module.register_forward_hook(lambda _, args, __, name=name: seen.update({name: args[0]}))
+        module.register_forward_hook(lambda _, args, __, name=name: quantized.update({name: args[0]}))
     with torch.no_grad():
         model(input_ids=tokens)
-    assert seen.keys() == mixed.inputs.keys()
+    assert quantized.keys() == mixed.inputs.keys()
     for name, quantizer in mixed.inputs.items():
-        assert torch.equal(seen[name], quantizer(plain[name]))
-        assert not torch.equal(seen[name], plain[name])
+        assert torch.equal(quantized[name], quantizer(plain[name]))
+        assert not torch.equal(quantized[name], plain[name])
 
 
 def test_a_model_of_another_shape_is_refused_with_the_tensors_that_differ(calibrated: QuantizedModel):

@@ -24,10 +24,10 @@ class Three(nn.Module):
 
 def inputs_seen(model: Three) -> dict[str, Tensor]:
     """The input that each linear really computes with, by name; filled when the model runs."""
-    seen: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     for name, module in model.named_children():
-        module.register_forward_hook(lambda _, args, __, name=name: seen.update({name: args[0]}))
-    return seen
+        module.register_forward_hook(lambda _, args, __, name=name: inputs.update({name: args[0]}))
+    return inputs
 
 
 def test_each_named_linear_reads_quantized_inputs_until_the_handles_are_removed():
@@ -62,11 +62,11 @@ def test_a_tensor_that_two_linears_read_alike_is_quantized_once(pair: tuple[Quan
     model, x = Three(), random(1, 5, 4)
     assert pair[0] == pair[1]
     quantize_inputs(model, {"q": pair[0], "k": pair[1], "o": pair[0]})
-    seen = inputs_seen(model)
+    inputs = inputs_seen(model)
     model(x)
-    assert seen["q"] is seen["k"]
-    assert torch.equal(seen["q"], pair[0](x))
-    assert seen["o"] is not seen["q"]
+    assert inputs["q"] is inputs["k"]
+    assert torch.equal(inputs["q"], pair[0](x))
+    assert inputs["o"] is not inputs["q"]
 
 
 @pytest.mark.parametrize("pair", UNLIKE)
@@ -74,21 +74,21 @@ def test_linears_with_other_grids_read_other_numbers(pair: tuple[Quantizer, Quan
     model, x = Three(), random(1, 5, 4, spread=5)
     assert pair[0] != pair[1]
     quantize_inputs(model, {"q": pair[0], "k": pair[1]})
-    seen = inputs_seen(model)
+    inputs = inputs_seen(model)
     model(x)
-    assert torch.equal(seen["q"], pair[0](x))
-    assert torch.equal(seen["k"], pair[1](x))
-    assert not torch.equal(seen["q"], seen["k"])
+    assert torch.equal(inputs["q"], pair[0](x))
+    assert torch.equal(inputs["k"], pair[1](x))
+    assert not torch.equal(inputs["q"], inputs["k"])
 
 
 def test_another_tensor_is_quantized_anew():
-    model, seen = Three(), []
+    model, inputs = Three(), []
     quantize_inputs(model, {"q": static(0.5)})
-    model.q.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    model.q.register_forward_hook(lambda _, args, __: inputs.append(args[0]))
     batches = [random(seed, 5, 4) for seed in (1, 2, 1)]
     for x in batches:
         model(x)
-    assert all(torch.equal(found, fake_quantized(x, 0.5)) for found, x in zip(seen, batches, strict=True))
+    assert all(torch.equal(quantized, fake_quantized(x, 0.5)) for quantized, x in zip(inputs, batches, strict=True))
 
 
 def test_sharing_an_input_changes_no_gradient():

@@ -74,9 +74,9 @@ def test_each_group_of_each_row_is_quantized_on_its_own_step(case: tuple[Weights
 def test_what_is_outside_the_grid_is_told_and_clamped_to_its_ends(case: tuple[Weights, Tensor], share: float):
     scheme, weight = case
     step = weights.weight_step(share * weight, scheme)
-    found = weights.quantize_and_tell(weight, step, scheme)[1]
+    mask = weights.quantize_and_tell(weight, step, scheme)[1]
     expected = looped(weight, step, scheme, inside).bool()
-    assert torch.equal(found, expected) if found is not None else expected.all()
+    assert torch.equal(mask, expected) if mask is not None else expected.all()
     assert torch.equal(weights.clamp(weight, step, scheme), looped(weight, step, scheme, clamped))
 
 
@@ -114,6 +114,6 @@ def test_smaller_groups_leave_less_error():
     for group in (0, 32, 16, 8, 4):
         scheme = Weights(4, group=group)
         step = weights.weight_step(weight, scheme)
-        found = weights.dequantize(weights.quantize(weight, step, scheme), step, scheme)
-        errors.append(float((found - weight).square().sum()))
+        approximation = weights.dequantize(weights.quantize(weight, step, scheme), step, scheme)
+        errors.append(float((approximation - weight).square().sum()))
     assert errors == sorted(errors, reverse=True)

@@ -34,10 +34,10 @@ def cost(error: Tensor, hessian: Tensor, outputs: Tensor) -> float:
 @pytest.mark.parametrize("damping", [0.01, 0.3])
 def test_each_row_is_rounded_moved_by_the_errors_of_those_after_it(damping: float):
     weight, _, outputs = problem()
-    seen: list[Tensor] = []
+    moved_rows: list[Tensor] = []
 
     def rounded(part: Tensor) -> Rounded:
-        seen.insert(0, part)
+        moved_rows.insert(0, part)
         return rtn(part, None, FOUR)
 
     parts = round_across(weight, outputs, damping, rounded, rows=1)
@@ -49,7 +49,7 @@ def test_each_row_is_rounded_moved_by_the_errors_of_those_after_it(damping: floa
         others = exact[: row + 1, row + 1 :]
         best = -torch.linalg.solve(own, others @ errors[row + 1 :])[row]
         expected = weight[row].double() - best
-        torch.testing.assert_close(seen[row][0].double(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(moved_rows[row][0].double(), expected, rtol=1e-4, atol=1e-4)
         errors[row] = weight[row].double() - parts[row].weight[0].double()
 
 
@@ -81,10 +81,10 @@ def test_they_cost_less_together_than_each_for_itself(monkeypatch: pytest.Monkey
     for seed in range(4):
         weight, hessian, outputs = problem(10 * seed)
         alone = gptq(weight, hessian, scheme, descent=descent)
-        found = gptq(weight, hessian, scheme, descent=descent, outputs=outputs, outputs_damping=0.01)
-        assert cost(found.weight - weight, hessian, outputs) < 0.9 * cost(alone.weight - weight, hessian, outputs)
-        assert found.codes.shape == alone.codes.shape
-        assert found.step.scale.shape == alone.step.scale.shape
+        together = gptq(weight, hessian, scheme, descent=descent, outputs=outputs, outputs_damping=0.01)
+        assert cost(together.weight - weight, hessian, outputs) < 0.9 * cost(alone.weight - weight, hessian, outputs)
+        assert together.codes.shape == alone.codes.shape
+        assert together.step.scale.shape == alone.step.scale.shape
 
 
 def test_a_matrix_of_too_few_tokens_is_damped_until_it_has_a_factor():

@@ -33,15 +33,15 @@ def errors(weight: Tensor, hessian: Tensor, codes: Tensor, step: Step, scheme: W
 def test_each_pass_lessens_the_error_of_every_channel(scheme: Weights, block: int):
     weight, hessian = problem()
     start = rtn(weight, None, scheme)
-    last = errors(weight, hessian, start.codes.float(), start.step, scheme)
+    previous_errors = errors(weight, hessian, start.codes.float(), start.step, scheme)
     for passes in (1, 2, 3):
         codes, step, latent = descend(weight, hessian, start.codes.float(), start.step, scheme, passes, block)
-        found = errors(weight, hessian, codes, step, scheme)
-        assert (found <= last * (1 + 1e-3)).all(), "more than float16 scales may add"
-        assert found.sum() < last.sum()
+        channel_errors = errors(weight, hessian, codes, step, scheme)
+        assert (channel_errors <= previous_errors * (1 + 1e-3)).all(), "more than float16 scales may add"
+        assert channel_errors.sum() < previous_errors.sum()
         assert torch.equal(step.scale, step.scale.half().float())
         assert torch.equal(weights.quantize(latent, step, scheme), codes)
-        last = found
+        previous_errors = channel_errors
 
 
 @each_scheme
@@ -94,9 +94,9 @@ def test_a_group_whose_codes_are_all_zero_keeps_its_scale():
 @each_scheme
 def test_gptq_is_better_for_it_in_every_channel_taken_together(scheme: Weights):
     weight, hessian = problem(5)
-    found = [gptq(weight, hessian, scheme, descent=passes) for passes in (0, 2, 6)]
-    first, second, third = (errors(weight, hessian, r.codes.float(), r.step, scheme).sum() for r in found)
+    roundings = [gptq(weight, hessian, scheme, descent=passes) for passes in (0, 2, 6)]
+    first, second, third = (errors(weight, hessian, r.codes.float(), r.step, scheme).sum() for r in roundings)
     assert second < 0.97 * first
     assert third <= second
-    for r in found:
+    for r in roundings:
         assert torch.equal(weights.quantize(r.latent, r.step, scheme), r.codes.float())

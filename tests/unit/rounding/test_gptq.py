@@ -53,14 +53,14 @@ def test_gptq_takes_the_steps_of_optimal_brain_quantization(scheme: Weights, act
     compared = 0
     for seed in range(6):
         weight, _, hessian = problem(seed)
-        found = fed_back(weight, hessian, SCALES[scales](weight, hessian, scheme), scheme, act_order)
-        expected, rounded_from = brain_surgery(weight, hessian, scheme, found.step, 0.01, act_order)
+        rounded = fed_back(weight, hessian, SCALES[scales](weight, hessian, scheme), scheme, act_order)
+        expected, rounded_from = brain_surgery(weight, hessian, scheme, rounded.step, 0.01, act_order)
         sure = (from_tie(rounded_from) > 1e-4).all(dim=1)
-        assert torch.equal(found.codes[sure].double(), expected[sure])
+        assert torch.equal(rounded.codes[sure].double(), expected[sure])
         size = scheme.group or weight.shape[1]
-        scale, zero = (part.double().repeat_interleave(size, dim=1) for part in found.step)
+        scale, zero = (part.double().repeat_interleave(size, dim=1) for part in rounded.step)
         low, high = (end - zero for end in weights.grid_of(scheme).range)
-        assert torch.allclose((found.latent / scale)[sure], rounded_from.clamp(low, high)[sure], atol=1e-3)
+        assert torch.allclose((rounded.latent / scale)[sure], rounded_from.clamp(low, high)[sure], atol=1e-3)
         compared += int(sure.sum())
     assert compared > 0.9 * 6 * 12
 
@@ -78,9 +78,9 @@ def test_min_max_scales_are_those_of_round_to_nearest():
 @pytest.mark.parametrize("scheme", [FOUR, Weights(3, symmetric=False, group=4)])
 def test_the_block_changes_speed_and_not_the_codes(scheme: Weights, block: int, act_order: bool):
     weight, _, hessian = problem(3)
-    found, other = (gptq(weight, hessian, scheme, block=b, act_order=act_order) for b in (block, 7))
-    assert torch.equal(found.codes, other.codes)
-    assert torch.allclose(found.latent, other.latent, atol=1e-5)
+    rounded, other = (gptq(weight, hessian, scheme, block=b, act_order=act_order) for b in (block, 7))
+    assert torch.equal(rounded.codes, other.codes)
+    assert torch.allclose(rounded.latent, other.latent, atol=1e-5)
 
 
 @named
@@ -104,7 +104,7 @@ def test_in_no_output_channel_gptq_leaves_more_error(
     x = torch.randn(60, 16, generator=draw) * (1 - correlation) + torch.randn(60, 1, generator=draw) * correlation
     hessian = x.T @ x
     pair = (f(weight, hessian, scheme, **more).weight for f, more in ((gptq, {"scales": scales}), (rtn, {})))
-    ours, nearest = ((x.double() @ (weight - each).double().T).square().sum(dim=0) for each in pair)
+    ours, nearest = ((x.double() @ (weight - approximation).double().T).square().sum(dim=0) for approximation in pair)
     assert (ours <= nearest * (1 + 1e-3)).all()
 
 
@@ -115,7 +115,7 @@ def test_the_feedback_alone_can_leave_more():
         weight, x, hessian = problem(seed)
         step = SCALES["minmax"](weight, hessian, scheme)
         alone, nearest = fed_back(weight, hessian, step, scheme, True), rtn(weight, None, scheme)
-        errors = ((x @ (weight - each.weight).T).square().sum(dim=0) for each in (alone, nearest))
+        errors = ((x @ (weight - rounded.weight).T).square().sum(dim=0) for rounded in (alone, nearest))
         worse += int((next(errors) > 1.01 * next(errors)).sum())
     assert worse
 
@@ -124,19 +124,19 @@ def test_without_correlation_gptq_is_rounding_to_nearest():
     weight = problem(0)[0]
     for hessian in (torch.diag(torch.linspace(1, 5, 16)), torch.zeros(16, 16)):
         for scheme in SCHEMES:
-            found = gptq(weight, hessian, scheme, scales="minmax")
-            assert torch.equal(found.codes, rtn(weight, None, scheme).codes)
-            assert torch.allclose(found.latent, weights.clamp(weight, found.step, scheme))
+            rounded = gptq(weight, hessian, scheme, scales="minmax")
+            assert torch.equal(rounded.codes, rtn(weight, None, scheme).codes)
+            assert torch.allclose(rounded.latent, weights.clamp(weight, rounded.step, scheme))
 
 
 def test_damping_is_raised_tenfold_until_a_singular_hessian_inverts():
     weight, x, _ = problem(1, tokens=4)
     hessian = x.T @ x  # rank 4 of 16
-    found = gptq(weight, hessian, FOUR, damping=1e-12)
-    assert 1e-12 < found.damping <= 1
-    assert math.log10(found.damping) == pytest.approx(round(math.log10(found.damping)))
-    assert output_error(weight, found.weight, x) < output_error(weight, rtn(weight, None, FOUR).weight, x)
-    with_less = hessian.double() + found.damping / 10 * hessian.double().diagonal().mean() * torch.eye(16)
+    rounded = gptq(weight, hessian, FOUR, damping=1e-12)
+    assert 1e-12 < rounded.damping <= 1
+    assert math.log10(rounded.damping) == pytest.approx(round(math.log10(rounded.damping)))
+    assert output_error(weight, rounded.weight, x) < output_error(weight, rtn(weight, None, FOUR).weight, x)
+    with_less = hessian.double() + rounded.damping / 10 * hessian.double().diagonal().mean() * torch.eye(16)
     assert torch.linalg.cond(with_less) > 1e6  # where float32 gives up
 
 
@@ -167,8 +167,8 @@ def test_a_hessian_that_inverts_under_no_damping_is_refused_with_the_last_one_tr
 def test_an_input_that_is_always_zero_does_no_harm(scheme: Weights):
     weight, x, _ = problem(2)
     x[:, 3] = 0
-    found = gptq(weight, x.T @ x, scheme, scales="minmax")
-    assert torch.equal(found.codes[:, 3], rtn(weight, None, scheme).codes[:, 3])
+    rounded = gptq(weight, x.T @ x, scheme, scales="minmax")
+    assert torch.equal(rounded.codes[:, 3], rtn(weight, None, scheme).codes[:, 3])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

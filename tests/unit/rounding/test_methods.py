@@ -20,11 +20,11 @@ from tests.unit.rounding.problems import FOUR, output_error, problem
 def test_rtn_gives_the_codes_of_compressed_tensors_and_keeps_the_weight_as_latent():
     weight = problem(0)[0]
     for group, strategy in ((0, "channel"), (4, "group")):
-        found = rtn(weight, None, Weights(4, group=group))
+        rounded = rtn(weight, None, Weights(4, group=group))
         args = QuantizationArgs(num_bits=4, symmetric=True, strategy=strategy, group_size=group or None)
-        expected = their_quantize(weight, found.step.scale, torch.zeros_like(found.step.scale), args)
-        assert torch.equal(found.codes.float(), expected)
-        assert torch.equal(found.latent, weight)
+        expected = their_quantize(weight, rounded.step.scale, torch.zeros_like(rounded.step.scale), args)
+        assert torch.equal(rounded.codes.float(), expected)
+        assert torch.equal(rounded.latent, weight)
 
 
 @pytest.mark.parametrize("method", ROUNDINGS)
@@ -37,29 +37,29 @@ def test_every_method_gives_codes_that_its_latent_weight_rounds_to(
     x = random(seed, 30, weight.shape[1])
     hessian = x.T @ x
     before = weight.clone(), hessian.clone()
-    found = ROUNDINGS[method](weight, hessian, scheme)
-    check_rounded(found, weight, scheme)
+    rounded = ROUNDINGS[method](weight, hessian, scheme)
+    check_rounded(rounded, weight, scheme)
     assert torch.equal(weight, before[0])
     assert torch.equal(hessian, before[1])
 
 
-def check_rounded(found: Rounded, weight: Tensor, scheme: Weights) -> None:
+def check_rounded(rounded: Rounded, weight: Tensor, scheme: Weights) -> None:
     """Types, shapes, and codes that fit the grid, the latent weight and the weight that they stand for."""
     groups = weight.shape[1] // (scheme.group or weight.shape[1])
-    assert found.scheme == scheme
-    assert found.codes.dtype == (torch.int8 if scheme.symmetric else torch.uint8)
-    assert found.codes.shape == found.latent.shape == weight.shape
-    assert found.latent.dtype == torch.float32
+    assert rounded.scheme == scheme
+    assert rounded.codes.dtype == (torch.int8 if scheme.symmetric else torch.uint8)
+    assert rounded.codes.shape == rounded.latent.shape == weight.shape
+    assert rounded.latent.dtype == torch.float32
     low, high = weights.grid_of(scheme).range
-    assert low <= found.codes.min() <= found.codes.max() <= high
-    for part in found.step:
+    assert low <= rounded.codes.min() <= rounded.codes.max() <= high
+    for part in rounded.step:
         assert (part.shape, part.dtype) == ((len(weight), groups), torch.float32)
     ranges = weight.unflatten(1, (groups, -1)).aminmax(dim=-1)
     stored = weights.grid_of(scheme).scale_dtype(*ranges)
-    assert torch.equal(found.step.scale.to(stored).float(), found.step.scale)
-    assert torch.equal(found.step.zero, found.step.zero.round().clamp(0, 0 if scheme.symmetric else high))
-    assert torch.equal(weights.quantize(found.latent, found.step, scheme), found.codes.float())
-    assert torch.equal(found.weight, weights.dequantize(found.codes, found.step, scheme))
+    assert torch.equal(rounded.step.scale.to(stored).float(), rounded.step.scale)
+    assert torch.equal(rounded.step.zero, rounded.step.zero.round().clamp(0, 0 if scheme.symmetric else high))
+    assert torch.equal(weights.quantize(rounded.latent, rounded.step, scheme), rounded.codes.float())
+    assert torch.equal(rounded.weight, weights.dequantize(rounded.codes, rounded.step, scheme))
 
 
 def test_output_sqnr_is_that_of_the_outputs_themselves():

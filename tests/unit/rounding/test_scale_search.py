@@ -33,11 +33,11 @@ def test_clip_never_leaves_more_output_error_than_rounding_to_nearest(
     scheme = Weights(bits, symmetric, group)
     x = random(seed, 40, weight.shape[1]) @ random(seed + 1, weight.shape[1], weight.shape[1])
     hessian = x.T @ x
-    found, nearest = clip(weight, hessian, scheme).weight, rtn(weight, None, scheme).weight
+    clipped, nearest = clip(weight, hessian, scheme).weight, rtn(weight, None, scheme).weight
     theirs = group_errors(weight, nearest, scheme, hessian)
-    assert (group_errors(weight, found, scheme, hessian) <= theirs * (1 + 1e-4)).all()
+    assert (group_errors(weight, clipped, scheme, hessian) <= theirs * (1 + 1e-4)).all()
     if not group:
-        assert output_error(weight, found, x) <= output_error(weight, nearest, x) * (1 + 1e-4)
+        assert output_error(weight, clipped, x) <= output_error(weight, nearest, x) * (1 + 1e-4)
 
 
 @named
@@ -63,8 +63,8 @@ def test_the_search_comes_near_the_best_of_many_shares_by_brute_force(scheme: We
         tried = []
         for share in torch.linspace(0.3, 1, 141):
             step = weights.weight_step(share * weight, scheme)
-            found = weights.dequantize(weights.quantize(weight, step, scheme), step, scheme)
-            tried.append(group_errors(weight, found, scheme, hessian))
+            approximation = weights.dequantize(weights.quantize(weight, step, scheme), step, scheme)
+            tried.append(group_errors(weight, approximation, scheme, hessian))
         best += float(torch.stack(tried).amin(dim=0).sum())
         ours += float(group_errors(weight, method(weight, hessian, scheme).weight, scheme, hessian).sum())
     assert ours <= 1.1 * best
