@@ -24,8 +24,10 @@ def head_module(model: PreTrainedModel) -> nn.Linear:
         ValueError: it is no plain linear.
     """
     module = model.get_output_embeddings()
-    if module is None or getattr(module, "bias", None) is not None:
-        raise ValueError(f"{type(model).__name__} has no plain linear head")
+    if module is None:
+        raise ValueError(f"{type(model).__name__} has no output head")
+    if getattr(module, "bias", None) is not None:
+        raise ValueError(f"the head of {type(model).__name__} has a bias, which no stage that works out logits can hold")
     return module
 
 

@@ -82,7 +82,7 @@ def test_what_the_head_reads_is_looked_at_too():
 
 
 def test_a_bias_is_refused():
-    with pytest.raises(ValueError, match="PhiForCausalLM has no plain linear head"):
+    with pytest.raises(ValueError, match="the head of PhiForCausalLM has a bias"):
         forward.head_weight(made("PhiConfig", 0.2))
 
 
