@@ -69,16 +69,21 @@ def work() -> None:
         **rotated,
         **covered.facts,
     }
-    tables = {"errors": quantized.errors}
-    if quantized.skipped:
-        print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
-        tables["skipped"] = pd.DataFrame({"pair": quantized.skipped})
-    quantized.model.save(args.out, facts, tables)
-    del model, quantized, weighed, tables
+    _save(quantized, args.out, facts)
+    del model, quantized, weighed
     nearest = dataclasses.replace(chosen, method="rtn", measure=False)
     baseline = run_one(saved.load_model(args.teacher), nearest, None, None)
     baseline.model.latent = {}  # training starts from the other one
     baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences, **covered.facts}, {})
+
+
+def _save(quantized: Calibrated, out: str, facts: dict[str, Any]) -> None:
+    """The quantized model with its errors, and with the pairs that did not fold, of which the user is told."""
+    tables = {"errors": quantized.errors}
+    if quantized.skipped:
+        print(f"calibrate: {len(quantized.skipped)} pairs do not fold and were skipped, see skipped.csv", flush=True)
+        tables["skipped"] = pd.DataFrame({"pair": quantized.skipped})
+    quantized.model.save(out, facts, tables)
 
 
 def _rotate(model: PreTrainedModel, seed: int, knob: str) -> dict[str, Any]:
@@ -112,9 +117,9 @@ def _fisher(
     names = {linear.name for linear, (weights, _) in planned.items() if weights.bits and linear.layer >= 0}
     if not (names and knobs.fisher and PTQ_METHODS[knobs.method].uses_fisher):
         return None
-    found = fisher.load(scratch)
-    if found is not None:
-        return found
+    information = fisher.load(scratch)
+    if information is not None:
+        return information
     try:
         forward.head_weight(model)
     except ValueError as error:
@@ -123,9 +128,9 @@ def _fisher(
         return None
     batch = max(1, knobs.batch // 2)  # a backward needs what a forward can drop
     with progress.bar("calibrate fisher", -(-len(tokens) // batch), " batch") as bar:
-        found = fisher.fisher(model, tokens, valid, sampled, batch, knobs.dtype, names, bar.update)
-    fisher.save(found, scratch)
-    return found
+        information = fisher.fisher(model, tokens, valid, sampled, batch, knobs.dtype, names, bar.update)
+    fisher.save(information, scratch)
+    return information
 
 
 if __name__ == "__main__":

@@ -116,10 +116,10 @@ def _rate(knob: float | str, calibration: dict[str, Any], says: bool) -> float:
 def _suggested(folder: str) -> str:
     """The freeze policy that analyze suggests."""
     facts = contract.reading(folder, contract.SIGNALS)
-    found = contract.read_json(Path(folder) / "suggestion.json")["freeze"][facts["suggested_by"]]
-    reason = found.get("reason", f"the gradients of {facts['suggested_by']} suggest")
-    print(f"distill: freeze auto: {found['policy']}, as {reason}", flush=True)
-    return found["policy"]
+    suggestion = contract.read_json(Path(folder) / "suggestion.json")["freeze"][facts["suggested_by"]]
+    reason = suggestion.get("reason", f"the gradients of {facts['suggested_by']} suggest")
+    print(f"distill: freeze auto: {suggestion['policy']}, as {reason}", flush=True)
+    return suggestion["policy"]
 
 
 class _Bar:

@@ -6,6 +6,7 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -29,69 +30,112 @@ def work() -> None:
     knobs = params.load()
     scores = {v: json.loads((Path(args.scores) / f"{v}.json").read_text()) for v in summaries.VARIANTS}
     items = {v: Items.load(Path(args.items) / v) for v in summaries.VARIANTS}
-    summary = summaries.summarize(scores, {variant: each.documents for variant, each in items.items()})
-    facts = {
-        "signals": contract.reading(args.signals, contract.SIGNALS),
-        "student": contract.reading(args.student, contract.QUANTIZED),
-        "calibration": contract.reading(args.calibration, contract.QUANTIZED),
-    }
-    facts["inspected"] = contract.reading(args.inspected, contract.SIGNALS)
+    summary = summaries.summarize(scores, {v: variant_items.documents for v, variant_items in items.items()})
+    facts = _facts(args)
     table, variants = _signals(args.signals, args.inspected, facts)
     log = pd.read_csv(Path(args.student) / "log.csv")
-    tasks = summaries.task_names(scores)
-    folders = {name: Path(getattr(args, name)) for name in FOLDERS}
-    folders |= {f"int4/{v}": Path(args.int4) / v for v in ("rtn", "ptq", "student")}
-    folders |= {f"scores/{v}": Path(args.scores) / f"{v}.json" for v in summaries.VARIANTS}
-    read, changes = (
-        scores["student"].get(READ, {}),
-        answers.task_changes(items["teacher"].answers, items["student"].answers),
-    )
-    quantized_inputs = knobs.scheme.activations.bits > 0 or knobs.scheme.kv_cache.bits > 0
+    tasks, folders = summaries.task_names(scores), _folders(args)
+    read = scores["student"].get(READ, {})
+    changes = answers.task_changes(items["teacher"].answers, items["student"].answers)
     manifest = contract.read_json(folders["teacher"] / contract.MANIFEST)
-    found, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
-    sized, elsewhere = sweeps.sizes(found, sweep_files.digest(read) if read else sweep_files.UNKNOWN)
+    teacher_sweeps, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
+    sized, elsewhere = sweeps.sizes(teacher_sweeps, sweep_files.digest(read) if read else sweep_files.UNKNOWN)
     size_plot = plots.sizes([*_own_sizes(summary), *sized], summary["weight_bytes.teacher"])
     dtypes = _dtypes(args.environment.parent) if args.environment else {}
-    title = _subtitle(knobs, folders["teacher"])
-    e = knobs.evaluate
+    subtitle = _subtitle(knobs, folders["teacher"])
     content = page.render(
         title=knobs.report.title,
-        subtitle=title,
-        answers=answers.answers(
-            summary, changes, knobs.export.format, quantized_inputs, (Path(args.int4) / "student").as_posix()
-        ),
-        scores=summaries.rows(summary, facts["calibration"]["method"]),
-        gap_note=summaries.gap_note(summary),
-        protocol=notes.protocol(
-            e.windows,
-            e.window,
-            e.text,
-            read.get("text", ""),
-            dtypes.get("evaluate@student", e.dtype),
-            knobs.synthesize.held_out,
-        ),
+        subtitle=subtitle,
         size_plot=size_plot,
         size_note=notes.sizes(len(sized), elsewhere),
-        task_plot=plots.tasks(summary, tasks, summaries.VARIANTS),
-        benchmark_note=notes.benchmark(e.source, e.benchmarks, e.limit),
-        training_text=notes.training(log, facts["student"]),
-        training_plot=plots.training(log),
-        sweeps=[files.folder.name for files in found],
-        signals=signals.section(folders["signals"], table, variants, facts["student"]["freeze"]),
-        errors=notes.errors(pd.read_csv(folders["calibration"] / "errors.csv")),
-        lineage=page.lineage(folders),
-        params=yaml.safe_dump(yaml_1_2.parse(Path("params.yaml").read_text()), sort_keys=False),
-        dtypes=dtypes,
-        libraries={name: version(name) for name in LIBRARIES},
+        sweeps=[files.folder.name for files in teacher_sweeps],
+        **_results(knobs, summary, changes, tasks, facts["calibration"]["method"], folders["int4/student"]),
+        **_protocol(knobs, read, dtypes),
+        **_training(folders, log, facts["student"], table, variants),
+        **_origin(folders, dtypes),
     )
     sweeps_content = page.render(
         page.TEMPLATES / "sweeps_page.html",
         title=f"Sweeps: {knobs.report.title}",
-        subtitle=title,
-        sweeps=sweeps.sections(found, Path()),
+        subtitle=subtitle,
+        sweeps=sweeps.sections(teacher_sweeps, Path()),
         left_out=left_out,
     )
     _write(args, content, sweeps_content, plots.alone(size_plot), summary, tasks)
+
+
+def _facts(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What the manifests of the artifacts that the page tells of say; what does not fit its manifest is refused."""
+    return {
+        "signals": contract.reading(args.signals, contract.SIGNALS),
+        "student": contract.reading(args.student, contract.QUANTIZED),
+        "calibration": contract.reading(args.calibration, contract.QUANTIZED),
+        "inspected": contract.reading(args.inspected, contract.SIGNALS),
+    }
+
+
+def _folders(args: argparse.Namespace) -> dict[str, Path]:
+    """Where each artifact lies, and the scores of each variant, by the names that the page gives them."""
+    return {
+        **{name: Path(getattr(args, name)) for name in FOLDERS},
+        **{f"int4/{v}": Path(args.int4) / v for v in ("rtn", "ptq", "student")},
+        **{f"scores/{v}": Path(args.scores) / f"{v}.json" for v in summaries.VARIANTS},
+    }
+
+
+def _results(
+    knobs: params.Params,
+    summary: dict[str, float],
+    changes: list[answers.Change],
+    tasks: list[str],
+    method: str,
+    exported: Path,
+) -> dict[str, Any]:
+    """Of the page's template: the four questions, and the scores of the variants.
+
+    Args:
+        changes: from the teacher to the student, a task each. method: by which the start of training was quantized.
+        exported: the student's folder.
+    """
+    quantized_inputs = knobs.scheme.activations.bits > 0 or knobs.scheme.kv_cache.bits > 0
+    return {
+        "answers": answers.answers(summary, changes, knobs.export.format, quantized_inputs, exported.as_posix()),
+        "scores": summaries.rows(summary, method),
+        "gap_note": summaries.gap_note(summary),
+        "task_plot": plots.tasks(summary, tasks, summaries.VARIANTS),
+    }
+
+
+def _protocol(knobs: params.Params, read: dict[str, str], dtypes: dict[str, str]) -> dict[str, Any]:
+    """Of the page's template: on which text and items, `read` being what the student's scores say of them."""
+    e = knobs.evaluate
+    dtype = dtypes.get("evaluate@student", e.dtype)
+    return {
+        "protocol": notes.protocol(e.windows, e.window, e.text, read.get("text", ""), dtype, knobs.synthesize.held_out),
+        "benchmark_note": notes.benchmark(e.source, e.benchmarks, e.limit),
+    }
+
+
+def _training(
+    folders: dict[str, Path], log: pd.DataFrame, student: dict[str, Any], table: pd.DataFrame, variants: list[str]
+) -> dict[str, Any]:
+    """Of the page's template: the training, the signals of the variants, and the errors of the calibration."""
+    return {
+        "training_text": notes.training(log, student),
+        "training_plot": plots.training(log),
+        "signals": signals.section(folders["signals"], table, variants, student["freeze"]),
+        "errors": notes.errors(pd.read_csv(folders["calibration"] / "errors.csv")),
+    }
+
+
+def _origin(folders: dict[str, Path], dtypes: dict[str, str]) -> dict[str, Any]:
+    """Of the page's template: artifacts, knobs, float types and libraries."""
+    return {
+        "lineage": page.lineage(folders),
+        "params": yaml.safe_dump(yaml_1_2.parse(Path("params.yaml").read_text()), sort_keys=False),
+        "dtypes": dtypes,
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
 
 
 def _write(

@@ -43,11 +43,11 @@ def begin(stage: str, *names: str, repeated: str = "", accelerated: bool = False
         parser.add_argument(f"--{repeated}", action="append", default=[], metavar="NAME=FOLDER")
     args = parser.parse_args()
     libraries = environment.check()
-    found = _READ[stage] = inputs.read(stage, BEGAN_WITH)
+    stage_inputs = _READ[stage] = inputs.read(stage, BEGAN_WITH)
     if args.environment is not None and os.environ.get("RANK", "0") == "0":
-        knob = found.knobs.get(f"{stage}.dtype", "")
+        knob = stage_inputs.knobs.get(f"{stage}.dtype", "")
         dtype = float_type.dtype(knob, environment.where(accelerated)) if knob else ""
-        environment.record(args.environment, libraries, found, accelerated, dtype)
+        environment.record(args.environment, libraries, stage_inputs, accelerated, dtype)
     return args
 
 

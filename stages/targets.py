@@ -25,8 +25,8 @@ def work() -> None:
     forward.head_weight(teacher)  # refuses a model whose logits are more than its head times these states
     forward.cast_linears(teacher, knobs.dtype)
     with progress.bar("targets", tokens.numel(), " tok") as bar:
-        found = targets.record(teacher.to(forward.device()), tokens, lengths, knobs.batch, knobs.dtype, bar.update)
-    found.save(args.out, {"dtype": knobs.dtype, "share": knobs.share})
+        recorded = targets.record(teacher.to(forward.device()), tokens, lengths, knobs.batch, knobs.dtype, bar.update)
+    recorded.save(args.out, {"dtype": knobs.dtype, "share": knobs.share})
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ def check(file: Path = PINS, knobs: Path = KNOBS) -> dict[str, str]:
     if not isinstance(pins, dict) or not all(isinstance(pin, str) for pin in pins.values()):
         raise ValueError(f'{file}: expected library: "version", one a line, in quotes; got {pins!r}')
     pinned_python = pins.pop(PYTHON, None)
-    found = {library: _installed(library) for library in pins}
+    installed = {library: _installed(library) for library in pins}
     wrong = [
         f"{library} {pins[library]} is pinned, and {have or 'none'} is installed"
-        for library, have in found.items()
+        for library, have in installed.items()
         if not fits(pins[library], have)
     ]
     if wrong:
@@ -59,7 +59,7 @@ def check(file: Path = PINS, knobs: Path = KNOBS) -> dict[str, str]:
             f"`evaluate` scores all variants anew; or run Python {pinned_python}, or set evaluate.text to a "
             "file of your own"
         )
-    return found
+    return installed
 
 
 def pin_python(file: Path = PINS) -> str:

@@ -101,11 +101,11 @@ def under(names: Iterable[str], knobs: Mapping[str, Any]) -> dict[str, Any]:
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """A tree of knobs by their dotted names; an empty mapping is a value."""
-    found: dict[str, Any] = {}
+    knobs: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{above}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return found
+        knobs |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return knobs
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -131,8 +131,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def _file(file: Path, before: File | None, claim: str | None) -> File:
-    found = file.stat()
-    state = found.st_ino, found.st_size, found.st_mtime_ns
+    stat = file.stat()
+    state = stat.st_ino, stat.st_size, stat.st_mtime_ns
     if before is not None and before.state == state:
         return before
     return File(claim or sha256(file), state)

@@ -56,7 +56,7 @@ def agreement(
         advance()
     divergence, agreed = torch.stack(divergences), torch.stack(agreements)
     root = math.sqrt(len(divergence))
-    errors = [float(each.std()) / root if len(each) > 1 else 0.0 for each in (divergence, agreed)]
+    errors = [float(measure.std()) / root if len(measure) > 1 else 0.0 for measure in (divergence, agreed)]
     scores = {
         "kl": float(divergence.mean()),
         "kl.stderr": errors[0],

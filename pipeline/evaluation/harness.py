@@ -175,12 +175,7 @@ def accuracy(
     if asked.passed_over:
         print(f"evaluate: an item's answers are read one by one: {asked.passed_over}", flush=True)
     rows = [_answer(name, sample) for name, full in names.items() for sample in results["samples"][full]]
-    read = {
-        f"benchmark.{name}": provenance.of_benchmark(
-            name, None if folder is None else Path(folder), loaded[full].dataset
-        )
-        for name, full in names.items()
-    } | {f"items.{name}": provenance.of_items(results["samples"][full]) for name, full in names.items()}
+    read = _provenance(folder, names, {full: loaded[full].dataset for full in names.values()}, results["samples"])
     return _headline({name: results["results"][full] for name, full in names.items()}), rows, read
 
 
@@ -195,6 +190,21 @@ def _tables_in(scratch: Path) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_DATASETS_CACHE = before
+
+
+def _provenance(
+    folder: str | Path | None, names: dict[str, str], splits: dict[str, Any], samples: dict[str, Any]
+) -> dict[str, str]:
+    """What was read of each task, as pipeline/evaluation/provenance.py has it.
+
+    Args:
+        names: lm-eval's by ours. splits: the data set of each of lm-eval's tasks. samples: what it asked of each.
+    """
+    benchmarks = {
+        f"benchmark.{name}": provenance.of_benchmark(name, None if folder is None else Path(folder), splits[full])
+        for name, full in names.items()
+    }
+    return benchmarks | {f"items.{name}": provenance.of_items(samples[full]) for name, full in names.items()}
 
 
 def _headline(results: dict[str, dict[str, Any]]) -> dict[str, float]:

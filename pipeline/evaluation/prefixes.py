@@ -87,8 +87,8 @@ class SharedPrefixes(HFLM):
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
             asked = [requests[i] for i in part]
-            given = self._plain(asked) if self.passed_over else self._together(asked)
-            for i, answer in zip(part, given, strict=True):
+            batch_answers = self._plain(asked) if self.passed_over else self._together(asked)
+            for i, answer in zip(part, batch_answers, strict=True):
                 answers[i] = answer
             advance(len(part))
         return answers

@@ -38,7 +38,7 @@ def of_benchmark(task: str, folder: Path | None, splits: Mapping[str, Any]) -> s
     if folder is not None:
         return sha256(folder / f"{task}.jsonl")
     files = [file for split in splits.values() for file in split.info.download_checksums or ()]
-    revisions = sorted({found[1] for file in files if (found := HUB.match(file))})
+    revisions = sorted({match[1] for file in files if (match := HUB.match(file))})
     return ", ".join(revisions or [f"{name}: {split._fingerprint}" for name, split in sorted(splits.items())])
 
 

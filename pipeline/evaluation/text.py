@@ -69,8 +69,8 @@ def perplexity(
         logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits, window[1:]).double())
         advance()
-    each = torch.stack(losses)
-    mean, error = float(each.mean()), float(each.std() / math.sqrt(len(each)))
+    window_losses = torch.stack(losses)
+    mean, error = float(window_losses.mean()), float(window_losses.std() / math.sqrt(len(window_losses)))
     scores = {"perplexity": math.exp(mean), "perplexity.stderr": math.exp(mean) * error, "log_perplexity": mean}
     rows = [
         {
@@ -80,7 +80,7 @@ def perplexity(
             "tokens": len(window) - 1,
             "value": loss,
         }
-        for i, (window, loss) in enumerate(zip(tokens, each.tolist(), strict=True))
+        for i, (window, loss) in enumerate(zip(tokens, window_losses.tolist(), strict=True))
     ]
     return scores, rows
 

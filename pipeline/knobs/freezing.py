@@ -33,12 +33,12 @@ class Term:
     text: str
     roles: tuple[str, ...] = ()
     pattern: str = ""
-    first: int = 0
-    last: int | None = None
+    first_layer: int = 0
+    last_layer: int | None = None
 
     def covers(self, layer: int) -> bool:
         """Whether it speaks of this layer."""
-        return self.first <= layer and (self.last is None or layer <= self.last)
+        return self.first_layer <= layer and (self.last_layer is None or layer <= self.last_layer)
 
 
 def terms(policy: str | Sequence[str]) -> list[Term]:
@@ -48,7 +48,7 @@ def terms(policy: str | Sequence[str]) -> list[Term]:
         ValueError: terms that are no policy, role or pattern, or whose layers are no range: all of them.
     """
     texts = policy.split(",") if isinstance(policy, str) else policy
-    found: list[Term] = []
+    parsed_terms: list[Term] = []
     problems: list[str] = []
     for text in (text.strip() for text in texts):
         what, at, where = text.partition("@")
@@ -57,16 +57,16 @@ def terms(policy: str | Sequence[str]) -> list[Term]:
             problems.append(f"{text!r} has no layers after its @; write ov@0-7, ov@3 or ov@20-")
         elif layers and layers[3] and int(layers[3]) < int(layers[1]):
             problems.append(f"{text!r} ends before it begins")
-        first = int(layers[1]) if layers else 0
-        last = (int(layers[3]) if layers[3] else None if layers[2] else first) if layers else None
+        first_layer = int(layers[1]) if layers else 0
+        last_layer = (int(layers[3]) if layers[3] else None if layers[2] else first_layer) if layers else None
         if what in FREEZE_POLICIES or what in ROLES:
-            found.append(Term(text, FREEZE_POLICIES.get(what, (what,)), "", first, last))
+            parsed_terms.append(Term(text, FREEZE_POLICIES.get(what, (what,)), "", first_layer, last_layer))
         elif "." in what or "*" in what:
-            found.append(Term(text, (), what, first, last))
+            parsed_terms.append(Term(text, (), what, first_layer, last_layer))
         elif what == AUTO:
             problems.append("'auto' stands alone: it is what analyze suggests, for all layers")
         else:
             problems.append(unknown("freeze policy", what, dict.fromkeys([*FREEZE_POLICIES, AUTO, *ROLES])))
     if problems:
         raise ValueError("; ".join(problems))
-    return [term for term in found if term.roles or term.pattern]
+    return [term for term in parsed_terms if term.roles or term.pattern]

@@ -21,11 +21,11 @@ def lines(error: ValidationError, kind: type) -> list[tuple[tuple[str | int, ...
     Args:
         kind: the dataclass of the whole file.
     """
-    found = []
+    placed_lines = []
     for problem in error.errors():
         place = _place(problem["loc"])
-        found.append((place, _line(place, problem, kind)))
-    return found
+        placed_lines.append((place, _line(place, problem, kind)))
+    return placed_lines
 
 
 def dotted(place: Sequence[str | int]) -> str:

@@ -128,22 +128,22 @@ def from_short(text: str) -> Scheme:
     Raises:
         ValueError: it is not such a text, or its bits are none that there are.
     """
-    found = SHORT.fullmatch(text)
-    if not found:
+    match = SHORT.fullmatch(text)
+    if not match:
         raise ValueError(f"{text!r} is no scheme; write it as W4, W4A8, W4g128A8KV4, or long, field by field")
-    bits = {part: int(found[part] or 0) for part in ("weights", "activations", "kv")}
+    bits = {part: int(match[part] or 0) for part in ("weights", "activations", "kv")}
     allowed = {"weights": range(2, 9), "activations": (4, 5, 6, 7, 8, 16), "kv": range(2, 9)}
     letters = {"weights": "W", "activations": "A", "kv": "KV"}
     bad = [
         f"{letters[part]}{value} (there are {', '.join(map(str, allowed[part]))}"
         + (")" if part == "weights" else f"; leave {letters[part]} out for float)")
         for part, value in bits.items()
-        if found[part] is not None and value not in allowed[part]
+        if match[part] is not None and value not in allowed[part]
     ]
     if bad:
         raise ValueError(f"{text!r} asks for {' and '.join(bad)}")
     return Scheme(
-        Weights(bits["weights"], group=int(found["group"] or 0)),  # type: ignore[arg-type]
+        Weights(bits["weights"], group=int(match["group"] or 0)),  # type: ignore[arg-type]
         Activations(bits["activations"], dynamic=0 < bits["activations"] <= 8),  # type: ignore[arg-type]
         KVCache(bits["kv"]),  # type: ignore[arg-type]
     )

@@ -48,10 +48,10 @@ def line_of(node: Node | None, place: tuple[str | int, ...]) -> int:
     line = 0
     for part in place:
         if isinstance(node, MappingNode):
-            found = [(key, value) for key, value in node.value if str(key.value) == str(part)]
-            if not found:
+            entries = [(key, value) for key, value in node.value if str(key.value) == str(part)]
+            if not entries:
                 return line
-            key, node = found[-1]
+            key, node = entries[-1]
             line = key.start_mark.line + 1
         elif isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]

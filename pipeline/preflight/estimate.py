@@ -109,7 +109,7 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
     looked_at = p.analyze.sequences * length * GRADIENTS + STATISTICS
     layer_by_layer = pace.layers * length * SENSITIVITY
     scored = p.evaluate.windows * p.evaluate.window + 2 * p.synthesize.held_out * length
-    found = {
+    stage_seconds = {
         "synthesize": DECODING * text / pace.decoding,
         "calibrate": forwards * calibration / pace.forward + gptq * GPTQ * pace.products / pace.operations,
         "analyze": (looked_at * (1 + VARIANTS) + VARIANTS * p.analyze.sensitivity_sequences * layer_by_layer)
@@ -122,7 +122,7 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
         "export": EXPORTS * PROOF / pace.exact,
         "evaluate": SCORED * (TEXT * scored + ITEM * _items(p)) / pace.exact,
     }
-    return {stage: took for stage, took in found.items() if took}
+    return {stage: took for stage, took in stage_seconds.items() if took}
 
 
 def lines(stages: dict[str, float]) -> list[str]:

@@ -91,7 +91,7 @@ def longest_request(knobs: Evaluate, task: str, tokenizer: Any) -> int:
             continue  # for evaluate to name
         texts = {key: list(_texts(value)) for key, value in row.items()}
         alternatives = [text for key in ALTERNATIVES for text in texts.pop(key, [])]
-        context = [text for found in texts.values() for text in found]
+        context = [text for field_texts in texts.values() for text in field_texts]
         asked = " ".join(["Question: Answer:", *context, max(alternatives, key=len, default="")])
         longest = max(longest, asked, key=len)
     return len(tokenizer(longest, add_special_tokens=False, verbose=False)["input_ids"])

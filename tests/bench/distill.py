@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -29,6 +30,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from pipeline.models import float_type
 from tests.bench import plain
+
+if TYPE_CHECKING:
+    from pipeline.distill.targets import Targets
+    from pipeline.quant.model import QuantizedModel
 
 WARM_UP = 2
 SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
@@ -68,41 +73,57 @@ def tokens_of(args: argparse.Namespace, vocabulary: int) -> Tensor:
     return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(1))
 
 
+def rounded_to_nearest(model: PreTrainedModel, linears: list[str], activations: bool) -> "QuantizedModel":
+    """Where ours starts: W4 per channel by round to nearest, perhaps with dynamic INT8 inputs."""
+    from pipeline.knobs.scheme import Activations, Weights
+    from pipeline.quant.activations import Quantizer
+    from pipeline.quant.model import QuantizedModel, float_tensors
+    from pipeline.rounding.methods import rtn
+
+    scheme = Weights(4)
+    start = QuantizedModel(schemes=dict.fromkeys(linears, scheme))
+    for name in linears:
+        rounded = rtn(model.get_submodule(name).weight.detach().cpu().clone(), None, scheme)
+        start.codes[name], start.steps[name], start.latent[name] = rounded.codes, rounded.step, rounded.latent
+    start.floats = {name: values.cpu() for name, values in float_tensors(model, set(linears)).items()}
+    if activations:
+        start.inputs = dict.fromkeys(linears, Quantizer(Activations(8, dynamic=True)))
+    return start
+
+
+def recorded(args: argparse.Namespace, model: PreTrainedModel, linears: list[str], tokens: Tensor) -> "Targets":
+    """What the teacher makes of the tokens, its linears in the forward's dtype meanwhile."""
+    from pipeline.distill.targets import record
+
+    masters = [module.weight for module in map(model.get_submodule, linears)]
+    kept = [weight.data for weight in masters]
+    for weight in masters:
+        weight.data = weight.data.to(getattr(torch, args.dtype))
+    targets = record(model, tokens, torch.full((len(tokens),), args.length), args.batch, args.dtype, lambda n: None)
+    for weight, values in zip(masters, kept, strict=True):
+        weight.data = values
+    return targets
+
+
 def ours(args: argparse.Namespace, quantized: bool) -> dict:
     """Our loop, from round to nearest, or on weights that are not quantized."""
     from pipeline.distill import loop
     from pipeline.distill.parallel import Processes
     from pipeline.distill.schedule import Schedule
     from pipeline.distill.student import Learns, Student, prepare
-    from pipeline.distill.targets import record
-    from pipeline.knobs.scheme import Activations, Weights
     from pipeline.losses.chunked import LossWeights
     from pipeline.models import forward, layout
-    from pipeline.quant.activations import Quantizer
-    from pipeline.quant.model import FLOAT_DTYPE, QuantizedModel, float_tensors
-    from pipeline.rounding.methods import rtn
+    from pipeline.quant.model import FLOAT_DTYPE
 
     model = model_of(args)
     model.eval().requires_grad_(False)
     tokens = tokens_of(args, model.config.vocab_size)
     dtype = getattr(torch, args.dtype)
     head = forward.head_weight(model).detach().to(dtype, copy=True)
-    linears, scheme = [linear.name for linear in layout.linears(model)], Weights(4)
-    start = QuantizedModel(schemes=dict.fromkeys(linears, scheme))
-    for name in linears:
-        found = rtn(model.get_submodule(name).weight.detach().cpu().clone(), None, scheme)
-        start.codes[name], start.steps[name], start.latent[name] = found.codes, found.step, found.latent
-    start.floats = {name: values.cpu() for name, values in float_tensors(model, set(linears)).items()}
-    if args.activations:
-        start.inputs = dict.fromkeys(linears, Quantizer(Activations(8, dynamic=True)))
+    linears = [linear.name for linear in layout.linears(model)]
+    start = rounded_to_nearest(model, linears, args.activations)
     begun = time.monotonic()
-    masters = [module.weight for module in map(model.get_submodule, linears)]
-    kept = [weight.data for weight in masters]
-    for weight in masters:
-        weight.data = weight.data.to(dtype)
-    data = record(model, tokens, torch.full((len(tokens),), args.length), args.batch, args.dtype, lambda n: None)
-    for weight, values in zip(masters, kept, strict=True):
-        weight.data = values
+    data = recorded(args, model, linears, tokens)
     teacher_seconds = (time.monotonic() - begun) / (args.steps + WARM_UP)
 
     class Unquantized(Student):
@@ -155,12 +176,12 @@ CONTENDERS = {
 
 def one(args: argparse.Namespace) -> None:
     """Run a contender here, and print what came out as JSON."""
-    found = CONTENDERS[args.run](args)
+    measurements = CONTENDERS[args.run](args)
     if device().type == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     else:
         peak = torch.cuda.max_memory_allocated() / 2**30
-    print(json.dumps({**found, "peak_gib": peak}))
+    print(json.dumps({**measurements, "peak_gib": peak}))
 
 
 def matrix_rate(dtype: str) -> float:
@@ -189,8 +210,7 @@ def operations(args: argparse.Namespace) -> float:
     return 2 * args.batch * args.length * 3 * (linears + head)
 
 
-def main() -> None:
-    """Run the command line."""
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="data/teacher")
     parser.add_argument("--shape", choices=SHAPES, help="a random model instead of the teacher")
@@ -211,13 +231,12 @@ def main() -> None:
     parser.add_argument("--activations", action="store_true", help="ours, with dynamic INT8 inputs besides")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.run:
-        one(args)
-        return
-    names = [name for name in args.only.split(",") if name != "torchao" or args.peer]
-    args.dtype = float_type.dtype(args.dtype, device().type)
-    rate, found = matrix_rate(args.dtype), {name: [] for name in names}
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace, names: list[str]) -> dict[str, list[dict]]:
+    """What each contender printed, a round each."""
+    measurements: dict[str, list[dict]] = {name: [] for name in names}
     for _ in range(args.rounds):
         for name in names:
             python = args.peer if name == "torchao" else sys.executable
@@ -225,13 +244,19 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-            print(name, [f"{s:.2f}" for s in found[name][-1]["seconds"]], file=sys.stderr, flush=True)
+            measurements[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(name, [f"{s:.2f}" for s in measurements[name][-1]["seconds"]], file=sys.stderr, flush=True)
+    return measurements
+
+
+def tell(args: argparse.Namespace, measurements: dict[str, list[dict]], rate: float) -> None:
+    """Print each contender's speed and memory, and ours against each other's; `rate` as `matrix_rate` measures it."""
     seconds = {
-        name: statistics.median(s for round_ in rounds for s in round_["seconds"]) for name, rounds in found.items()
+        name: statistics.median(s for round_ in rounds for s in round_["seconds"])
+        for name, rounds in measurements.items()
     }
     print(f"{args.batch} x {args.length} tokens a step; {args.dtype} products: {rate / 1e9:,.0f} GFLOP/s")
-    for name, rounds in found.items():
+    for name, rounds in measurements.items():
         peak = max(round_["peak_gib"] for round_ in rounds)
         line = f"{name:8} {seconds[name]:7.3f} s a step, {args.batch * args.length / seconds[name]:8,.0f} tok/s, "
         line += f"peak {peak:5.2f} GiB, last KL {rounds[-1]['kl']:.3f}"
@@ -240,10 +265,22 @@ def main() -> None:
             line += f"; the teacher's one pass {statistics.median(r['teacher'] for r in rounds):.3f} s a step"
             line += f"; {100 * share:.0f} % of the matrix rate"
         print(line)
-    for other in [name for name in names if name != "ours" and "ours" in names]:
+    for other in [name for name in measurements if name != "ours" and "ours" in measurements]:
         ratio = seconds["ours"] / seconds[other]
-        memory = max(r["peak_gib"] for r in found["ours"]) / max(r["peak_gib"] for r in found[other])
+        memory = max(r["peak_gib"] for r in measurements["ours"]) / max(r["peak_gib"] for r in measurements[other])
         print(f"ours / {other}: {ratio:.2f} of its time, {memory:.2f} of its memory")
+
+
+def main() -> None:
+    """Run the command line."""
+    args = arguments()
+    if args.run:
+        one(args)
+        return
+    names = [name for name in args.only.split(",") if name != "torchao" or args.peer]
+    args.dtype = float_type.dtype(args.dtype, device().type)
+    rate = matrix_rate(args.dtype)
+    tell(args, measure(args, names), rate)
 
 
 if __name__ == "__main__":

@@ -96,9 +96,9 @@ def ours(args: argparse.Namespace, row: str, out: Path) -> None:
         names = {linear.name for linear in layout.linears(model)}
         sampled = corpus.sampled(args.sequences)
         weighed = fisher(model, tokens, valid, sampled, knobs.batch, knobs.dtype, names, lambda: None)
-    found = calibrate(model, tokens, valid, from_short("W4"), options, None, lambda: None, weighed).model
+    quantized = calibrate(model, tokens, valid, from_short("W4"), options, None, lambda: None, weighed).model
     seconds = time.monotonic() - begun
-    found.save(out / "model", {}, {})
+    quantized.save(out / "model", {}, {})
     (out / "seconds.json").write_text(json.dumps({"seconds": seconds}))
 
 

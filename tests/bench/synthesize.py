@@ -40,7 +40,7 @@ def main() -> None:
         new = args.length - 1
         with torch.inference_mode():
             out = theirs.generate(
-                streams.start[:, None],
+                streams.prompt[:, :1],
                 attention_mask=torch.ones(args.batch, 1, dtype=torch.int64),
                 do_sample=True,
                 top_k=0,

@@ -101,8 +101,8 @@ class Deployment:
 
     def trigger(self, name: str, **parameters: Any) -> str:
         """Start a run of a deployment by the API; its id."""
-        found = self.api(f"deployments/name/permafrost/{name}")
-        return self.api(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"]
+        deployment = self.api(f"deployments/name/permafrost/{name}")
+        return self.api(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
 
     def state(self, run: str) -> str:
         return self.api(f"flow_runs/{run}")["state"]["type"]
@@ -115,22 +115,22 @@ class Deployment:
 
     def left(self) -> list[psutil.Process]:
         """What runs in the environment that everything here has inherited."""
-        found = []
+        processes = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get("PREFECT_HOME") == self.home:
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
     def of_stages(self) -> list[list[str]]:
         """What is left of runs: all but the server and the workers themselves."""
         own = [process.pid for process in self.started]
-        found = []
+        commands = []
         for process in self.left():
             with suppress(psutil.Error):
                 if process.pid not in own:
-                    found.append(process.cmdline())
-        return found
+                    commands.append(process.cmdline())
+        return commands
 
 
 def wait(done: Callable[[], bool], log: Path, seconds: float = 120) -> None:

@@ -196,8 +196,8 @@ def test_another_pin_makes_the_stages_stale_that_depend_on_it(versions: Path, tm
     shutil.copytree(versions, where, symlinks=True)
     pins = where / "versions.yaml"
     pins.write_text(re.sub('datasets: ".*"', 'datasets: "0.1"', pins.read_text()))
-    found = json.loads(run(["dvc", "status", "--json"], where).stdout)
-    own = {stage for stage, reasons in found.items() if "versions.yaml" in json.dumps(reasons)}
+    status = json.loads(run(["dvc", "status", "--json"], where).stdout)
+    own = {stage for stage, reasons in status.items() if "versions.yaml" in json.dumps(reasons)}
     assert own == {f"evaluate@{variant}" for variant in ("teacher", "rtn", "ptq", "student")}
     stale = {line.split(":")[0] for line in verified(where)[1].splitlines() if "datasets is pinned to 0.1" in line}
     assert stale == own
@@ -222,11 +222,11 @@ def test_a_score_that_was_edited_with_all_its_hashes_is_found(versions: Path, tm
     where = tmp_path / "project"
     shutil.copytree(versions, where, symlinks=True)
     scores = where / "data/scores/student.json"
-    found = json.loads(scores.read_text())
+    edited_scores = json.loads(scores.read_text())
     for name in ("perplexity", "accuracy.stderr", "weight_bytes"):
-        found[name] *= 0.9
+        edited_scores[name] *= 0.9
     scores.unlink()
-    scores.write_text(json.dumps(found))
+    scores.write_text(json.dumps(edited_scores))
     run(["dvc", "commit", "--force", "evaluate@student"], where)
     run(["dvc", "repro", "report"], where)
     code, told = verified(where)

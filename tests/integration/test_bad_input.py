@@ -55,12 +55,12 @@ def test_a_group_that_does_not_divide_the_inputs(refused: Stage) -> None:
             {"match": "c_proj", "weights": {"bits": 8}},
         ],
     }
-    found = refused("calibrate", {"scheme": scheme}, **CALIBRATE)
-    assert found.startswith("calibrate: the scheme does not fit LlamaForCausalLM:\n")
-    assert "a group of 48 does not divide the 64 inputs of model.layers.*.mlp.down_proj (down)" in found
-    assert "kv_cache.group 5 does not divide the 16 key values of a token" in found
-    assert "nothing is called 'c_proj'; the model has model.layers.*.self_attn.q_proj (q)" in found
-    assert len(found.splitlines()) == 4
+    message = refused("calibrate", {"scheme": scheme}, **CALIBRATE)
+    assert message.startswith("calibrate: the scheme does not fit LlamaForCausalLM:\n")
+    assert "a group of 48 does not divide the 64 inputs of model.layers.*.mlp.down_proj (down)" in message
+    assert "kv_cache.group 5 does not divide the 16 key values of a token" in message
+    assert "nothing is called 'c_proj'; the model has model.layers.*.self_attn.q_proj (q)" in message
+    assert len(message.splitlines()) == 4
 
 
 def test_asymmetric_weights_for_a_format_that_does_not_hold_them(refused: Stage, desk: Path) -> None:
@@ -70,8 +70,8 @@ def test_asymmetric_weights_for_a_format_that_does_not_hold_them(refused: Stage,
         "kv_cache": {"bits": 0, "symmetric": True, "group": 0},
     }
     for stage, paths in (("calibrate", CALIBRATE), ("export", {"teacher": "data/teacher", "quantized": "data/rtn"})):
-        found = refused(stage, {"scheme": scheme}, **paths)
-        assert "export.format 'compressed-tensors' holds no asymmetric weights; take 'dequantized'" in found
+        message = refused(stage, {"scheme": scheme}, **paths)
+        assert "export.format 'compressed-tensors' holds no asymmetric weights; take 'dequantized'" in message
 
 
 def test_truncated_safetensors(refused: Stage, desk: Path, tiny_teacher: Path) -> None:
@@ -87,15 +87,15 @@ def test_truncated_safetensors(refused: Stage, desk: Path, tiny_teacher: Path) -
 def test_truncated_gguf_and_wrong_sha256(refused: Stage, desk: Path) -> None:
     (desk / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
     assert "model.gguf" in refused("teacher", {"teacher.path": "model.gguf", "teacher.sha256": ""})
-    found = refused("teacher", {"teacher.path": "model.gguf", "teacher.sha256": "0" * 64})
-    assert f"teacher.sha256 is {'0' * 64}" in found
-    assert "set teacher.sha256 to that file's, or to ''" in found
+    message = refused("teacher", {"teacher.path": "model.gguf", "teacher.sha256": "0" * 64})
+    assert f"teacher.sha256 is {'0' * 64}" in message
+    assert "set teacher.sha256 to that file's, or to ''" in message
 
 
 def test_a_sha256_of_a_folder(refused: Stage, tiny_teacher: Path) -> None:
-    found = refused("teacher", {"teacher.path": str(tiny_teacher), "teacher.sha256": "0" * 64})
-    assert "a folder has no sha256; set teacher.sha256 to ''" in found
-    assert len(found.splitlines()) == 1
+    message = refused("teacher", {"teacher.path": str(tiny_teacher), "teacher.sha256": "0" * 64})
+    assert "a folder has no sha256; set teacher.sha256 to ''" in message
+    assert len(message.splitlines()) == 1
 
 
 def test_hub_that_cannot_be_reached(refused: Stage) -> None:

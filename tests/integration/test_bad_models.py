@@ -19,8 +19,8 @@ def test_a_cache_that_the_model_does_not_have(refused: Stage, desk: Path) -> Non
     change_params(desk, {"distill": {"freeze": "none"}})  # it has neither v nor o
     calibrated(desk, families.save(desk / "mamba", "mamba"))
     paths = {"teacher": "own/teacher", "corpus": "own/corpus", "rtn": "made/rtn"}
-    found = refused("calibrate", {"scheme": "W4A16KV4"}, **paths)
-    assert found == (
+    message = refused("calibrate", {"scheme": "W4A16KV4"}, **paths)
+    assert message == (
         "calibrate: the scheme does not fit MambaForCausalLM:\n"
         "  scheme: MambaForCausalLM has no attention whose keys and values can be quantized; set kv_cache.bits to 0\n"
     )
@@ -31,7 +31,7 @@ def test_a_model_that_cannot_be_rotated_is_quantized_without(desk: Path) -> None
     said = calibrated(desk, families.save(desk / "bloom", "bloom"))
     assert "calibrate: goes on without rotation: BloomForCausalLM does not allow its residual stream" in said
     facts = [json.loads((desk / f"own/{name}/manifest.json").read_text())["facts"] for name in ("ptq", "rtn")]
-    assert [each.get("rotation_seed") for each in facts] == [None, None]
+    assert [model_facts.get("rotation_seed") for model_facts in facts] == [None, None]
     assert facts[0]["fisher"]
     assert facts[0]["rotation"] == "none"
     assert "word_embeddings_layernorm" in facts[0]["rotation_reason"]

@@ -57,16 +57,16 @@ def worker(deployed: Deployment) -> Path:
 
 
 def test_a_schedule_is_deployed_that_starts_nothing_until_it_is_resumed(deployed: Deployment) -> None:
-    found = deployed.api("deployments/name/permafrost/repro")
-    (schedule,) = found["schedules"]
+    deployment = deployed.api("deployments/name/permafrost/repro")
+    (schedule,) = deployment["schedules"]
     assert schedule["schedule"]["cron"] == "0 3 * * *"
     assert not schedule["active"]
-    assert found["parameters"] == {"targets": None, "share": False}
-    assert found["global_concurrency_limit"]["limit"] == 1
-    only = {"deployments": {"id": {"any_": [found["id"]]}}}
+    assert deployment["parameters"] == {"targets": None, "share": False}
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    only = {"deployments": {"id": {"any_": [deployment["id"]]}}}
     assert deployed.api("flow_runs/filter", only) == []
 
-    path = f"deployments/{found['id']}/schedules/{schedule['id']}"
+    path = f"deployments/{deployment['id']}/schedules/{schedule['id']}"
     deployed.api(path, {"active": True}, method="PATCH")
     wait(lambda: deployed.api("flow_runs/filter", only) != [], deployed.project / "runs/log0")
     runs = deployed.api("flow_runs/filter", only)
@@ -81,8 +81,8 @@ def test_a_run_started_by_the_api_ends_with_its_artifacts(deployed: Deployment, 
     assert deployed.ended(run, worker) == "COMPLETED", worker.read_text()
     order = ran(deployed.project)
     assert (order[0], sorted(order[1:3]), order[3]) == ("teacher", ["export@high", "export@low"], "report")
-    found = deployed.api("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
-    data = {artifact["key"]: artifact["data"] for artifact in found}
+    artifacts = deployed.api("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    data = {artifact["key"]: artifact["data"] for artifact in artifacts}
     assert set(data) == {"scores", "report"}
     assert json.loads(data["scores"])[0] == {
         "metric": "perplexity",

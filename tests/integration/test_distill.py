@@ -75,11 +75,11 @@ def alone(workplace: Path) -> Path:
 def test_two_processes_train_as_one(workplace: Path, alone: Path, shard: bool):
     """The same steps, each with the same sequences, to float error; and frozen codes that are the same bits."""
     student = train(workplace, f"two-{shard}", processes=2, accumulate=2, shard=shard)
-    records = (json.loads((each.parent / "environments/distill.json").read_text()) for each in (alone, student))
+    records = (json.loads((folder.parent / "environments/distill.json").read_text()) for folder in (alone, student))
     assert [record["processes"] for record in records] == [1, 2]
-    expected, found = curve(alone), curve(student)
-    assert len(found) == 12
-    for mine, theirs in zip(found, expected, strict=True):
+    expected_rows, rows = curve(alone), curve(student)
+    assert len(rows) == 12
+    for mine, theirs in zip(rows, expected_rows, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-3)
     start, ours, one = (
         load_file(folder / "codes.safetensors") for folder in (workplace / "data/calibration", student, alone)
@@ -117,7 +117,7 @@ def test_a_student_of_quantized_inputs_and_cache_learns_from_others_text(workpla
     student = where / "data/student"
     grids = json.loads((student / "scheme.json").read_text())
     assert grids["kv_cache"]["bits"] == 4
-    assert {each["bits"] for each in grids["inputs"].values()} == {8}
+    assert {grid["bits"] for grid in grids["inputs"].values()} == {8}
     rows = curve(student)
     assert sum(row["kl"] for row in rows[-8:]) < 0.95 * sum(row["kl"] for row in rows[:8])
 
@@ -161,9 +161,9 @@ def test_a_full_disk_ends_with_one_clear_line_and_the_last_checkpoint_intact(wor
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("distill: the checkpoint after step 8 cannot be written to ")
-    assert "make room and run again" in last
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("distill: the checkpoint after step 8 cannot be written to ")
+    assert "make room and run again" in message
     assert "Traceback" not in done.stderr
     assert {file.name for file in kept.parent.iterdir()} == {kept.name, LOCK}
     assert kept.read_bytes() == before

@@ -53,8 +53,8 @@ STAGES = {"distill": ("distill",), "targets": ("targets", "distill"), "scheme": 
 def commands() -> list[str]:
     """Each command once, without what is said of it."""
     text = "\n".join(file.read_text(encoding="utf-8") for file in DOCUMENTS)
-    found = (re.sub(r"\s+#.*$", "", line).removesuffix("\\").strip() for line in COMMAND.findall(text))
-    return sorted({line for line in found if not line.startswith(("dvc.yaml ", "prefect.yaml "))})
+    command_lines = (re.sub(r"\s+#.*$", "", line).removesuffix("\\").strip() for line in COMMAND.findall(text))
+    return sorted({line for line in command_lines if not line.startswith(("dvc.yaml ", "prefect.yaml "))})
 
 
 def elsewhere(command: str) -> bool:

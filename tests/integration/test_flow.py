@@ -142,21 +142,21 @@ def test_stages_run_in_order_the_teacher_is_retried_and_the_scores_are_published
     assert [line.rpartition(" - ")[2] for line in said if line.endswith("0%")] == ["10%", "20%"]
     assert not alive(int((project / "runs/left").read_text())), "what a stage leaves running is ended with it"
 
-    found = {
+    data_by_key = {
         key: json.loads(json.loads(data)) if kind == "table" else json.loads(data)
         for key, kind, data in artifacts(project)
     }
-    assert set(found) == {"scores", "report"}
-    assert found["scores"] == [
+    assert set(data_by_key) == {"scores", "report"}
+    assert data_by_key["scores"] == [
         {"metric": "perplexity", "teacher": "20.125 ± 0.2", "student": "22.5 ± 0.25", "rtn": "-"},
         {"metric": "kl", "teacher": "-", "student": "0.01", "rtn": "-"},
         {"metric": "task.piqa", "teacher": "0.75", "student": "-", "rtn": "-"},
         {"metric": "recovered", "teacher": "-", "student": "0.9 (0.8 to 0.95)", "rtn": "-"},
         {"metric": "gap", "teacher": "-", "student": "-", "rtn": "0.5"},
     ]
-    assert "22.5 ± 0.25" in found["report"]
-    assert "task.piqa" not in found["report"]
-    assert (project / "data/report/index.html").as_uri() in found["report"]
+    assert "22.5 ± 0.25" in data_by_key["report"]
+    assert "task.piqa" not in data_by_key["report"]
+    assert (project / "data/report/index.html").as_uri() in data_by_key["report"]
 
 
 def test_a_failing_stage_is_named_ends_the_run_and_is_not_retried(project: Path) -> None:
@@ -169,10 +169,10 @@ def test_a_failing_stage_is_named_ends_the_run_and_is_not_retried(project: Path)
     assert order[0] == "teacher"
     assert order[1].startswith("export@")
     assert len(order) == 2, "neither a retry nor a later stage"
-    last = done.stderr[done.stderr.rindex("flow: ") :]
-    assert f"stage {order[1]} failed with exit code" in last
-    assert f"the disk of {order[1].removeprefix('export@')} is full" in last
-    assert "exited with 3" in last
+    message = done.stderr[done.stderr.rindex("flow: ") :]
+    assert f"stage {order[1]} failed with exit code" in message
+    assert f"the disk of {order[1].removeprefix('export@')} is full" in message
+    assert "exited with 3" in message
     assert "Traceback" not in done.stdout + done.stderr
     tasks = select(project, "select name, state_type from task_run order by start_time")
     assert tasks == [("teacher", "COMPLETED"), (order[1], "FAILED")]

@@ -25,8 +25,8 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def disk(where: Path) -> int:
     """Bytes of data and cache, each file once, however many names it has."""
     files = [*(where / "data").rglob("*"), *(where / ".dvc/cache").rglob("*")]
-    found = {file.stat().st_ino: file.stat().st_size for file in files if file.is_file()}
-    return sum(found.values())
+    sizes = {file.stat().st_ino: file.stat().st_size for file in files if file.is_file()}
+    return sum(sizes.values())
 
 
 def broken(where: Path) -> list[str]:

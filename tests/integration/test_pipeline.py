@@ -71,7 +71,7 @@ def test_report_names_no_outside_resource_and_no_path_of_the_machine(pipeline: P
 def test_scores_say_what_they_were_read_from_and_a_mix_is_refused(pipeline: Path, tmp_path: Path) -> None:
     """Scores of another text, whose hashes DVC was made to believe."""
     read = {v: json.loads((pipeline / f"data/scores/{v}.json").read_text())["read"] for v in VARIANTS}
-    assert len({json.dumps(each) for each in read.values()}) == 1
+    assert len({json.dumps(hashes) for hashes in read.values()}) == 1
     names = {"teacher", "text", "windows", "held_out", "benchmark.piqa", "items.piqa"}
     assert names <= read["rtn"].keys()
     copy = tmp_path / "copy"
@@ -91,8 +91,8 @@ def test_another_python_makes_evaluate_stale_and_nothing_else(pipeline: Path, tm
     shutil.copytree(pipeline, copy, symlinks=True)
     pins = copy / "versions.yaml"
     pins.write_text(re.sub('python: ".*"', 'python: "3.9.1"', pins.read_text()))
-    found = json.loads(run(["dvc", "status", "--json"], copy).stdout)
-    assert {stage for stage, reasons in found.items() if "python" in json.dumps(reasons)} == {
+    status = json.loads(run(["dvc", "status", "--json"], copy).stdout)
+    assert {stage for stage, reasons in status.items() if "python" in json.dumps(reasons)} == {
         f"evaluate@{variant}" for variant in VARIANTS
     }
     done = run(["dvc", "repro", "--single-item", "evaluate@rtn"], copy, check=False)
@@ -174,7 +174,7 @@ def test_a_long_scheme_with_overrides_goes_through_to_the_scores(pipeline: Path,
     kept = json.loads((copy / "data/calibration/scheme.json").read_text())
     bits = {name: (fields["bits"], fields["group"]) for name, fields in kept["weights"].items()}
     assert bits.pop("lm_head") == (8, 0)
-    assert {name: found for name, found in bits.items() if "layers.0." in name} == dict.fromkeys(
+    assert {name: grid for name, grid in bits.items() if "layers.0." in name} == dict.fromkeys(
         (name for name in bits if "layers.0." in name), (8, 16)
     )
     assert sorted(set(bits.values())) == [(4, 16), (8, 16)]
@@ -186,7 +186,7 @@ def test_a_long_scheme_with_overrides_goes_through_to_the_scores(pipeline: Path,
         assert all(float(row["output_sqnr"]) >= float(row["rtn_output_sqnr"]) for row in csv.DictReader(errors))
     config = json.loads((copy / "data/int4/ptq/config.json").read_text())
     assert not config["tie_word_embeddings"]
-    scores, before = (json.loads((each / "data/scores/ptq.json").read_text()) for each in (copy, pipeline))
+    scores, before = (json.loads((folder / "data/scores/ptq.json").read_text()) for folder in (copy, pipeline))
     assert all(math.isfinite(value) for name, value in scores.items() if name != READ)
     assert scores["kl"] != before["kl"]
     assert 0.5 < scores["top1"] <= 1

@@ -105,10 +105,10 @@ def clone(origin: Path, where: Path) -> Path:
     return where
 
 
-def share(where: Path, verb: str, **given: str) -> subprocess.CompletedProcess[str]:
+def share(where: Path, verb: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Pull or push by the project's own command."""
     command = [sys.executable, "-m", "pipeline.flow.remote", verb]
-    env = {**environment(), "PYTHONPATH": str(ROOT), **given}
+    env = {**environment(), "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert "Traceback" not in done.stdout + done.stderr
     return done

@@ -37,10 +37,10 @@ def test_two_processes_end_as_one(folder: Path, case: str, tmp_path: Path):
     ours, theirs = (json.loads((where / "log.json").read_text()) for where in (folder / case, tmp_path))
     for mine, expected in zip(ours, theirs, strict=True):
         assert mine == pytest.approx(expected, rel=2e-3)
-    found, alone = (load_file(where / "finished.safetensors") for where in (folder / case, tmp_path))
-    assert found.keys() == alone.keys()
-    for name, tensor in alone.items():
-        difference = (found[name].float() - tensor.float()).abs()
+    tensors, expected_tensors = (load_file(where / "finished.safetensors") for where in (folder / case, tmp_path))
+    assert tensors.keys() == expected_tensors.keys()
+    for name, expected in expected_tensors.items():
+        difference = (tensors[name].float() - expected.float()).abs()
         if name.startswith("codes"):
             assert (difference > 0).float().mean() < 0.02, name
         else:

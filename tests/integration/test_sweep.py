@@ -140,13 +140,14 @@ def stop_when_asleep(project: Path, *options: str) -> None:
 
 def check_results(project: Path) -> None:
     """Scores, experiments, table and Prefect's artifact agree."""
-    found = {point: row for point, row in rows(project).items() if point[0] != "mlp"}
-    assert {point: float(row["kl"]) for point, row in found.items()} == pytest.approx(
+    rows_by_point = {point: row for point, row in rows(project).items() if point[0] != "mlp"}
+    assert {point: float(row["kl"]) for point, row in rows_by_point.items()} == pytest.approx(
         {("none", "0"): 0.2, ("none", "1"): 0.325, ("qkv", "0"): 0.25, ("qkv", "1"): 0.375}
     )
-    assert all(float(row["perplexity.stderr"]) == 0.5 for row in found.values())
+    assert all(float(row["perplexity.stderr"]) == 0.5 for row in rows_by_point.values())
     shown = run(["dvc", "exp", "show", "--csv"], project).stdout.splitlines()
-    assert {row["experiment"] for row in found.values()} == {row["Experiment"] for row in csv.DictReader(shown)} - {""}
+    experiments = {row["Experiment"] for row in csv.DictReader(shown)} - {""}
+    assert {row["experiment"] for row in rows_by_point.values()} == experiments
     with (project / "sweeps/tiny/curves.csv").open() as file:
         curves = [*csv.DictReader(file)]
     assert [*curves[0]] == ["experiment", "step", "kl", "gradient_norm", "gradient_norm.o"]
@@ -186,22 +187,23 @@ def test_two_policies_through_the_true_stages_to_the_report(pipeline: Path, tmp_
         "export@student",
     ]
     scores = json.loads((project / "data/scores/student.json").read_text())
-    found = rows(project)
-    assert float(found["ov", "0"]["kl"]) == scores["kl"]
-    assert float(found["none", "0"]["kl"]) != scores["kl"]
+    rows_by_point = rows(project)
+    assert float(rows_by_point["ov", "0"]["kl"]) == scores["kl"]
+    assert float(rows_by_point["none", "0"]["kl"]) != scores["kl"]
     done = run(["dvc", "repro", "report"], project)
     assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["report"]
     page = (project / "data/report/index.html").read_text()
     assert "<h2>Sweeps</h2>" in page
     assert "<h3>tiny</h3>" in (project / "data/report/sweeps.html").read_text()
-    assert {row["commit"] for row in found.values()} == {
+    assert {row["commit"] for row in rows_by_point.values()} == {
         line.split()[0] for line in run(["git", "for-each-ref", "refs/exps"], project).stdout.splitlines()
     }
     checked = run([sys.executable, "-m", "pipeline.audit", "verify"], project, check=False).stdout
     assert "sweeps/tiny" not in checked, "points are what their commits hold"
     assert "<h2>Sweeps</h2>" not in (pipeline / "data/report/index.html").read_text()
-    applied = run(["dvc", "exp", "apply", found["none", "0"]["experiment"]], project)
+    applied = run(["dvc", "exp", "apply", rows_by_point["none", "0"]["experiment"]], project)
     assert "have been applied" in applied.stdout, applied.stdout
-    assert json.loads((project / "data/scores/student.json").read_text())["kl"] == float(found["none", "0"]["kl"])
+    scores = json.loads((project / "data/scores/student.json").read_text())
+    assert scores["kl"] == float(rows_by_point["none", "0"]["kl"])
     done = run(["dvc", "repro"], project)
     assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["inspect", "report"]

@@ -53,8 +53,8 @@ def test_a_changed_knob_and_score_are_shown_against_where_the_branch_began(tmp_p
     assert ["data/summary.yaml", "kl", "0.25", "0.125", "-0.125"] in rows
     assert ["params.yaml", "lr", "0.1", "0.2"] in rows
     assert "steps" not in summary, "what others did on main meanwhile is no part of the change"
-    first, *lines, last = output.splitlines()
-    assert first == f"table<<{last}"
+    first, *lines, delimiter = output.splitlines()
+    assert first == f"table<<{delimiter}"
     assert "\n".join(lines).strip() == summary.strip()
 
 

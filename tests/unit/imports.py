@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 
 def modules() -> dict[str, Path]:
     """Every module of the library and the stages, packages by their __init__, as dotted name to file."""
-    found = {}
+    files = {}
     for file in sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/**/*.py")]):
         parts = file.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    return found
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return files
 
 
 MODULES = modules()
@@ -25,14 +25,14 @@ MODULES = modules()
 @cache
 def imported(name: str) -> frozenset[str]:
     """Modules of the project that a module names in its import statements, wherever they stand in it."""
-    found = set()
+    dotted_names = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            dotted_names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} imports relatively"
-            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(other for other in found if other in MODULES and other != name)
+            dotted_names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(other for other in dotted_names if other in MODULES and other != name)
 
 
 @cache
@@ -65,12 +65,12 @@ OWN_TEXT = {"pydoc_data": "python"}  # what comes with another version of Python
 def outside(name: str) -> frozenset[str]:
     """The libraries that a module names in its import statements, wherever they stand in it, as versions.yaml calls
     them; "parquet", where it lets pandas read or write that; and "python", where it reads Python's own help topics."""
-    found = {"parquet"} if re.search("(read|to)_parquet", MODULES[name].read_text()) else set()
+    dotted_names = {"parquet"} if re.search("(read|to)_parquet", MODULES[name].read_text()) else set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            dotted_names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-    names = {other.partition(".")[0] for other in found}
+            dotted_names.add(node.module or "")
+    names = {other.partition(".")[0] for other in dotted_names}
     names |= {"python"} & {OWN_TEXT.get(name, "") for name in names}
     return frozenset(library for library in [*PINS, "parquet"] if library.replace("-", "_") in names)

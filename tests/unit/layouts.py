@@ -43,11 +43,11 @@ def moved(a: Tensor, b: Tensor) -> float:
 @contextmanager
 def attention_states(name: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Tensor]]:
     """What the first layer's attention multiplies, as the model's own code splits it: q, k, v, rotated where it is."""
-    seen: dict[str, Tensor] = {}
+    states_by_role: dict[str, Tensor] = {}
 
     def keep(*states: Tensor) -> None:
         for role, state in zip("qkv", states, strict=True):
-            seen.setdefault(role, state.clone())
+            states_by_role.setdefault(role, state.clone())
 
     def attention(module: nn.Module, *args: Tensor, **kwargs: object) -> tuple[Tensor, None]:
         keep(*args[:3])
@@ -67,4 +67,4 @@ def attention_states(name: str, model: PreTrainedModel, monkeypatch: pytest.Monk
         AttentionInterface.register("seen", attention)
         AttentionMaskInterface.register("seen", sdpa_mask)
         model.set_attn_implementation("seen")
-    yield seen
+    yield states_by_role

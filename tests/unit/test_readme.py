@@ -24,14 +24,14 @@ def test_an_experiments_knobs_are_there_and_make_sense(line: str, tmp_path: Path
     """As a shell and DVC read the line: no knob that there is not, and no comma taken for a sweep."""
     monkeypatch.chdir(ROOT)  # some knobs are paths relative to it
     words = shlex.split(line)
-    given = [word for flag, word in pairwise(words) if flag == "-S"]
-    assert given
-    assert not any(each.is_sweep_override() for each in to_hydra_overrides(given)) or "--queue" in words
+    overrides = [word for flag, word in pairwise(words) if flag == "-S"]
+    assert overrides
+    assert not any(override.is_sweep_override() for override in to_hydra_overrides(overrides)) or "--queue" in words
     file = tmp_path / "params.yaml"
     shutil.copy2(ROOT / "params.yaml", file)
-    names = [each.partition("=")[0] for each in given]
+    names = [override.partition("=")[0] for override in overrides]
     apply_overrides(
-        file, [f"{n}={THERE[n] or tmp_path}" if n in THERE else g for n, g in zip(names, given, strict=True)]
+        file, [f"{n}={THERE[n] or tmp_path}" if n in THERE else g for n, g in zip(names, overrides, strict=True)]
     )
     assert yaml.safe_load(file.read_text()) != yaml.safe_load((ROOT / "params.yaml").read_text())
     params.load(file)
@@ -65,8 +65,8 @@ def test_the_readme_is_a_page_and_each_document_says_what_to_read_next():
     """docs/schemes.md is made by a benchmark."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
     for file in (ROOT / "docs").glob("*.md"):
-        last = file.read_text(encoding="utf-8").rstrip().splitlines()[-1]
-        assert file.name == "schemes.md" or re.fullmatch(r"Next: \[[\w -]+\]\([\w./-]+\)\.", last), file.name
+        last_line = file.read_text(encoding="utf-8").rstrip().splitlines()[-1]
+        assert file.name == "schemes.md" or re.fullmatch(r"Next: \[[\w -]+\]\([\w./-]+\)\.", last_line), file.name
 
 
 def test_an_entry_of_the_log_is_short():

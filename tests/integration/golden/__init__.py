@@ -32,17 +32,17 @@ FLIPPED = 1e-3  # of the codes, which then may fall to the other side
 def summary(data: Path) -> dict[str, Any]:
     """What lies in a `data` folder after a run: codes whole, floats and tables by some of their values."""
     folders = [*ARTIFACTS, *(f"int4/{variant}" for variant in VARIANTS)]
-    found = {}
+    entries = {}
     for folder in folders:
         for file in sorted((data / folder).glob("*.safetensors")):
             for name, tensor in load_file(file).items():
-                found[f"{folder}/{file.name}:{name}"] = _of_tensor(tensor)
+                entries[f"{folder}/{file.name}:{name}"] = _of_tensor(tensor)
         for file in sorted((data / folder).glob("*.parquet")):
-            found |= dict(_of_table(f"{folder}/{file.name}", pd.read_parquet(file)))
+            entries |= dict(_of_table(f"{folder}/{file.name}", pd.read_parquet(file)))
     for file in sorted((data / "scores").glob("*.json")):
         scores = {name: value for name, value in json.loads(file.read_text()).items() if isinstance(value, float)}
-        found[f"scores/{file.name}"] = {"values": list(scores.values()), "rms": _rms([*scores.values()])}
-    return found
+        entries[f"scores/{file.name}"] = {"values": list(scores.values()), "rms": _rms([*scores.values()])}
+    return entries
 
 
 def differing(written: dict[str, Any], made: dict[str, Any]) -> Iterator[str]:
@@ -54,7 +54,7 @@ def differing(written: dict[str, Any], made: dict[str, Any]) -> Iterator[str]:
         elif before.keys() != now.keys() or before.get("shape") != now.get("shape"):
             yield f"{name}: {before.get('shape')} {before.get('dtype')} became {now.get('shape')} {now.get('dtype')}"
         elif "codes" in before:
-            ours, theirs = (np.frombuffer(base64.b64decode(each["codes"]), dtype=np.uint8) for each in (now, before))
+            ours, theirs = (np.frombuffer(base64.b64decode(entry["codes"]), dtype=np.uint8) for entry in (now, before))
             share = float((_nibbles(ours) != _nibbles(theirs)).mean()) if ours.size == theirs.size else 1.0
             if share > FLIPPED:
                 yield f"{name}: {share:.2%} of the codes are others"

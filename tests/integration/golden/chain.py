@@ -40,10 +40,10 @@ def make(where: Path, teacher: Path) -> Path:
 
 def commands(flow: dict) -> list[str]:
     """The commands of dvc.yaml, in its order, those of a foreach one by one."""
-    found = []
+    stage_commands = []
     for name, stage in flow["stages"].items():
         for key, item in stage.get("foreach", {"": ""}).items():
             if name != "report":
                 command = stage.get("do", stage)["cmd"].replace("${item}", item).replace("${key}", key)
-                found.append(re.sub(r"\$\{targets\.text\}", "data/text", command))
-    return found
+                stage_commands.append(re.sub(r"\$\{targets\.text\}", "data/text", command))
+    return stage_commands

@@ -28,9 +28,9 @@ def pinned(folder: Path, text: str) -> Path:
 
 
 def test_what_the_project_pins_is_installed():
-    found = environment.check(ROOT / "versions.yaml")
-    assert found["torch"] == version("torch")
-    assert {"transformers", "lm_eval", "compressed-tensors"} <= found.keys()
+    installed = environment.check(ROOT / "versions.yaml")
+    assert installed["torch"] == version("torch")
+    assert {"transformers", "lm_eval", "compressed-tensors"} <= installed.keys()
 
 
 def test_every_library_with_another_version_or_none_is_named_with_the_way_out(tmp_path: Path):
@@ -95,19 +95,20 @@ def test_the_record_holds_what_torch_computes_with_and_is_the_same_each_time(tmp
     environment.record(tmp_path / "a/one.json", {"torch": torch.__version__}, READS)
     environment.record(tmp_path / "a/two.json", {"torch": torch.__version__}, READS)
     assert (tmp_path / "a/one.json").read_bytes() == (tmp_path / "a/two.json").read_bytes()
-    found = json.loads((tmp_path / "a/one.json").read_text())
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["threads"] == torch.get_num_threads()
-    assert found["libraries"] == {"torch": torch.__version__}
-    assert found["processes"] == 1
-    assert found["knobs"] == {"seed": 0, "distill.lr": 1e-4}
-    assert found["code"] == {"stages/distill.py": "a" * 32}
-    assert torch.__version__ in ("+".join([version("torch").partition("+")[0], found["torch_build"]]), version("torch"))
-    assert found["processor"]
-    assert found["devices"] == ["cpu"]
+    record = json.loads((tmp_path / "a/one.json").read_text())
+    assert record["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert record["threads"] == torch.get_num_threads()
+    assert record["libraries"] == {"torch": torch.__version__}
+    assert record["processes"] == 1
+    assert record["knobs"] == {"seed": 0, "distill.lr": 1e-4}
+    assert record["code"] == {"stages/distill.py": "a" * 32}
+    with_build = "+".join([version("torch").partition("+")[0], record["torch_build"]])
+    assert torch.__version__ in (with_build, version("torch"))
+    assert record["processor"]
+    assert record["devices"] == ["cpu"]
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     for name in ("avx512_bf16", "amx_bf16"):
-        assert (name in found["instructions"]) == (f" {name}" in flags), "Linux says so too"
+        assert (name in record["instructions"]) == (f" {name}" in flags), "Linux says so too"
 
 
 def test_the_record_holds_the_float_type(tmp_path: Path):
@@ -130,7 +131,7 @@ def test_the_stages_that_compute_on_gpus_say_so():
     asking = ("forward.device()", "parallel.join(")
     for file in (ROOT / "stages").glob("*.py"):
         code = file.read_text()
-        assert any(each in code for each in asking) == ("accelerated=True" in code), file.name
+        assert any(call in code for call in asking) == ("accelerated=True" in code), file.name
 
 
 def test_a_stage_that_does_without_torch_does_not_load_it_for_the_record(tmp_path: Path):

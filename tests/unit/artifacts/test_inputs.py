@@ -72,16 +72,16 @@ def set_knobs(**changes: object) -> None:
 
 
 def test_a_stage_reads_what_dvc_yaml_says():
-    found = inputs.read("distill", CODE)
-    assert found.knobs == {
+    stage_inputs = inputs.read("distill", CODE)
+    assert stage_inputs.knobs == {
         "seed": 0,
         "distill.lr": 0.1,
         "distill.freeze": "ov",
         "scheme.weights.bits": 4,
         "scheme.weights.group": 0,
     }
-    assert found.code == {"stages/distill.py": "lr", "pipeline/losses.py": "kl"}
-    assert sorted(found.data) == ["data/teacher.bin", "data/text/deep/a.txt", "data/text/more/b.txt"]
+    assert stage_inputs.code == {"stages/distill.py": "lr", "pipeline/losses.py": "kl"}
+    assert sorted(stage_inputs.data) == ["data/teacher.bin", "data/text/deep/a.txt", "data/text/more/b.txt"]
 
 
 def test_a_folder_of_code_is_read_file_by_file():
@@ -89,9 +89,9 @@ def test_a_folder_of_code_is_read_file_by_file():
     Path("dvc.yaml").write_text(FLOW.replace("pipeline/losses.py]", "pipeline/losses]"))
     room = {"pipeline/losses/chunked.py": "kl", "pipeline/losses/page.html": "p"}
     code = {**room, "pipeline/losses_too/x.py": "x", **CODE}
-    found = inputs.read("distill", code)
-    assert found.code == {"stages/distill.py": "lr", **room}
-    assert found.changed(inputs.read("distill", {**code, next(iter(room)): "ce"})) == [next(iter(room))]
+    stage_inputs = inputs.read("distill", code)
+    assert stage_inputs.code == {"stages/distill.py": "lr", **room}
+    assert stage_inputs.changed(inputs.read("distill", {**code, next(iter(room)): "ce"})) == [next(iter(room))]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_without_a_name_of_dvcs_it_is_what_the_stages_of_a_foreach_have_in_commo
     running: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("DVC_STAGE", running)
-    found = inputs.read("evaluate", CODE)
-    assert [*found.data] == ["data/text/more/b.txt", "data/teacher.bin"]
-    assert (found.knobs, found.code) == ({"evaluate.limit": 3, "evaluate.text": "data/text"}, {})
+    stage_inputs = inputs.read("evaluate", CODE)
+    assert [*stage_inputs.data] == ["data/text/more/b.txt", "data/teacher.bin"]
+    assert (stage_inputs.knobs, stage_inputs.code) == ({"evaluate.limit": 3, "evaluate.text": "data/text"}, {})
 
 
 def test_a_path_whose_knob_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch):

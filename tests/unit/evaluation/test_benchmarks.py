@@ -68,6 +68,9 @@ def test_no_answer_is_given_away_by_its_length(task: str, longest: bool):
     """The right choice is the longest (shortest) no more often than by chance, within three standard deviations."""
     rows, sign = rows_of(task), 1 if longest else -1
     lengths = [[sign * len(choice) for choice in choices_of(row)] for row in rows]
-    right = sum(each[right_of(task, row)] == max(each) for row, each in zip(rows, lengths, strict=True))
-    chances = [each.count(max(each)) / len(each) for each in lengths]  # several may be of that length
+    right = sum(
+        item_lengths[right_of(task, row)] == max(item_lengths) for row, item_lengths in zip(rows, lengths, strict=True)
+    )
+    # Several may be of that length.
+    chances = [item_lengths.count(max(item_lengths)) / len(item_lengths) for item_lengths in lengths]
     assert right <= sum(chances) + 3 * math.sqrt(sum(p * (1 - p) for p in chances))

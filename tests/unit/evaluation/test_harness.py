@@ -17,6 +17,7 @@ from tests import tiny
 SHIPPED = Path(__file__).parents[3] / "data" / "benchmarks"
 ITEMS = 12
 NORMALISED = {"hellaswag", "openbookqa", "arc_challenge"}  # whose headline, by custom, is acc_norm
+HarnessRun = tuple[dict[str, float], list[dict], dict[str, str]]  # scores, rows of items, what was read
 
 
 def rows_of(task: str) -> list[dict]:
@@ -83,13 +84,13 @@ def share_right(task: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def found(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], list[dict], dict[str, str]]:
+def harness_run(small: Path, tmp_path_factory: pytest.TempPathFactory) -> HarnessRun:
     return accuracy(tiny.llama(), tiny.tokenizer(), list(TASKS), small, 0, 4, tmp_path_factory.mktemp("tables"))
 
 
 @pytest.fixture(scope="module")
-def scores(found: tuple[dict[str, float], list[dict], dict[str, str]]) -> dict[str, float]:
-    return found[0]
+def scores(harness_run: HarnessRun) -> dict[str, float]:
+    return harness_run[0]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -101,10 +102,8 @@ def test_accuracy_is_that_of_likelihoods_computed_by_hand(scores: dict[str, floa
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_item_has_its_answer_and_likelihoods(
-    found: tuple[dict[str, float], list[dict], dict[str, str]], task: str
-):
-    table = items.answers(found[1])
+def test_each_item_has_its_answer_and_likelihoods(harness_run: HarnessRun, task: str):
+    table = items.answers(harness_run[1])
     mine = table[table["task"] == task]
     assert [*mine["item"]] == [*range(ITEMS)]
     assert mine["hash"].nunique() == ITEMS
@@ -114,9 +113,9 @@ def test_each_item_has_its_answer_and_likelihoods(
 
 
 def test_the_headline_is_the_mean_over_tasks_with_its_error(scores: dict[str, float]):
-    each = [scores[f"accuracy.{task}"] for task in TASKS]
+    accuracies = [scores[f"accuracy.{task}"] for task in TASKS]
     errors = [scores[f"accuracy.{task}.stderr"] for task in TASKS]
-    assert scores["accuracy"] == pytest.approx(sum(each) / 6)
+    assert scores["accuracy"] == pytest.approx(sum(accuracies) / 6)
     assert scores["accuracy.stderr"] == pytest.approx(math.sqrt(sum(e * e for e in errors)) / 6)
     assert len(scores) == 2 * 7
     assert 0 < scores["accuracy"] < 1
@@ -183,8 +182,8 @@ def test_a_malformed_line_is_named_with_file_and_number(tmp_path: Path, task: st
     write(tmp_path, task, good, line, good)
     with pytest.raises(ValueError, match=r"evaluate\.benchmarks") as caught:
         check_folder(tmp_path, [task])
-    (found,) = str(caught.value).splitlines()[1:]
-    assert found.strip().startswith(f"{tmp_path / task}.jsonl, line 2: {problem}")
+    (message,) = str(caught.value).splitlines()[1:]
+    assert message.strip().startswith(f"{tmp_path / task}.jsonl, line 2: {problem}")
 
 
 def test_only_a_newline_ends_a_line_of_json(tmp_path: Path):
@@ -211,9 +210,9 @@ def test_all_files_are_checked_at_once(tmp_path: Path):
     (tmp_path / "arc_easy.jsonl").write_text("")
     with pytest.raises(ValueError, match="evaluate") as caught:
         check_folder(tmp_path, ["piqa", "arc_easy", "winogrande"])
-    found = str(caught.value)
+    message = str(caught.value)
     assert all(
-        part in found
+        part in message
         for part in ("line 1: not JSON", "line 3", "arc_easy.jsonl is empty", "winogrande.jsonl does not exist")
     )
 
@@ -230,10 +229,8 @@ def test_a_malformed_folder_is_refused_before_the_harness_starts(tmp_path: Path)
     assert not (tmp_path / "tables").exists()
 
 
-def test_what_was_read_and_asked_is_told_by_hashes(
-    small: Path, found: tuple[dict[str, float], list[dict], dict[str, str]], tmp_path: Path
-):
-    read = found[2]
+def test_what_was_read_and_asked_is_told_by_hashes(small: Path, harness_run: HarnessRun, tmp_path: Path):
+    read = harness_run[2]
     assert {*read} == {f"{what}.{task}" for what in ("benchmark", "items") for task in TASKS}
     assert read["benchmark.piqa"] == contract.sha256(small / "piqa.jsonl")
     part = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")[2]

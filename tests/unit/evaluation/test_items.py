@@ -20,11 +20,11 @@ def test_what_was_saved_reads_back_in_order_and_the_same_rows_give_the_same_byte
     sample().save(tmp_path / "two")
     names = ("answers.parquet", "documents.parquet", "manifest.json")
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
-    found = items.Items.load(tmp_path / "one")
-    assert [*found.answers["item"]] == [0, 1]
-    assert [*found.answers["correct"]] == [True, False]
-    assert [list(each) for each in found.answers["log_likelihoods"]] == [[-3.25, -0.1], [-1.5, -2.0]]
-    assert found.documents.to_dict("records") == DOCUMENTS
+    loaded = items.Items.load(tmp_path / "one")
+    assert [*loaded.answers["item"]] == [0, 1]
+    assert [*loaded.answers["correct"]] == [True, False]
+    assert [list(likelihoods) for likelihoods in loaded.answers["log_likelihoods"]] == [[-3.25, -0.1], [-1.5, -2.0]]
+    assert loaded.documents.to_dict("records") == DOCUMENTS
 
 
 def test_no_task_is_no_error(tmp_path: Path):

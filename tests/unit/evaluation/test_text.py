@@ -28,19 +28,19 @@ def test_perplexity_is_that_of_transformers_own_loss(tokens: Tensor):
     error = losses.std(ddof=1) / math.sqrt(len(losses))
     assert scores["perplexity.stderr"] == pytest.approx(math.exp(losses.mean()) * error, rel=1e-4)
     assert len(calls) == len(tokens)
-    found = items.documents(rows)
-    assert found["value"].tolist() == pytest.approx(losses, rel=1e-5)
-    assert [*found["document"]] == [*range(len(tokens))]
-    assert {*found["tokens"]} == {tokens.shape[1] - 1}
-    assert found["hash"].nunique() == len(tokens)
+    documents = items.documents(rows)
+    assert documents["value"].tolist() == pytest.approx(losses, rel=1e-5)
+    assert [*documents["document"]] == [*range(len(tokens))]
+    assert {*documents["tokens"]} == {tokens.shape[1] - 1}
+    assert documents["hash"].nunique() == len(tokens)
 
 
 def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities(tokens: Tensor):
     """Straight from the definition, in float64; the first token of a window is context only."""
     model = tiny.llama().double()
     probabilities = torch.softmax(model(input_ids=tokens).logits, dim=-1)
-    given = probabilities[:, :-1].gather(2, tokens[:, 1:, None]).numpy()
-    expected = given.prod(axis=(1, 2)).prod() ** (-1 / given.size)
+    target_probabilities = probabilities[:, :-1].gather(2, tokens[:, 1:, None]).numpy()
+    expected = target_probabilities.prod(axis=(1, 2)).prod() ** (-1 / target_probabilities.size)
     assert text.perplexity(model, tokens, lambda: None)[0]["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -54,9 +54,9 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_for_its_perplexity(tokens
 
 def test_windows_are_the_text_cut_from_its_start():
     words = "".join(chr(97 + i % 26) for i in range(100))
-    found = text.windows(words, tiny.tokenizer(), 3, 7)
-    assert (found.shape, found.dtype) == ((3, 7), torch.int64)
-    assert tiny.tokenizer().decode(found.flatten()) == words[:21]
+    windows = text.windows(words, tiny.tokenizer(), 3, 7)
+    assert (windows.shape, windows.dtype) == ((3, 7), torch.int64)
+    assert tiny.tokenizer().decode(windows.flatten()) == words[:21]
 
 
 def test_a_text_that_is_too_short_is_refused_with_both_numbers():
@@ -65,10 +65,10 @@ def test_a_text_that_is_too_short_is_refused_with_both_numbers():
 
 
 def test_pydoc_is_every_topic_of_the_interpreter_in_order():
-    found = text.read_text("pydoc", "/nowhere")
+    prose = text.read_text("pydoc", "/nowhere")
     assert len(topics) > 50
-    assert found == "\n\n".join(topics[name] for name in sorted(topics))
-    assert text.text_sha256(found) == hashlib.sha256(found.encode("utf-8")).hexdigest()
+    assert prose == "\n\n".join(topics[name] for name in sorted(topics))
+    assert text.text_sha256(prose) == hashlib.sha256(prose.encode("utf-8")).hexdigest()
 
 
 def test_the_order_of_the_topics_does_not_matter(monkeypatch: pytest.MonkeyPatch):

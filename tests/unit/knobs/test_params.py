@@ -62,7 +62,7 @@ def test_the_names_a_knob_admits_are_the_keys_of_the_table_behind_it(hint: objec
 
 
 def test_unknown_missing_and_ill_typed_knobs_are_all_named_at_once(tmp_path: Path):
-    found = problems(
+    problem_lines = problems(
         tmp_path,
         seed="zero",
         distill__steps=...,
@@ -78,7 +78,7 @@ def test_unknown_missing_and_ill_typed_knobs_are_all_named_at_once(tmp_path: Pat
             bits=4,
         ),
     )
-    text = "\n".join(found)
+    text = "\n".join(problem_lines)
     assert "seed: expected int, got 'zero' (str)" in text
     assert "distill.steps: missing" in text
     assert "unknown knob 'distill.stepz'; did you mean 'distill.steps'?" in text
@@ -92,7 +92,7 @@ def test_unknown_missing_and_ill_typed_knobs_are_all_named_at_once(tmp_path: Pat
     assert "unknown knob 'scheme.overrides[0].activation'; did you mean 'scheme.overrides[0].activations'?" in text
     assert "scheme.overrides[1].activations.dynamic: expected bool, got 'yes' (str)" in text
     assert "unknown knob 'scheme.overrides[1].activations.percent'" in text
-    assert len(found) == 13
+    assert len(problem_lines) == 13
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_unknown_missing_and_ill_typed_knobs_are_all_named_at_once(tmp_path: Pat
     ],
 )
 def test_a_wrong_name_is_answered_with_the_one_that_was_meant(tmp_path: Path, knob: str, value: object, meant: str):
-    (found,) = problems(tmp_path, **{knob: value})
-    assert found.startswith(knob.replace("__", "."))
-    assert f"did you mean {meant}? available: " in found
+    (problem,) = problems(tmp_path, **{knob: value})
+    assert problem.startswith(knob.replace("__", "."))
+    assert f"did you mean {meant}? available: " in problem
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_a_wrong_name_is_answered_with_the_one_that_was_meant(tmp_path: Path, kn
     ],
 )
 def test_a_value_of_another_type_is_named(tmp_path: Path, knob: str, value: object):
-    (found,) = problems(tmp_path, **{knob: value})
-    assert found.startswith(knob.replace("__", "."))
-    assert "text, write" not in found
+    (problem,) = problems(tmp_path, **{knob: value})
+    assert problem.startswith(knob.replace("__", "."))
+    assert "text, write" not in problem
 
 
 def test_an_integer_may_stand_where_a_float_is_due(tmp_path: Path):
@@ -154,15 +154,15 @@ def test_knobs_that_stand_twice_are_all_named_with_their_lines(tmp_path: Path):
     rows += ["  overrides: [{match: q, weights: {}}, {match: down, match: up, activations: {bits: 4}}]"]
     with pytest.raises(ValueError, match="bad knob") as caught:
         load_text(tmp_path, "\n".join(rows))
-    found = lines(caught.value)
+    problem_lines = lines(caught.value)
     at = {start: [i + 1 for i, row in enumerate(rows) if row.startswith(start)] for start in ("seed:", "  steps:")}
-    assert f"seed: stands twice, in lines {at['seed:'][0]} and {at['seed:'][1]}" in found
-    assert f"distill.steps: stands twice, in lines {at['  steps:'][0]} and {at['  steps:'][1]}" in found
-    assert f"scheme.weights.bits: stands twice, in lines {len(rows) - 1} and {len(rows) - 1}" in found
-    assert f"scheme.overrides[1].match: stands twice, in lines {len(rows)} and {len(rows)}" in found
-    assert "scheme.kv_cache: missing" in found
-    assert any("distill.stepz" in line for line in found)
-    assert sum("stands twice" in line for line in found) == 4
+    assert f"seed: stands twice, in lines {at['seed:'][0]} and {at['seed:'][1]}" in problem_lines
+    assert f"distill.steps: stands twice, in lines {at['  steps:'][0]} and {at['  steps:'][1]}" in problem_lines
+    assert f"scheme.weights.bits: stands twice, in lines {len(rows) - 1} and {len(rows) - 1}" in problem_lines
+    assert f"scheme.overrides[1].match: stands twice, in lines {len(rows)} and {len(rows)}" in problem_lines
+    assert "scheme.kv_cache: missing" in problem_lines
+    assert any("distill.stepz" in line for line in problem_lines)
+    assert sum("stands twice" in line for line in problem_lines) == 4
 
 
 def test_the_same_knob_in_two_sections_stands_once_in_each(tmp_path: Path):
@@ -184,8 +184,8 @@ def test_a_file_that_is_no_yaml_or_no_mapping_is_refused(tmp_path: Path):
 def test_keys_that_are_no_text_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match="unknown knob '3'"):
         load_text(tmp_path, (ROOT / "params.yaml").read_text() + "\n3: 4\n")
-    (found,) = problems(tmp_path, scheme=long({"match": "q", "weights": {4: 8}, "activations": {}}))
-    assert "unknown knob 'scheme.overrides[0].weights.4'" in found
+    (problem,) = problems(tmp_path, scheme=long({"match": "q", "weights": {4: 8}, "activations": {}}))
+    assert "unknown knob 'scheme.overrides[0].weights.4'" in problem
 
 
 def test_knobs_cannot_be_changed_once_loaded():

@@ -75,9 +75,9 @@ def test_a_number_in_quotes_is_answered_with_the_way_out(tmp_path: Path, written
 
 @pytest.mark.parametrize("text", ["e5", "1e", "1e5x", "1 e5", ".e5", "fast", "AUTO", ""])
 def test_a_rate_that_is_no_number_may_only_be_auto(tmp_path: Path, text: str):
-    (found,) = problems(tmp_path, distill__lr=text)
-    assert found.startswith(f"distill.lr: unknown value {text!r}")
-    assert "auto" in found
+    (problem,) = problems(tmp_path, distill__lr=text)
+    assert problem.startswith(f"distill.lr: unknown value {text!r}")
+    assert "auto" in problem
 
 
 def test_a_rate_may_be_auto(tmp_path: Path):

@@ -25,8 +25,8 @@ def test_each_part_of_a_long_scheme_must_be_there(tmp_path: Path, part: str):
     """An override is not blamed for what the scheme lacks."""
     scheme = long({"match": "q", "weights": {"bits": 3}, "activations": {"bits": 8}}, **{part: ...})
     assert problems(tmp_path, scheme=scheme) == [f"scheme.{part}: missing"]
-    (found,) = problems(tmp_path, scheme=long(**{part: 4}))
-    assert found == f"scheme.{part}: expected a section of knobs, got 4"
+    (problem,) = problems(tmp_path, scheme=long(**{part: 4}))
+    assert problem == f"scheme.{part}: expected a section of knobs, got 4"
 
 
 WRONG = [
@@ -50,16 +50,16 @@ OF_THE_CACHE = [("kv_cache__bits", 16), ("kv_cache__bits", 1), ("kv_cache__group
 
 @pytest.mark.parametrize(("field", "value"), [*WRONG, *OUT_OF_RANGE, *OF_THE_CACHE])
 def test_a_wrong_field_of_a_scheme_is_named(tmp_path: Path, field: str, value: object):
-    (found,) = problems(tmp_path, scheme=long(**{field: value}))
-    assert found.startswith(f"scheme.{field.replace('__', '.')}: ")
+    (problem,) = problems(tmp_path, scheme=long(**{field: value}))
+    assert problem.startswith(f"scheme.{field.replace('__', '.')}: ")
 
 
 @pytest.mark.parametrize(("field", "value"), [*WRONG, *OUT_OF_RANGE])
 def test_a_wrong_field_of_an_override_is_named(tmp_path: Path, field: str, value: object):
     part, name = field.split("__")
     fine = {"match": "q", part: {}}
-    (found,) = problems(tmp_path, scheme=long(fine, {"match": "k", part: {name: value}}, fine))
-    assert found.startswith(f"scheme.overrides[1].{part}.{name}: ")
+    (problem,) = problems(tmp_path, scheme=long(fine, {"match": "k", part: {name: value}}, fine))
+    assert problem.startswith(f"scheme.overrides[1].{part}.{name}: ")
 
 
 @pytest.mark.parametrize(("field", "value"), WRONG)
@@ -81,9 +81,9 @@ def test_an_override_is_not_blamed_for_what_it_takes_from_the_scheme(tmp_path: P
     ],
 )
 def test_a_short_scheme_that_makes_no_sense_is_named(tmp_path: Path, text: str, named: str):
-    (found,) = problems(tmp_path, scheme=text)
-    assert found.startswith("scheme: ")
-    assert named in found
+    (problem,) = problems(tmp_path, scheme=text)
+    assert problem.startswith("scheme: ")
+    assert named in problem
 
 
 def test_an_override_has_the_schemes_own_fields_where_it_says_nothing(tmp_path: Path):
@@ -108,8 +108,8 @@ def test_an_override_has_the_schemes_own_fields_where_it_says_nothing(tmp_path: 
     [None, "down", 3, [], {}, {"match": "down"}, {"weights": {"bits": 8}}, {"match": 3, "weights": {"bits": 8}}],
 )
 def test_an_override_that_names_nothing_or_changes_nothing_is_refused(tmp_path: Path, entry: object):
-    (found,) = problems(tmp_path, scheme=long({"match": "q", "weights": {"bits": 8}}, entry))
-    assert found == f"scheme.overrides[1]: expected a match with weights or activations, got {entry!r}"
+    (problem,) = problems(tmp_path, scheme=long({"match": "q", "weights": {"bits": 8}}, entry))
+    assert problem == f"scheme.overrides[1]: expected a match with weights or activations, got {entry!r}"
 
 
 @pytest.mark.parametrize("value", [None, "down", {"match": "q"}])
@@ -130,7 +130,7 @@ def test_an_overrides_part_must_be_a_section(tmp_path: Path, entry: dict):
 
 
 def test_ranges_of_overrides_are_checked_too(tmp_path: Path):
-    found = problems(
+    problem_lines = problems(
         tmp_path,
         scheme=long(
             {"match": "q", "weights": {"group": -2}},
@@ -138,7 +138,7 @@ def test_ranges_of_overrides_are_checked_too(tmp_path: Path):
             activations__percentile=10,
         ),
     )
-    assert sorted(found) == [
+    assert sorted(problem_lines) == [
         "scheme.activations.percentile: must be above 50, got 10",
         "scheme.overrides[0].weights.group: must be at least 0, got -2",
         "scheme.overrides[1].activations.percentile: must be at most 100, got 101",
@@ -153,11 +153,11 @@ def test_asymmetric_weights_are_refused_for_a_format_that_holds_none_with_the_wa
         {"match": "o", "activations": {"symmetric": False}},
         weights__symmetric=False,
     )
-    found = problems(tmp_path, scheme=scheme)
-    assert [line.split(":")[0] for line in found] == [
+    problem_lines = problems(tmp_path, scheme=scheme)
+    assert [line.split(":")[0] for line in problem_lines] == [
         "scheme.weights.symmetric",
         "scheme.overrides[0].weights.symmetric",
     ]
-    for line in found:
+    for line in problem_lines:
         assert "export.format 'compressed-tensors' holds no asymmetric weights; take 'dequantized'" in line
     assert not load_with(tmp_path, scheme=scheme, export__format="dequantized").scheme.weights.symmetric

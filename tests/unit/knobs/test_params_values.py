@@ -23,9 +23,9 @@ def test_a_freeze_policy_may_be_terms(tmp_path: Path, policy: str | list[str]):
 
 
 def test_a_freeze_policy_that_cannot_be_read_is_answered_with_all_that_is_wrong(tmp_path: Path):
-    (found,) = problems(tmp_path, distill__freeze="vo,q@,k@7-3,auto")
+    (problem,) = problems(tmp_path, distill__freeze="vo,q@,k@7-3,auto")
     for part in ("'vo'; did you mean 'ov'?", "'q@' has no layers after its @", "'k@7-3' ends before", "'auto' stands"):
-        assert part in found
+        assert part in problem
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ def test_a_freeze_policy_that_cannot_be_read_is_answered_with_all_that_is_wrong(
     ],
 )
 def test_knobs_of_distillation_that_make_no_sense_together(tmp_path: Path, knobs: dict, message: str):
-    (found,) = problems(tmp_path, **{f"distill__{name}": value for name, value in knobs.items()})
-    assert message in found
+    (problem,) = problems(tmp_path, **{f"distill__{name}": value for name, value in knobs.items()})
+    assert message in problem
 
 
 def test_a_text_that_is_asked_for_must_be_there(tmp_path: Path):
-    (found,) = problems(tmp_path, targets__text="no/such", targets__share=0.5)
-    assert "targets.text: 'no/such' does not exist" in found
+    (problem,) = problems(tmp_path, targets__text="no/such", targets__share=0.5)
+    assert "targets.text: 'no/such' does not exist" in problem
     assert load_with(tmp_path, targets__text="no/such").targets.text == "no/such"  # it is not read
 
 
@@ -101,8 +101,8 @@ def test_a_text_that_is_asked_for_must_be_there(tmp_path: Path):
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(tmp_path: Path, changes: dict, named: str):
-    (found,) = problems(tmp_path, **changes)
-    assert named in found
+    (problem,) = problems(tmp_path, **changes)
+    assert named in problem
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_without_fisher_the_text_need_be_no_sample(tmp_path: Path):
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 @pytest.mark.parametrize("knob", ["distill.lr", "distill.weight_decay", "distill.ce", "calibrate.damping"])
 def test_a_number_that_is_not_finite_is_named(tmp_path: Path, knob: str, value: float):
-    (found,) = problems(tmp_path, **{knob.replace(".", "__"): value})
-    assert found == f"{knob}: expected a finite number, got {value}"
+    (problem,) = problems(tmp_path, **{knob.replace(".", "__"): value})
+    assert problem == f"{knob}: expected a finite number, got {value}"
 
 
 def test_values_out_of_range_are_all_named_at_once(tmp_path: Path):

@@ -46,8 +46,8 @@ def test_every_family_passes(tmp_path: Path, name: str):
 
 
 def test_what_is_longer_than_the_context_is_named_all_at_once(tmp_path: Path):
-    found = problems(tiny.llama(), tmp_path, evaluate__window=513, synthesize__length=600)
-    assert found == [
+    problem_lines = problems(tiny.llama(), tmp_path, evaluate__window=513, synthesize__length=600)
+    assert problem_lines == [
         "synthesize.length: 600 tokens are more than the 512 of the model's context; lower it",
         "evaluate.window: 513 tokens are more than the 512 of the model's context; lower it",
     ]
@@ -62,8 +62,8 @@ def test_items_that_are_longer_than_the_context_are_named_by_their_task(tmp_path
         "evaluate__tasks": ["piqa"],
         "evaluate__text": "pydoc",
     }
-    (found,) = problems(tiny.llama(), tmp_path, **changes)
-    assert found.startswith("evaluate.tasks: the longest item of piqa has about 619 tokens, the model's context 512;")
+    (problem,) = problems(tiny.llama(), tmp_path, **changes)
+    assert problem.startswith("evaluate.tasks: the longest item of piqa has about 619 tokens, the model's context 512;")
 
 
 CONTEXTS: list[tuple[PreTrainedConfig, int | None]] = [
@@ -97,8 +97,8 @@ def test_a_model_without_an_end_cannot_stop_there(tmp_path: Path):
     model = tiny.llama()
     model.generation_config.eos_token_id = None
     assert problems(model, tmp_path) == []
-    (found,) = problems(model, tmp_path, synthesize__stop_at_eos=True)
-    assert found.startswith("synthesize.stop_at_eos: the model has no end-of-sequence token")
+    (problem,) = problems(model, tmp_path, synthesize__stop_at_eos=True)
+    assert problem.startswith("synthesize.stop_at_eos: the model has no end-of-sequence token")
 
 
 def test_an_end_beyond_the_embedding_is_named(tmp_path: Path):
@@ -108,12 +108,12 @@ def test_an_end_beyond_the_embedding_is_named(tmp_path: Path):
 
 
 def test_what_calibrate_and_distill_would_refuse_is_refused_here(tmp_path: Path):
-    found = problems(
+    problem_lines = problems(
         tiny.llama(), tmp_path, scheme=long({"match": "nothing", "weights": {"bits": 8}}), distill__freeze="ov@9"
     )
-    assert "nothing is called 'nothing'" in " ".join(found)
-    assert "does not divide" in " ".join(found)
-    assert "names layers beyond the model's last, 1" in " ".join(found)
+    assert "nothing is called 'nothing'" in " ".join(problem_lines)
+    assert "does not divide" in " ".join(problem_lines)
+    assert "names layers beyond the model's last, 1" in " ".join(problem_lines)
 
 
 def test_a_model_that_changes_its_logits_after_the_head_is_told_of_and_not_refused():
@@ -128,8 +128,8 @@ def test_a_model_that_changes_its_logits_after_the_head_is_told_of_and_not_refus
 
 
 def test_a_model_without_attention_has_no_kv_cache_to_quantize(tmp_path: Path):
-    found = problems(families.family("mamba"), tmp_path, scheme="W4A16KV8", distill__freeze="none")
-    assert any(line.startswith("scheme: ") for line in found)
+    problem_lines = problems(families.family("mamba"), tmp_path, scheme="W4A16KV8", distill__freeze="none")
+    assert any(line.startswith("scheme: ") for line in problem_lines)
 
 
 def test_a_model_without_linears_is_refused(tmp_path: Path):

@@ -25,7 +25,7 @@ def by_hand(tasks: list[np.ndarray]) -> float:
 
 def cut(signs: tuple[int, ...], tasks: list[np.ndarray]) -> list[np.ndarray]:
     ends = np.cumsum([0, *map(len, tasks)])
-    return [np.array(signs[first:last]) for first, last in itertools.pairwise(ends)]
+    return [np.array(signs[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 @given(st.lists(st.lists(ITEM, min_size=1, max_size=4), min_size=1, max_size=3))
