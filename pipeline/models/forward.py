@@ -27,7 +27,7 @@ def head_module(model: PreTrainedModel) -> nn.Linear:
     if module is None:
         raise ValueError(f"{type(model).__name__} has no output head")
     if getattr(module, "bias", None) is not None:
-        raise ValueError(f"the head of {type(model).__name__} has a bias, which no stage that works out logits can hold")
+        raise ValueError(f"the head of {type(model).__name__} has a bias, which what works out logits leaves out")
     return module
 
 
