@@ -14,9 +14,11 @@ from transformers import (
     Glm4Config,
     GptOssConfig,
     GraniteMoeConfig,
+    JambaConfig,
     JetMoeConfig,
     Lfm2Config,
     Llama4TextConfig,
+    MiniMaxConfig,
     MixtralConfig,
     NemotronHConfig,
     Olmo2Config,
@@ -71,6 +73,11 @@ HYBRIDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {  # a layer
     "lfm2": (Lfm2Config, {"layer_types": ["conv", "full_attention"]}),
     "olmo-hybrid": (OlmoHybridConfig, {"layer_types": ["linear_attention", "full_attention"]}),
     "bamba": (BambaConfig, {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 4}),
+    "jamba": (JambaConfig, {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "num_experts": 1}),
+    "minimax": (
+        MiniMaxConfig,
+        CHOSEN | {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": EXPERTS, "block_size": 8},
+    ),
     "nemotron-h": (
         NemotronHConfig,
         {"layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1},

@@ -121,7 +121,7 @@ def _adding_gradients(
 
     def see(name: str, x: Tensor, out: object) -> None:
         lengths, mask = x.detach().flatten(0, -2).float().norm(dim=-1), current["mask"]
-        if isinstance(out, Tensor) and len(lengths) == mask.numel():
+        if isinstance(out, Tensor) and out.requires_grad and len(lengths) == mask.numel():
             out.register_hook(lambda g: sums[name].add(g, lengths, mask, dtype))
 
     handles = [

@@ -105,14 +105,14 @@ class Student:
 
         A static or learned range clips, so the gradient is zero outside it; a range taken from the weight itself never
         clips. That, and the scales' gradients, come with the last of a step's backward passes, once for all of them.
-        A bias that only chooses, as that of a router does, has no gradient, which is zero.
+        What only chooses (experts, or tokens to attend to) has no gradient, which is zero.
 
         Raises:
-            ValueError: a linear, the embedding or the head got no gradient.
+            ValueError: nothing got a gradient.
         """
+        if all(module.grad is None for module in self.modules.values()):
+            raise ValueError(f"{next(iter(self.modules))} got no gradient; is it used in the model's forward?")
         for key, module in self.modules.items():
-            if module.grad is None and module.ndim > 1:
-                raise ValueError(f"{key} got no gradient; is it used in the model's forward?")
             gradient, name = module.grad, key.removesuffix(".weight")
             gradient = torch.zeros_like(module) if gradient is None else local(gradient)
             module.grad = None

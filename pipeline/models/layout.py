@@ -35,7 +35,7 @@ ROLE_OF_NAME = {
     "mixer.x_proj": "x",
     "mixer.out_proj": "out",
 }
-NEVER_CALLED = ("mixer.dt_proj",)  # Mamba only reads its weight: no hook sees its input, so it stays in float
+NEVER_CALLED = ("mixer.dt_proj", "mamba.dt_proj")  # Mamba and Jamba only read its weight: no hook sees its input
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,19 @@ def backbone(model: PreTrainedModel) -> nn.Module:
 def text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     """Name and module of what reads text: of a multimodal model the language model alone, else all but the head."""
     module = model.get_decoder()
+    if module is model.get_output_embeddings():  # which ModernBERT's decoder calls decoder
+        module = backbone(model)
     return next((name, other) for name, other in model.named_modules() if other is module)
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the text decoder's layers: the one ModuleList whose length is its num_hidden_layers.
+    """Name and list of the text decoder's layers: the one ModuleList whose length is its number of layers.
 
     Raises:
         ValueError: there is none.
     """
-    wanted = model.config.get_text_config(decoder=True).num_hidden_layers
+    config = model.config.get_text_config(decoder=True)
+    wanted = getattr(config, "decoder_layers", config.num_hidden_layers)  # BART's num_hidden_layers are its encoder's
     prefix, decoder = text_decoder(model)
     for name, module in decoder.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == wanted:

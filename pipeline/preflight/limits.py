@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from pipeline.calibration.plan import plan
@@ -16,12 +17,14 @@ from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
 from pipeline.knobs.freezing import AUTO
 from pipeline.knobs.params import Params
+from pipeline.knobs.scheme import HEAD
 from pipeline.knobs.sections import Evaluate
 from pipeline.models import forward, layout, vocabulary
 
 CONTEXTS = (  # what configs call the longest text that a model's positions hold
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
 )  # fmt: skip
+TEXT = 32  # tokens that show which linears a text reaches
 ALTERNATIVES = ("sol1", "sol2", "option1", "option2", "endings", "choices")  # of which a request holds one
 
 
@@ -29,7 +32,12 @@ def check(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> None:
     """Raises:
     ValueError: knobs ask for what the model or its tokenizer does not have: all of them, a line each.
     """
-    problems = [*_lengths(model, tokenizer, knobs), *_tokens(model, tokenizer, knobs), *_linears(model, knobs)]
+    problems = [
+        *_lengths(model, tokenizer, knobs),
+        *_tokens(model, tokenizer, knobs),
+        *_linears(model, knobs),
+        *_uncalled(model, knobs),
+    ]
     if problems:
         lines = "\n  ".join(dict.fromkeys(problems))
         raise ValueError(f"{type(model).__name__} and the knobs in params.yaml do not fit:\n  {lines}")
@@ -52,8 +60,6 @@ def context_length(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "alibi", config.model_type == "bloom"):
         return None
-    if getattr(getattr(config, "attn_config", None), "alibi", False):
-        return None  # MPT
     named = (getattr(config, name, None) for name in CONTEXTS)
     length = next((value for value in named if isinstance(value, int) and value > 0), None)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -138,3 +144,28 @@ def _linears(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
             attempt()
         except ValueError as error:
             yield str(error)
+
+
+@torch.no_grad()
+def _uncalled(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
+    """Linears to quantize that no text reaches in any layer, as those of a decoder's attention to an encoder."""
+    try:
+        planned = plan(model, knobs.scheme)
+    except ValueError:
+        return  # for _linears to name
+    linears = [linear for linear, (weights, _) in planned.items() if weights.bits and linear.role != HEAD]
+    called: set[str] = set()
+    handles = forward.on_layer_inputs(model, linears, lambda linear, _: called.add(layout.role_names([linear])))
+    length = min(TEXT, context_length(model) or TEXT)
+    tokens = 7919 * torch.arange(1, length + 1)[None] % len(model.get_input_embeddings().weight)
+    try:
+        model(input_ids=tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    uncalled = [linear for linear in linears if layout.role_names([linear]) not in called]
+    if uncalled:
+        yield (
+            f"scheme: no text reaches {layout.role_names(uncalled)}; leave them in float, by overrides whose weights "
+            "have 0 bits"
+        )

@@ -108,7 +108,7 @@ class Probe:
         gradients = {}
         for linear in self.linears:
             weight = model.get_submodule(linear.name).weight
-            gradients[linear.name] = _gradient(linear, weight)
+            gradients[linear.name] = _gradient(linear, weight, linear.name in watch.inputs)
             weight.requires_grad_(False).grad = None
             rows += self._rows_of(variant, linear, weight, gradients[linear.name], sums[linear.name], watch)
         names = {layer: f"{layout.decoder_layers(model)[0]}.{layer}" for layer, _ in watch.cache}
@@ -140,7 +140,8 @@ class Probe:
                 for role, rows in linear.parts().items():
                     sums[linear.name][role].output_gradient += float(gradient[..., rows].square().sum())
 
-            output.register_hook(take)
+            if output.requires_grad:
+                output.register_hook(take)
 
         return [
             model.get_submodule(linear.name).register_forward_hook(lambda _, __, out, linear=linear: see(linear, out))
@@ -168,10 +169,11 @@ class Probe:
         ]
 
 
-def _gradient(linear: layout.Linear, weight: Tensor) -> Tensor:
-    if weight.grad is None:
+def _gradient(linear: layout.Linear, weight: Tensor, called: bool) -> Tensor:
+    """The weight's gradient: zero where its outputs only choose, as those of a sparse attention's indexer do."""
+    if weight.grad is None and not called:
         raise ValueError(f"{linear.name} got no gradient; is it used in the model's forward?")
-    return weight.grad
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
 def _add(sums: _Sums, value: Tensor, reference: Tensor | None) -> None:

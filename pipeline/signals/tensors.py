@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
 
 from pipeline.models import layout
 
@@ -112,16 +111,15 @@ class _Recorder(DynamicCache):
 class Watch:
     """The inputs of some linears and the keys and values of a model, while batches pass through it.
 
-    tokens: how many will, at most. A model without attention has no keys and values.
+    tokens: how many will, at most. A model without attention has no keys and values, and those of one that takes no
+    cache but its own (MiniMax) are not looked at.
     """
 
     def __init__(self, model: PreTrainedModel, linears: list[layout.Linear], tokens: int) -> None:
         self.model, self.linears, self.tokens = model, linears, tokens
         self.inputs: dict[str, Moments] = {}
         self.cache: dict[tuple[int, str], Moments] = {}
-        takes_cache = "past_key_values" in inspect.signature(layout.backbone(model).forward).parameters
-        layers = DynamicCache(config=model.config).layers
-        self._has_cache = takes_cache and any(isinstance(layer, CacheLayerMixin) for layer in layers)
+        self._has_cache = _takes_recorder(model)
 
     @contextmanager
     def watching(self, mask: Tensor) -> Iterator[dict[str, Any]]:
@@ -151,6 +149,21 @@ class Watch:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+@torch.no_grad()
+def _takes_recorder(model: PreTrainedModel) -> bool:
+    """Whether a model runs with a cache of ours, and stores keys and values there."""
+    backbone, stored = layout.backbone(model), list[int]()
+    if "past_key_values" not in inspect.signature(backbone.forward).parameters:
+        return False
+    recorder = _Recorder(model, lambda layer, *_: stored.append(layer))
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    try:
+        backbone(input_ids=tokens, use_cache=False, past_key_values=recorder)
+    except Exception:  # a model's code may fail in any way
+        return False
+    return bool(stored)
 
 
 def _of(table: dict[Any, Moments], key: Any, total: int) -> Moments:

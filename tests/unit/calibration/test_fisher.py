@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.calibration import fisher
@@ -222,3 +222,17 @@ def test_none_of_a_linear_whose_output_changes_nothing(tokens: Tensor, valid: Te
     model.model.layers[0].self_attn.o_proj.weight.zero_()
     assert "model.layers.0.self_attn.v_proj" not in measured(model, tokens, valid)
     assert isinstance(measured(model, tokens, valid)["model.layers.0.self_attn.o_proj"], Fisher)
+
+
+def test_none_of_a_linear_that_runs_without_gradient(tokens: Tensor, valid: Tensor):
+    """As the indexer of a sparse attention does, which only chooses."""
+    model = tiny.llama()
+    plain, mlp = measured(model, tokens, valid), model.model.layers[0].mlp
+    mlp.indexer = nn.Linear(32, 4)
+
+    def choose(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        with torch.no_grad():
+            module.indexer(args[0])
+
+    mlp.register_forward_pre_hook(choose)
+    assert measured(model, tokens, valid).keys() == plain.keys()

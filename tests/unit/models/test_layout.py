@@ -1,11 +1,14 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GraniteConfig,
@@ -108,6 +111,22 @@ def test_of_a_language_model_the_text_decoder_holds_all_but_the_head(name: str):
     model = families.family(name)
     inside = {*layout.text_decoder(model)[1].parameters(), *model.get_output_embeddings().parameters()}
     assert [key for key, parameter in model.named_parameters() if parameter not in inside] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "layers"),
+    [
+        ("BartConfig", {"d_model": 32, "encoder_layers": 3, "decoder_layers": 2}, "model.decoder.layers"),
+        ("ModernBertDecoderConfig", {"num_hidden_layers": 2}, "model.layers"),  # whose head is called decoder
+    ],
+)
+def test_a_decoder_by_another_name_is_it(kind: str, changed: dict[str, Any], layers: str):
+    shape = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4} | changed
+    config = getattr(transformers, kind)(**shape, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config)
+    assert layout.decoder_layers(model)[0] == layers
+    assert len(layout.decoder_layers(model)[1]) == 2
+    assert layout.linears(model)[0].name.startswith(f"{layers}.0.")
 
 
 def test_a_model_without_linears_is_refused():

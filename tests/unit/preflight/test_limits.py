@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BloomConfig,
     FalconConfig,
     GPT2Config,
@@ -13,6 +15,7 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     MambaConfig,
+    MptConfig,
     PreTrainedConfig,
 )
 
@@ -72,6 +75,7 @@ CONTEXTS: list[tuple[PreTrainedConfig, int | None]] = [
     (MambaConfig(), None),
     (BloomConfig(), None),
     (FalconConfig(alibi=True), None),
+    (MptConfig(max_seq_len=32), 32),  # its code makes the bias of ALiBi for so many positions and no more
     (FalconConfig(alibi=False, max_position_embeddings=80), 80),
     (
         LlamaConfig(
@@ -142,3 +146,15 @@ def test_a_tokenizer_may_lack_special_tokens(tmp_path: Path, lacking: str):
     tokenizer = tiny.tokenizer()
     setattr(tokenizer, lacking, None)
     limits.check(tiny.llama(), tokenizer, load_with(tmp_path, **FITTING))
+
+
+def test_linears_that_no_text_reaches_are_named(tmp_path: Path):
+    """A decoder's attention to an encoder that is not there; left in float, they may be."""
+    shape = {"vocab_size": 259, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    model = BartForCausalLM(BartConfig(**shape, bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
+    fitting = {"distill__freeze": "none", "evaluate__window": 64}
+    (problem,) = problems(model, tmp_path, **fitting)
+    assert problem.startswith("scheme: no text reaches model.decoder.layers.*.encoder_attn.k_proj (k), ")
+    assert "self_attn" not in problem
+    override = {"match": "*.encoder_attn.*", "weights": {"bits": 0}}
+    assert problems(model, tmp_path, **fitting, scheme=long(override, weights__group=0)) == []

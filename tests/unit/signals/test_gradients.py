@@ -154,6 +154,23 @@ def test_a_linear_that_the_forward_does_not_use_is_named(text: Text):
         Probe(model, text, LossWeights(1.0, 0.0)).float_model(lambda _: None)
 
 
+def test_a_linear_that_only_chooses_has_a_gradient_of_zero(text: Text):
+    """As those of a sparse attention's indexer have, which run without gradient."""
+    model = load_float()
+    mlp = model.model.layers[1].mlp
+    mlp.indexer = nn.Linear(32, 4).double()
+
+    def choose(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        with torch.no_grad():
+            module.indexer(args[0])
+
+    mlp.register_forward_pre_hook(choose)
+    rows = Probe(model, text, LossWeights(1.0, 0.0)).float_model(lambda _: None)
+    norms = {row[3]: row[6] for row in rows if row[5] == "gradient_norm_sq" and row[4] == "weight"}
+    assert norms.pop("model.layers.1.mlp.indexer") == 0
+    assert min(norms.values()) > 0
+
+
 class Split(nn.Module):
     """A fused projection taken apart into linears of its own."""
 

@@ -158,7 +158,7 @@ def test_a_layer_that_keeps_a_state_has_one_while_keys_and_values_are_seen(name:
     plain = [forward.hidden_states(model, part) for part in tokens.split(4)]
     watched, states = watch(model, tokens, valid, 4)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(states, plain, strict=True))
-    assert set(watched.cache) == {(1, "k"), (1, "v")}
+    assert set(watched.cache) == (set() if name == "minimax" else {(1, "k"), (1, "v")})  # it takes its own cache alone
     assert watched.inputs.keys() == {linear.name for linear in layout.linears(model)}
 
 
