@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from pipeline.corpus import decoding
+from pipeline.models.context import context_length
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """Of lm-eval: context and continuation, and the tokens of each."""
@@ -66,7 +67,7 @@ class SharedPrefixes(HFLM):
     """
 
     def __init__(self, begin: Callable[[int], Callable[[int], object]], **others: Any) -> None:
-        super().__init__(**others)
+        super().__init__(max_length=context_length(others["pretrained"]), **others)
         self._begin = begin
         self.passed_over = ""
         """Why texts were not put together, if they were not."""
@@ -106,6 +107,10 @@ class SharedPrefixes(HFLM):
                 "leave their task out, or the long items out of its file"
             )
 
+    def _model_call(self, inps: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Logits of token ids, without a cache, which nothing here reads."""
+        return self.model(inps, use_cache=False).logits
+
     def _plain(self, requests: list[Request]) -> list[tuple[float, bool]]:
         return super()._loglikelihood_tokens(requests, disable_tqdm=True)
 
@@ -134,8 +139,11 @@ class SharedPrefixes(HFLM):
         return ""
 
     def _together(self, requests: list[Request]) -> list[tuple[float, bool]]:
-        """Of one forward over a tree."""
+        """Of one forward over a tree, or of several where it is too long for one."""
         tree = Tree.of([(context + continuation)[:-1] for _, context, continuation in requests])
+        if len(tree.tokens) > self.max_length and len(requests) > 1:  # no row is longer than the model's context
+            half = len(requests) // 2
+            return self._together(requests[:half]) + self._together(requests[half:])
         paths = [path[-len(ask[2]) :] for path, ask in zip(tree.paths, requests, strict=True)]
         wanted = sorted({node for path in paths for node in path})
         row = {node: i for i, node in enumerate(wanted)}

@@ -20,10 +20,8 @@ from pipeline.knobs.params import Params
 from pipeline.knobs.scheme import HEAD
 from pipeline.knobs.sections import Evaluate
 from pipeline.models import forward, layout, vocabulary
+from pipeline.models.context import context_length
 
-CONTEXTS = (  # what configs call the longest text that a model's positions hold
-    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
-)  # fmt: skip
 TEXT = 32  # tokens that show which linears a text reaches
 ALTERNATIVES = ("sol1", "sol2", "option1", "option2", "endings", "choices")  # of which a request holds one
 
@@ -53,18 +51,6 @@ def warning(model: PreTrainedModel) -> str:
     except ValueError as error:
         return f"targets and distill will refuse this model; `dvc repro export@ptq` quantizes it without them: {error}"
     return ""
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """The tokens that a model's positions hold; None where it has no such limit, as with ALiBi or a state space."""
-    config = model.config.get_text_config(decoder=True)
-    if getattr(config, "alibi", config.model_type == "bloom"):
-        return None
-    named = (getattr(config, name, None) for name in CONTEXTS)
-    length = next((value for value in named if isinstance(value, int) and value > 0), None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
-    return max(length, int(original * factor)) if length and original and factor else length
 
 
 def _lengths(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[str]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, BambaConfig, MambaConfig, MistralConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BambaConfig, GPTNeoConfig, MambaConfig, MistralConfig, PreTrainedModel
 
 from pipeline.evaluation.prefixes import Request, SharedPrefixes, Tree
 from tests import tiny
@@ -96,6 +96,20 @@ def test_items_beyond_the_context_are_refused_where_lm_eval_would_cut_them():
     assert compared(fits.eval()) == ""
     with pytest.raises(ValueError, match=r"1 of 7 answers .* than the 22 of .* \(the longest 23;"):
         asked(short, SharedPrefixes, begin=begin)
+
+
+def test_texts_that_share_a_row_fit_in_the_context_together():
+    """GPT-Neo's code holds a mask of so many positions and no more."""
+    shape = {
+        "vocab_size": 259,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "num_layers": 2,
+        "attention_types": [[["global"], 2]],
+    }
+    torch.manual_seed(0)
+    config = GPTNeoConfig(**shape, max_position_embeddings=24, initializer_range=0.2)
+    assert compared(AutoModelForCausalLM.from_config(config).eval()) == ""
 
 
 def test_a_question_is_read_once():
