@@ -13,7 +13,10 @@ import pytest
 
 
 def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(moment: Callable[[], bool], process: subprocess.Popen, seconds: int, log: Path | None = None) -> None:

@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of a library that would reach for the network
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -32,6 +34,14 @@ settings.load_profile("repeatable")
 def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """evaluate.benchmarks is a path relative to the checkout."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def garbage_set_aside() -> Iterator[None]:
+    """statsmodels collects garbage at each call, of all that a test process holds: half a second."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,7 @@ def test_enough_resamples_are_taken_for_a_clear_difference_to_pass_the_correctio
     assert 2 / (resamples + 1) * comparisons < verdicts.LEVEL
 
 
+@pytest.mark.usefixtures("garbage_set_aside")
 def test_among_versions_that_do_not_differ_few_audits_show_a_difference():
     random = np.random.default_rng(7)
     wrong = 0

@@ -14,6 +14,7 @@ def test_holms_correction_by_hand():
     assert corrections.holm([]) == []
 
 
+@pytest.mark.usefixtures("garbage_set_aside")
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20))
 def test_a_correction_lies_between_the_p_value_and_bonferronis(p: list[float]):
     for before, after in zip(p, corrections.holm(p), strict=True):
