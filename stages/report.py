@@ -91,7 +91,7 @@ def _results(
     method: str,
     exported: Path,
 ) -> dict[str, Any]:
-    """Of the page's template: the four questions, and the scores of the variants.
+    """For the page's template: the four questions, and the scores of the variants.
 
     Args:
         changes: from the teacher to the student, a task each. method: by which the start of training was quantized.
@@ -107,7 +107,7 @@ def _results(
 
 
 def _protocol(knobs: params.Params, read: dict[str, str], dtypes: dict[str, str]) -> dict[str, Any]:
-    """Of the page's template: on which text and items, `read` being what the student's scores say of them."""
+    """For the page's template: which text and items were scored. read: what the student's scores say of them."""
     e = knobs.evaluate
     dtype = dtypes.get("evaluate@student", e.dtype)
     return {
@@ -119,7 +119,7 @@ def _protocol(knobs: params.Params, read: dict[str, str], dtypes: dict[str, str]
 def _training(
     folders: dict[str, Path], log: pd.DataFrame, student: dict[str, Any], table: pd.DataFrame, variants: list[str]
 ) -> dict[str, Any]:
-    """Of the page's template: the training, the signals of the variants, and the errors of the calibration."""
+    """For the page's template: the training, the signals of the variants, and the errors of the calibration."""
     return {
         "training_text": notes.training(log, student),
         "training_plot": plots.training(log),
@@ -129,7 +129,7 @@ def _training(
 
 
 def _origin(folders: dict[str, Path], dtypes: dict[str, str]) -> dict[str, Any]:
-    """Of the page's template: artifacts, knobs, float types and libraries."""
+    """For the page's template: artifacts, knobs, float types and libraries."""
     return {
         "lineage": page.lineage(folders),
         "params": yaml.safe_dump(yaml_1_2.parse(Path("params.yaml").read_text()), sort_keys=False),

@@ -117,7 +117,7 @@ def fisher(
 def _adding_gradients(
     model: PreTrainedModel, sums: dict[str, _Sums], current: dict[str, Tensor], dtype: torch.dtype
 ) -> Iterator[None]:
-    """Within: a forward and backward of the model adds to each linear's sums; `current` holds the batch's mask."""
+    """While this lasts, a forward and backward adds to the linears' sums; `current["mask"]` is the batch's."""
 
     def see(name: str, x: Tensor, out: object) -> None:
         lengths, mask = x.detach().flatten(0, -2).float().norm(dim=-1), current["mask"]

@@ -115,9 +115,9 @@ class Runner:
                 current["batch"] = index
                 self.call(layer, index)
                 previous["x"] = None
-        for shared in {id(shared): shared for shared in inputs.values()}.values():
-            shared.finish()
-        _refuse_nonfinite({name: shared.absmax.amax() for name, shared in inputs.items()})
+        for linear_inputs in {id(values): values for values in inputs.values()}.values():  # each once, if shared
+            linear_inputs.finish()
+        _refuse_nonfinite({name: values.absmax.amax() for name, values in inputs.items()})
         return inputs
 
     def advance(self, layer: nn.Module, group: list[layout.Linear], histograms: set[str]) -> dict[str, Observed]:

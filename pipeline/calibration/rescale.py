@@ -61,15 +61,15 @@ def pairs(runner: Runner, layer: nn.Module, group: list[layout.Linear]) -> list[
     _one_run(runner, layer)
     for handle in handles:
         handle.remove()
-    foldable = [Pair(norm, None, tuple(readers)) for norm, readers in read.items()]
+    candidates = [Pair(norm, None, tuple(readers)) for norm, readers in read.items()]
     by_role = {role: (linear, rows) for linear in group for role, rows in linear.parts().items()}
     for role, reader in (("v", "o"), ("up", "down")):
         if role in by_role and reader in by_role:
             linear, rows = by_role[role]
             module = runner.model.get_submodule(linear.name)
             chosen = torch.arange(module.out_features) if isinstance(rows, slice) else rows
-            foldable.append(Pair(linear.name, chosen, (by_role[reader][0],)))
-    return foldable
+            candidates.append(Pair(linear.name, chosen, (by_role[reader][0],)))
+    return candidates
 
 
 @torch.no_grad()

@@ -180,8 +180,8 @@ def generate(
             except ValueError as error:
                 raise ValueError(f"token {position + 1} of the sequences cannot be drawn: {error}") from None
             if position < streams.prompt.shape[1]:
-                prompt = streams.prompt[:, position]
-                tokens[:, position] = torch.where(prompt >= 0, prompt, tokens[:, position])
+                prompt_tokens = streams.prompt[:, position]
+                tokens[:, position] = torch.where(prompt_tokens >= 0, prompt_tokens, tokens[:, position])
             advance(batch)
     return tokens
 

@@ -105,7 +105,7 @@ class Student:
 
         A static or learned range clips, so the gradient is zero outside it; a range taken from the weight itself never
         clips. That, and the scales' gradients, come with the last of a step's backward passes, once for all of them.
-        What only chooses (experts, or tokens to attend to) has no gradient, which is zero.
+        What only chooses (experts, or tokens to attend to) gets no gradient; its masters get zeros.
 
         Raises:
             ValueError: nothing got a gradient.
@@ -114,7 +114,7 @@ class Student:
             raise ValueError(f"{next(iter(self.modules))} got no gradient; is it used in the model's forward?")
         for key, module in self.modules.items():
             gradient, name = module.grad, key.removesuffix(".weight")
-            gradient = torch.zeros_like(module) if gradient is None else local(gradient)
+            gradient = local(torch.zeros_like(module) if gradient is None else gradient)
             module.grad = None
             if name not in self.trained:
                 _add(self.masters[key], gradient.float())

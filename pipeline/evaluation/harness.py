@@ -193,15 +193,15 @@ def _tables_in(scratch: Path) -> Iterator[None]:
 
 
 def _provenance(
-    folder: str | Path | None, names: dict[str, str], splits: dict[str, Any], samples: dict[str, Any]
+    folder: str | Path | None, names: dict[str, str], data_sets: dict[str, Any], samples: dict[str, Any]
 ) -> dict[str, str]:
     """What was read of each task, as pipeline/evaluation/provenance.py has it.
 
     Args:
-        names: lm-eval's by ours. splits: the data set of each of lm-eval's tasks. samples: what it asked of each.
+        names: lm-eval's by ours. data_sets: the data set of each of lm-eval's tasks. samples: what it asked of each.
     """
     benchmarks = {
-        f"benchmark.{name}": provenance.of_benchmark(name, None if folder is None else Path(folder), splits[full])
+        f"benchmark.{name}": provenance.of_benchmark(name, None if folder is None else Path(folder), data_sets[full])
         for name, full in names.items()
     }
     return benchmarks | {f"items.{name}": provenance.of_items(samples[full]) for name, full in names.items()}

@@ -6,6 +6,7 @@ such mask, or gives other log-likelihoods with it, is asked as lm-eval asks it.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ class SharedPrefixes(HFLM):
     """
 
     def __init__(self, begin: Callable[[int], Callable[[int], object]], **others: Any) -> None:
-        super().__init__(max_length=context_length(others["pretrained"]), **others)
+        super().__init__(max_length=context_length(others["pretrained"]) or sys.maxsize, **others)
         self._begin = begin
         self.passed_over = ""
         """Why texts were not put together, if they were not."""
@@ -107,6 +108,7 @@ class SharedPrefixes(HFLM):
                 "leave their task out, or the long items out of its file"
             )
 
+    @torch.no_grad()
     def _model_call(self, inps: Tensor, *_: Any, **__: Any) -> Tensor:
         """Logits of token ids, without a cache, which nothing here reads."""
         return self.model(inps, use_cache=False).logits

@@ -59,7 +59,7 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
         ValueError: DVC cannot read dvc.yaml or knows no such target, the stages need files that the commit has not,
             make no scores or curves, or are the same for several points: all of it, a line each.
     """
-    params_file, experiments, problems = checkout / "params.yaml", [], list[str]()
+    params_file, planned_runs, problems = checkout / "params.yaml", [], list[str]()
     before = params_file.read_bytes()
     for point in sweep.points:
         knobs.write(params_file, point.overrides)
@@ -75,12 +75,12 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
         if not keys:
             break
         slug = knobs.slug({**point.setting, sweep.seed_knob: point.seed})
-        experiments.append(Run(point, f"{sweep.name}-{slug}-{_digest(keys)[:DIGEST]}", keys))
-    problems += _same(experiments, sweep.target)
+        planned_runs.append(Run(point, f"{sweep.name}-{slug}-{_digest(keys)[:DIGEST]}", keys))
+    problems += _same(planned_runs, sweep.target)
     if problems:
         problems = [*dict.fromkeys(problems)]
         raise ValueError(f"{sweep.file} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    return experiments
+    return planned_runs
 
 
 def sources(checkout: Path, target: str) -> list[str]:
@@ -146,10 +146,10 @@ def _key(stage: Any, makers: dict[str, Any], keys: dict[str, str], problems: lis
     return keys[name]
 
 
-def _same(experiments: list[Run], target: str) -> list[str]:
+def _same(planned_runs: list[Run], target: str) -> list[str]:
     """Points between which nothing differs that their target depends on."""
     alike: dict[str, list[str]] = {}
-    for run in experiments:
+    for run in planned_runs:
         alike.setdefault(_digest(run.keys), []).append(run.name)
     return [f"{target} does not depend on what tells these apart: {', '.join(n)}" for n in alike.values() if n[1:]]
 

@@ -8,7 +8,10 @@ CONTEXTS = (  # what configs call the longest text that a model's positions hold
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The tokens that a model's positions hold; None where it has no such limit, as with ALiBi or a state space."""
+    """The tokens that a model's positions hold; None where there is no limit.
+
+    ALiBi has none (but MPT, whose code makes its bias for max_seq_len positions), nor has a state space.
+    """
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "alibi", config.model_type == "bloom"):
         return None

@@ -27,7 +27,7 @@ def head_module(model: PreTrainedModel) -> nn.Linear:
     if module is None:
         raise ValueError(f"{type(model).__name__} has no output head")
     if getattr(module, "bias", None) is not None:
-        raise ValueError(f"the head of {type(model).__name__} has a bias, which what works out logits leaves out")
+        raise ValueError(f"the head of {type(model).__name__} has a bias; logits worked out from hidden states lack it")
     return module
 
 
@@ -64,9 +64,9 @@ def cast_linears(model: PreTrainedModel, dtype: str) -> None:
         module.weight = nn.Parameter(module.weight.detach().to(torch_dtype(dtype)), requires_grad=False)
 
 
-def on_layer_inputs(model: PreTrainedModel, read: list[Linear], see: Callable[[Linear, Tensor], None]) -> list[Any]:
+def on_layer_inputs(model: PreTrainedModel, watched: list[Linear], see: Callable[[Linear, Tensor], None]) -> list[Any]:
     """Call `see(linear, input)` before each linear runs; returns the hooks' handles."""
     return [
         model.get_submodule(linear.name).register_forward_pre_hook(lambda _, args, linear=linear: see(linear, args[0]))
-        for linear in read
+        for linear in watched
     ]

@@ -34,6 +34,9 @@ ROLE_OF_NAME = {
     "mixer.in_proj": "in",
     "mixer.x_proj": "x",
     "mixer.out_proj": "out",
+    "mamba.in_proj": "in",
+    "mamba.x_proj": "x",
+    "mamba.out_proj": "out",
 }
 NEVER_CALLED = ("mixer.dt_proj", "mamba.dt_proj")  # Mamba and Jamba only read its weight: no hook sees its input
 
@@ -60,20 +63,20 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     """All of a model but its head: what gives the last hidden states.
 
     Raises:
-        ValueError: no part of it does.
+        ValueError: it holds no model, or several.
     """
     if model.base_model is not model:
         return model.base_model
-    parts = [child for child in model.children() if isinstance(child, PreTrainedModel)]  # Llama 4 names another prefix
+    parts = [child for child in model.children() if isinstance(child, PreTrainedModel)]  # Llama 4's prefix names none
     if len(parts) != 1:
-        raise ValueError(f"{type(model).__name__} has {len(parts)} models in it; one is to give its last hidden states")
+        raise ValueError(f"{type(model).__name__} holds {len(parts)} models; which gives the last hidden states?")
     return parts[0]
 
 
 def text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     """Name and module of what reads text: of a multimodal model the language model alone, else all but the head."""
     module = model.get_decoder()
-    if module is model.get_output_embeddings():  # which ModernBERT's decoder calls decoder
+    if module is model or module is model.get_output_embeddings():  # ModernBERT's decoder calls its head `decoder`
         module = backbone(model)
     return next((name, other) for name, other in model.named_modules() if other is module)
 
@@ -161,7 +164,7 @@ def head(model: PreTrainedModel) -> Linear | None:
     return Linear(name, -1, "lm_head")
 
 
-def role_names(named: list[Linear]) -> str:
+def role_names(some_linears: list[Linear]) -> str:
     """The linears' names with the layer's number left out, each once with its role: for error messages."""
-    shapes = {re.sub(r"\.\d+\.", ".*.", linear.name): linear.role for linear in named}
+    shapes = {re.sub(r"\.\d+\.", ".*.", linear.name): linear.role for linear in some_linears}
     return ", ".join(f"{name} ({role})" for name, role in shapes.items())

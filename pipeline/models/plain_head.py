@@ -40,7 +40,7 @@ def check(model: PreTrainedModel, head: nn.Linear) -> None:
     _, logits = _run(model, head, tokens, ours)
     row = _differing(logits, expected)
     if row is not None:
-        place = int(expected[row].abs().argmax())
+        place = int((logits[row] - expected[row]).abs().argmax())
         raise ValueError(
             f"{name} changes its logits after the head (a cap, a scale or the like), which no stage that works them "
             f"out from hidden states can hold: where the head gives {float(expected[row][place]):.4g}, the model gives "
@@ -78,8 +78,10 @@ def _states(weight: Tensor) -> Tensor:
 
 
 def _differing(a: Tensor, b: Tensor) -> tuple[int, int] | None:
-    """The last position at which rows [sequences, 2, width] differ by more than rounding; NaN is like NaN, so that a
-    broken model is not taken for one of another kind."""
+    """The last position at which rows [sequences, 2, width] differ by more than rounding: it has the largest logits.
+
+    NaN is like NaN, so that a broken model is not taken for one of another kind.
+    """
     tolerance = max(1e-5, 4 * torch.finfo(b.dtype).eps)
     if a.shape != b.shape:
         return 0, 0

@@ -112,11 +112,11 @@ def _write(tensors: Tensors, read: Read, scratch: Path) -> int:
     for file, part in tensors.parts.items():
         there = {}
         for name in part.keys():  # noqa: SIM118
-            named_weight = read(name)
-            if named_weight is not None:
-                written, weight = named_weight
-                there[written] = weight.contiguous()
-                coded += written != name or tensors.dtype(name) in (*FLOAT8, "I8", "U8")
+            renamed = read(name)
+            if renamed is not None:
+                new_name, weight = renamed
+                there[new_name] = weight.contiguous()
+                coded += new_name != name or tensors.dtype(name) in (*FLOAT8, "I8", "U8")
         save_file(there, scratch / file.name, metadata={"format": "pt"})
         held |= dict.fromkeys(there, file.name)
     if [file.name for file in tensors.parts] != [WEIGHTS]:

@@ -22,7 +22,7 @@ from pipeline.knobs.sections import Evaluate
 from pipeline.models import forward, layout, vocabulary
 from pipeline.models.context import context_length
 
-TEXT = 32  # tokens that show which linears a text reaches
+PROBE_TOKENS = 32  # of a text that shows which linears a text reaches
 ALTERNATIVES = ("sol1", "sol2", "option1", "option2", "endings", "choices")  # of which a request holds one
 
 
@@ -134,7 +134,7 @@ def _linears(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
 
 @torch.no_grad()
 def _uncalled(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
-    """Linears to quantize that no text reaches in any layer, as those of a decoder's attention to an encoder."""
+    """Linears to quantize that a text calls in no layer, as those of a decoder's attention to an encoder."""
     try:
         planned = plan(model, knobs.scheme)
     except ValueError:
@@ -142,7 +142,7 @@ def _uncalled(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
     linears = [linear for linear, (weights, _) in planned.items() if weights.bits and linear.role != HEAD]
     called: set[str] = set()
     handles = forward.on_layer_inputs(model, linears, lambda linear, _: called.add(layout.role_names([linear])))
-    length = min(TEXT, context_length(model) or TEXT)
+    length = min(PROBE_TOKENS, context_length(model) or PROBE_TOKENS)
     tokens = 7919 * torch.arange(1, length + 1)[None] % len(model.get_input_embeddings().weight)
     try:
         model(input_ids=tokens, use_cache=False)
@@ -152,6 +152,6 @@ def _uncalled(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
     uncalled = [linear for linear in linears if layout.role_names([linear]) not in called]
     if uncalled:
         yield (
-            f"scheme: no text reaches {layout.role_names(uncalled)}; leave them in float, by overrides whose weights "
-            "have 0 bits"
+            f"scheme: a text calls none of {layout.role_names(uncalled)}; leave them in float, by overrides with "
+            "weights: {bits: 0} and activations: {bits: 0}"
         )

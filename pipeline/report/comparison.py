@@ -86,14 +86,14 @@ def rows(table: pd.DataFrame) -> list[list[str]]:
     for metric in metrics:
         logged = "log " if is_perplexity(metric) else ""
         header += [metric, f"difference, {logged}{metric}"] if compared else [metric]
-    lines = [header]
+    table_rows = [header]
     for setting, mine in table.groupby("setting", sort=False):
         cells = [str(setting), str(mine["n"].iloc[0])]
         for _, row in mine.iterrows():
             spread = "" if math.isnan(row["std"]) else f" ± {row['std']:.2g}"
             cells += [f"{row['mean']:.5g}{spread}", *([_difference_cell(row)] if compared else [])]
-        lines.append(cells)
-    return lines
+        table_rows.append(cells)
+    return table_rows
 
 
 def note(table: pd.DataFrame, done: int, points: int) -> str:

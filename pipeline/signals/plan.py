@@ -43,7 +43,7 @@ def curves(
     widths: Sequence[int],
     advance: Callable[[], object],
 ) -> list[Curve]:
-    """The curve of each linear of the decoder that a scheme quantizes.
+    """The curve of each linear of the decoder that a scheme quantizes and that has a gradient.
 
     Args:
         model: the float model. gradients: of its mean cross-entropy over `tokens` predicted ones, by linear.
@@ -56,6 +56,9 @@ def curves(
             continue
         weight = model.get_submodule(linear.name).weight.detach()
         importance = gradients[linear.name].square()
+        if not bool(importance.any()):  # no gradient says what its bits are worth: it keeps the scheme's
+            advance()
+            continue
         losses = {}
         for bits in sorted(widths):
             scheme = replace(schemes[linear.name], bits=bits)  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ Values come a batch at a time and are seen once. Moments are merged in float64 (
 counted exactly although mean and deviation are known only at the end: what may turn out to be one is kept.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,7 +94,7 @@ def valid_rows(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class _Recorder(DynamicCache):
-    """Sees the keys and values that a cache would store, and stores none; states of other layers it keeps."""
+    """A cache that shows keys and values to `see` and stores none; it keeps the states of layers without attention."""
 
     def __init__(self, model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None]) -> None:
         super().__init__(config=model.config)
@@ -111,8 +110,8 @@ class _Recorder(DynamicCache):
 class Watch:
     """The inputs of some linears and the keys and values of a model, while batches pass through it.
 
-    tokens: how many will, at most. A model without attention has no keys and values, and those of one that takes no
-    cache but its own (MiniMax) are not looked at.
+    tokens: how many will, at most. A model without attention has no keys and values. A model that does not run with a
+    cache of ours (MiniMax) has them, but they are not looked at.
     """
 
     def __init__(self, model: PreTrainedModel, linears: list[layout.Linear], tokens: int) -> None:
@@ -154,13 +153,10 @@ class Watch:
 @torch.no_grad()
 def _takes_recorder(model: PreTrainedModel) -> bool:
     """Whether a model runs with a cache of ours, and stores keys and values there."""
-    backbone, stored = layout.backbone(model), list[int]()
-    if "past_key_values" not in inspect.signature(backbone.forward).parameters:
-        return False
-    recorder = _Recorder(model, lambda layer, *_: stored.append(layer))
-    tokens = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    stored, tokens = list[int](), torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     try:
-        backbone(input_ids=tokens, use_cache=False, past_key_values=recorder)
+        recorder = _Recorder(model, lambda layer, *_: stored.append(layer))
+        layout.backbone(model)(input_ids=tokens, use_cache=False, past_key_values=recorder)
     except Exception:  # a model's code may fail in any way
         return False
     return bool(stored)

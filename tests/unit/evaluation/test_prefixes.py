@@ -99,7 +99,7 @@ def test_items_beyond_the_context_are_refused_where_lm_eval_would_cut_them():
 
 
 def test_texts_that_share_a_row_fit_in_the_context_together():
-    """GPT-Neo's code holds a mask of so many positions and no more."""
+    """GPT-Neo's mask has a fixed number of positions."""
     shape = {
         "vocab_size": 259,
         "hidden_size": 32,

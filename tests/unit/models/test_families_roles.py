@@ -98,3 +98,10 @@ def test_a_model_that_is_its_own_base_model_has_hidden_states(tokens: Tensor):
     assert model.base_model is model
     logits = forward.hidden_states(model, tokens) @ forward.head_weight(model).T
     assert moved(logits, model(input_ids=tokens).logits) < 1e-5
+
+
+def test_projections_of_a_state_space_are_not_taken_for_attentions():
+    roles = {linear.name: linear.role for linear in layout.linears(other("jamba"))}
+    mixer = {name.rsplit(".", 1)[-1]: role for name, role in roles.items() if ".mamba." in name}
+    assert mixer == {"in_proj": "in", "x_proj": "x", "out_proj": "out"}
+    assert roles["model.layers.1.self_attn.o_proj"] == "o"

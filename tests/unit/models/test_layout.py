@@ -120,7 +120,7 @@ def test_of_a_language_model_the_text_decoder_holds_all_but_the_head(name: str):
         ("ModernBertDecoderConfig", {"num_hidden_layers": 2}, "model.layers"),  # whose head is called decoder
     ],
 )
-def test_a_decoder_by_another_name_is_it(kind: str, changed: dict[str, Any], layers: str):
+def test_a_decoder_is_found_under_another_name(kind: str, changed: dict[str, Any], layers: str):
     shape = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4} | changed
     config = getattr(transformers, kind)(**shape, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model = AutoModelForCausalLM.from_config(config)

@@ -148,13 +148,13 @@ def test_a_tokenizer_may_lack_special_tokens(tmp_path: Path, lacking: str):
     limits.check(tiny.llama(), tokenizer, load_with(tmp_path, **FITTING))
 
 
-def test_linears_that_no_text_reaches_are_named(tmp_path: Path):
-    """A decoder's attention to an encoder that is not there; left in float, they may be."""
+def test_linears_that_no_text_calls_are_named(tmp_path: Path):
+    """A decoder's attention to an encoder that is not there; left in float, they pass."""
     shape = {"vocab_size": 259, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
     model = BartForCausalLM(BartConfig(**shape, bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
     fitting = {"distill__freeze": "none", "evaluate__window": 64}
     (problem,) = problems(model, tmp_path, **fitting)
-    assert problem.startswith("scheme: no text reaches model.decoder.layers.*.encoder_attn.k_proj (k), ")
+    assert problem.startswith("scheme: a text calls none of model.decoder.layers.*.encoder_attn.k_proj (k), ")
     assert "self_attn" not in problem
-    override = {"match": "*.encoder_attn.*", "weights": {"bits": 0}}
+    override = {"match": "*.encoder_attn.*", "weights": {"bits": 0}, "activations": {"bits": 0}}
     assert problems(model, tmp_path, **fitting, scheme=long(override, weights__group=0)) == []

@@ -99,6 +99,16 @@ def test_an_average_below_the_fewest_bits_is_refused():
         choose(curves(0), 1.5)
 
 
+def test_a_linear_without_a_gradient_has_no_curve():
+    """Nothing says what its bits are worth, so that a plan leaves it those of the scheme."""
+    model = load_float()
+    schemes = {linear.name: Weights(4) for linear in layout.linears(model)}
+    gradients = {name: torch.ones_like(model.get_submodule(name).weight) for name in schemes}
+    indexer, *others = schemes
+    gradients[indexer].zero_()
+    assert [curve.name for curve in plan.curves(model, gradients, schemes, 10, WIDTHS, lambda: None)] == others
+
+
 def test_the_curves_are_the_weighted_errors_of_rounding_to_nearest(signals, calibrated, text):
     """tokens / 2 * sum(g^2 dW^2), g by autograd on the whole batch in double precision."""
     model = load_float()
