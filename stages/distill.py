@@ -13,8 +13,9 @@ from pipeline.artifacts import contract, progress
 from pipeline.calibration.rotation import unturned
 from pipeline.distill import loop, parallel
 from pipeline.distill.freeze import Frozen, frozen_rows
+from pipeline.distill.prepare import prepare
 from pipeline.distill.schedule import Schedule, fitting_rate
-from pipeline.distill.student import Learns, prepare
+from pipeline.distill.student import Learns
 from pipeline.distill.targets import Targets
 from pipeline.knobs import params
 from pipeline.knobs.freezing import AUTO

@@ -14,8 +14,9 @@ from pipeline.calibration.methods import Options
 from pipeline.distill import loop
 from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.parallel import Processes, join
+from pipeline.distill.prepare import prepare
 from pipeline.distill.schedule import Schedule
-from pipeline.distill.student import Learns, prepare
+from pipeline.distill.student import Learns
 from pipeline.distill.targets import record
 from pipeline.knobs.scheme import Activations, Override, Scheme, Weights
 from pipeline.losses.chunked import LossWeights

@@ -109,8 +109,9 @@ def ours(args: argparse.Namespace, quantized: bool) -> dict:
     """Our loop, from round to nearest, or on weights that are not quantized."""
     from pipeline.distill import loop
     from pipeline.distill.parallel import Processes
+    from pipeline.distill.prepare import prepare
     from pipeline.distill.schedule import Schedule
-    from pipeline.distill.student import Learns, Student, prepare
+    from pipeline.distill.student import Learns, Student
     from pipeline.losses.chunked import LossWeights
     from pipeline.models import forward, layout
     from pipeline.quant.model import FLOAT_DTYPE

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.distill.freeze import Frozen, frozen_rows
-from pipeline.distill.student import Learns, Student, prepare
+from pipeline.distill.prepare import prepare
+from pipeline.distill.student import Learns, Student
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel

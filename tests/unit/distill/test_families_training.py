@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from pipeline.distill.freeze import frozen_rows
-from pipeline.distill.student import Learns, Student, prepare
+from pipeline.distill.prepare import prepare
+from pipeline.distill.student import Learns, Student
 from pipeline.losses.chunked import LossWeights, distillation_loss
 from pipeline.models import forward, layout
 from tests.families import family

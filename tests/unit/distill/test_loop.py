@@ -11,7 +11,8 @@ from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.distill import loop
 from pipeline.distill.freeze import frozen_rows
-from pipeline.distill.student import Learns, Student, prepare
+from pipeline.distill.prepare import prepare
+from pipeline.distill.student import Learns, Student
 from pipeline.distill.targets import Targets, record
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights
 from pipeline.losses.chunked import LossWeights

@@ -7,7 +7,8 @@ from torch import Tensor
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.distill.freeze import frozen_rows
-from pipeline.distill.student import Learns, prepare
+from pipeline.distill.prepare import prepare
+from pipeline.distill.student import Learns
 from pipeline.knobs.scheme import from_short
 from pipeline.models import layout
 from pipeline.quant.model import stored_float

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pipeline.distill import loop
 from pipeline.distill.freeze import frozen_rows
+from pipeline.distill.prepare import prepare
 from pipeline.distill.schedule import Schedule
-from pipeline.distill.student import Learns, Student, prepare
+from pipeline.distill.student import Learns, Student
 from pipeline.distill.targets import Targets
 from pipeline.losses.chunked import LossWeights
 from pipeline.models import forward, layout
