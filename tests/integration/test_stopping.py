@@ -28,9 +28,9 @@ WAYS = [
 
 @pytest.fixture
 def project(tiny_teacher: Path, tmp_path: Path) -> Path:
-    """A checkout with a teacher, whose corpus is to be made in 100 batches; the environment counts as made."""
+    """A checkout with a teacher, whose corpus is to be made in 300 batches; the environment counts as made."""
     where = checkout(tmp_path / "project", tiny_teacher)
-    change_params(where, {"synthesize": {"sequences": 600}})
+    change_params(where, {"synthesize": {"sequences": 1800}})
     (where / ".venv").mkdir()
     (where / ".venv/ready").touch()
     assert "teacher: the whole run: about " in run(["dvc", "repro", "teacher"], where).stdout
