@@ -1,18 +1,23 @@
 """The true pipeline on a tiny random model: a copy of this tree, with knobs to match, run by `dvc repro`."""
 
+import importlib
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
 from filelock import FileLock
 
+import stages.run
 from pipeline.artifacts import environment as environment_of_stages
 from tests import tiny
 
@@ -132,6 +137,29 @@ def pipeline(shared: Path, tiny_teacher: Path) -> Path:
 
 
 def run_stage(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage in this process, as a process of its own needs seconds to import what it needs.
+
+    What it is refused with there, test_bad_input.py compares with this.
+    """
+    arguments = [word for name, path in paths.items() for word in (f"--{name}", path)]
+    said, code = (io.StringIO(), io.StringIO()), 0
+    with (
+        chdir(desk),
+        patch.dict(os.environ, environment()),
+        patch.object(sys, "argv", [f"stages.{stage}", *arguments]),
+        redirect_stdout(said[0]),
+        redirect_stderr(said[1]),
+    ):
+        try:
+            stages.run.main(stage, importlib.import_module(f"stages.{stage}").work)
+        except SystemExit as ended:
+            code = 1
+            print(ended.code, file=said[1])
+    return subprocess.CompletedProcess(arguments, code, said[0].getvalue(), said[1].getvalue())
+
+
+def run_stage_alone(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage in a process of its own, as DVC does."""
     command = [sys.executable, "-m", f"stages.{stage}"]
     for name, path in paths.items():
         command += [f"--{name}", path]

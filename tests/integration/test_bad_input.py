@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from tests.integration.conftest import Stage
+from tests.integration.conftest import Stage, run_stage_alone
 from tests.integration.refusals import CALIBRATE, DISTILL, EVALUATE
 
 
@@ -25,6 +25,13 @@ def test_all_bad_knobs_are_named_at_once(refused: Stage) -> None:
     ]
     expected += ["export.format", "did you mean 'hub'", "distill.lr: expected float"]
     assert [part for part in expected if part not in message] == []
+
+
+def test_in_a_process_of_its_own_a_stage_is_refused_with_the_same_line(refused: Stage, desk: Path) -> None:
+    message = refused("calibrate", {"calibrate.sequences": 500}, **CALIBRATE)
+    alone = run_stage_alone(desk, "calibrate", **CALIBRATE, out="made/out")
+    assert (alone.returncode, alone.stdout, alone.stderr) == (1, "", message)
+    assert not (desk / "made").exists()
 
 
 def test_libraries_in_other_versions_than_the_pinned_ones(refused: Stage, desk: Path) -> None:
