@@ -136,35 +136,43 @@ def pipeline(shared: Path, tiny_teacher: Path) -> Path:
     return where
 
 
-def run_stage(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedProcess[str]:
+def enter_stage(where: Path, stage: str, arguments: list[str]) -> None:
     """Run a stage in this process, as a process of its own needs seconds to import what it needs.
 
     What it is refused with there, test_bad_input.py compares with this.
     """
-    arguments = [word for name, path in paths.items() for word in (f"--{name}", path)]
-    said, code = (io.StringIO(), io.StringIO()), 0
     with (
-        chdir(desk),
+        chdir(where),
         patch.dict(os.environ, environment()),
         patch.object(sys, "argv", [f"stages.{stage}", *arguments]),
-        redirect_stdout(said[0]),
-        redirect_stderr(said[1]),
     ):
+        stages.run.main(stage, importlib.import_module(f"stages.{stage}").work)
+
+
+def run_stage(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage in this process, and keep what it says."""
+    arguments, out, err, code = options(paths), io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
         try:
-            stages.run.main(stage, importlib.import_module(f"stages.{stage}").work)
+            enter_stage(desk, stage, arguments)
         except SystemExit as ended:
             code = 1
-            print(ended.code, file=said[1])
-    return subprocess.CompletedProcess(arguments, code, said[0].getvalue(), said[1].getvalue())
+            print(ended.code, file=err)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def run_stage_alone(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedProcess[str]:
     """Run a stage in a process of its own, as DVC does."""
-    command = [sys.executable, "-m", f"stages.{stage}"]
-    for name, path in paths.items():
-        command += [f"--{name}", path]
-    env = {**environment(), "PYTHONPATH": str(ROOT)}
+    command, env = (
+        [sys.executable, "-m", f"stages.{stage}", *options(paths)],
+        {**environment(), "PYTHONPATH": str(ROOT)},
+    )
     return subprocess.run(command, cwd=desk, env=env, capture_output=True, text=True, check=False)
+
+
+def options(paths: dict[str, str]) -> list[str]:
+    """Paths as a stage's command has them."""
+    return [word for name, path in paths.items() for word in (f"--{name}", path)]
 
 
 @pytest.fixture

@@ -1,22 +1,17 @@
 """The commands that the documents show, run on the tiny model as far as it can; of each other one, where it is run."""
 
-import importlib
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from dvc.utils.hydra import apply_overrides
 
-from stages import run as frame
-from tests.integration.conftest import ROOT, environment
+from tests.integration.conftest import ROOT, enter_stage, environment
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^    ((?:dvc|python -m|make|prefect|torchrun) .*)$", re.MULTILINE)
@@ -102,10 +97,8 @@ def test_an_experiment_goes_through_the_stages_that_its_knobs_reach(desk: Path, 
         "export": "--teacher data/teacher --quantized data/student --out data/int4/student",
     }
     reached = STAGES[overrides[0].partition(".")[0].partition("=")[0]]
-    with chdir(desk), patch.dict(os.environ, {"CI": "1"}):
-        for stage in reached:
-            with patch.object(sys, "argv", [f"stages.{stage}", *paths[stage].split()]):
-                frame.main(stage, importlib.import_module(f"stages.{stage}").work)
+    for stage in reached:
+        enter_stage(desk, stage, paths[stage].split())
 
 
 def test_the_code_that_loads_the_result_runs_as_it_stands_there(copy: Path) -> None:

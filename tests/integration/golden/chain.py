@@ -1,19 +1,13 @@
 """The stages of dvc.yaml one after the other in this process, with the commands that stand there."""
 
-import importlib
-import os
 import re
 import shlex
-import sys
-from contextlib import chdir
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 import yaml
 
-from stages import run
-from tests.integration.conftest import KNOBS, change_params, checkout
+from tests.integration.conftest import KNOBS, change_params, checkout, enter_stage
 
 FLOAT32 = {
     **{stage: {"dtype": "float32"} for stage in ("synthesize", "calibrate", "targets")},
@@ -28,11 +22,9 @@ def make(where: Path, teacher: Path) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with chdir(where), patch.dict(os.environ, {"CI": "1", "OMP_NUM_THREADS": "1"}):
-            for command in commands(yaml.safe_load(Path("dvc.yaml").read_text())):
-                _, _, module, *arguments = shlex.split(command)
-                with patch.object(sys, "argv", [module, *arguments]):
-                    run.main(module.partition(".")[2], importlib.import_module(module).work)
+        for command in commands(yaml.safe_load((where / "dvc.yaml").read_text())):
+            _, _, module, *arguments = shlex.split(command)
+            enter_stage(where, module.partition(".")[2], arguments)
     finally:
         torch.set_num_threads(threads)
     return where / "data"

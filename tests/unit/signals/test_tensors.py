@@ -138,13 +138,19 @@ def test_keys_and_values_are_those_that_attention_is_given(name: str, tokens: Te
         assert moments[key].statistics() == pytest.approx(reference(values), rel=1e-4), key
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_watching_changes_nothing_and_sees_every_linear_and_layer(name: str, tokens: Tensor, valid: Tensor):
-    model = family(name)
+def watched_alike(model: PreTrainedModel, tokens: Tensor, valid: Tensor) -> Watch:
+    """What is seen of a model whose states are those that it has without being watched."""
     plain = [forward.hidden_states(model, part) for part in tokens.split(4)]
     watched, states = watch(model, tokens, valid, 4)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(states, plain, strict=True))
     assert watched.inputs.keys() == {linear.name for linear in layout.linears(model)}
+    return watched
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_watching_changes_nothing_and_sees_every_linear_and_layer(name: str, tokens: Tensor, valid: Tensor):
+    model = family(name)
+    watched = watched_alike(model, tokens, valid)
     assert set(watched.cache) == (set() if name == "mamba" else {(i, role) for i in (0, 1) for role in "kv"})
     tokens_seen = {m.count / model.get_submodule(name).in_features for name, m in watched.inputs.items()}
     assert tokens_seen == {int(valid.sum())}
@@ -154,19 +160,12 @@ def test_watching_changes_nothing_and_sees_every_linear_and_layer(name: str, tok
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_a_layer_that_keeps_a_state_has_one_while_keys_and_values_are_seen(name: str, tokens: Tensor, valid: Tensor):
     """Its code reads the state of its layer off the cache; keys and values are the other layer's alone."""
-    model = other(name)
-    plain = [forward.hidden_states(model, part) for part in tokens.split(4)]
-    watched, states = watch(model, tokens, valid, 4)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(states, plain, strict=True))
+    watched = watched_alike(other(name), tokens, valid)
     assert set(watched.cache) == (set() if name == "minimax" else {(1, "k"), (1, "v")})  # it takes its own cache alone
-    assert watched.inputs.keys() == {linear.name for linear in layout.linears(model)}
 
 
 def test_a_model_that_keeps_states_alone_has_no_keys_and_values(tokens: Tensor, valid: Tensor):
-    model = other("bamba", attn_layer_indices=[])
-    watched, states = watch(model, tokens, valid, 4)
-    assert torch.allclose(torch.cat(states), forward.hidden_states(model, tokens), atol=1e-5)
-    assert not watched.cache
+    assert not watched_alike(other("bamba", attn_layer_indices=[]), tokens, valid).cache
 
 
 def test_an_input_that_several_linears_read_is_looked_at_once(tokens: Tensor, valid: Tensor):
