@@ -75,11 +75,13 @@ def main(stage: str, work: Callable[[], str | None]) -> None:
         if "I/O error" not in str(error):  # a full disk, say, which safetensors does not make an OSError
             raise
         sys.exit(f"{name}: {error}")
+    finally:
+        _READ.pop(stage, None)  # what is refused leaves nothing to a second run in the same process
 
 
 def _check_unchanged(stage: str) -> None:
     """Raises ValueError if what the stage reads was edited while it ran."""
-    began = _READ.pop(stage, None)
+    began = _READ.get(stage)
     changed = began.changed(inputs.read(stage, sources(), began)) if began else []
     if changed:
         problem = "what it reads has changed while it ran, so what it made is of neither state; run it again:"

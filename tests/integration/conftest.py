@@ -163,10 +163,8 @@ def run_stage(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedPr
 
 def run_stage_alone(desk: Path, stage: str, /, **paths: str) -> subprocess.CompletedProcess[str]:
     """Run a stage in a process of its own, as DVC does."""
-    command, env = (
-        [sys.executable, "-m", f"stages.{stage}", *options(paths)],
-        {**environment(), "PYTHONPATH": str(ROOT)},
-    )
+    command = [sys.executable, "-m", f"stages.{stage}", *options(paths)]
+    env = {**environment(), "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=desk, env=env, capture_output=True, text=True, check=False)
 
 

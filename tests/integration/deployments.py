@@ -1,7 +1,6 @@
 """A Prefect server, a work pool and a deployment of the project's flow, on loopback."""
 
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from tests.integration.stopping import heed_signals
 from tests.integration.test_flow import STAGES, environment
 
 PREFECT = [sys.executable, "-m", "prefect"]
@@ -63,9 +63,7 @@ class Deployment:
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
-                    preexec_fn=lambda: signal.signal(
-                        signal.SIGINT, signal.SIG_DFL
-                    ),  # tests in the background ignore it
+                    preexec_fn=heed_signals,
                 )
             )
         return log

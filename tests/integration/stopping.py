@@ -4,12 +4,21 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+
+def heed_signals(ignored: Collection[int] = ()) -> None:
+    """For what a test starts: let SIGINT and SIGHUP end it, but for those that are to be ignored.
+
+    Tests that run in the background ignore SIGINT, those under nohup SIGHUP, and what they start would, too.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
 
 def alive(pid: int) -> bool:
@@ -54,7 +63,7 @@ def stop_flow(
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+            preexec_fn=heed_signals,
         )
     started: list[psutil.Process] = []
     try:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.integration.conftest import change_params, checkout, environment, run
-from tests.integration.stopping import alive, wait_for
+from tests.integration.stopping import alive, heed_signals, wait_for
 
 DVC = ["dvc", "repro", "synthesize"]
 MAKE = ["make", "repro"]
@@ -28,9 +28,9 @@ WAYS = [
 
 @pytest.fixture
 def project(tiny_teacher: Path, tmp_path: Path) -> Path:
-    """A checkout with a teacher, whose corpus is to be made in 300 batches; the environment counts as made."""
+    """A checkout with a teacher, whose corpus is to be made in 100 batches; the environment counts as made."""
     where = checkout(tmp_path / "project", tiny_teacher)
-    change_params(where, {"synthesize": {"sequences": 1800}})
+    change_params(where, {"synthesize": {"sequences": 600}})
     (where / ".venv").mkdir()
     (where / ".venv/ready").touch()
     assert "teacher: the whole run: about " in run(["dvc", "repro", "teacher"], where).stdout
@@ -52,7 +52,7 @@ def stop(where: Path, command: list[str], number: signal.Signals, to: str, log: 
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+            preexec_fn=heed_signals,
         )
     try:
         wait_for(lambda: parts(where) > before, started, 400, log)

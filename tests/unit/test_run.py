@@ -1,6 +1,7 @@
 """The frame of every stage: one line for what a user or a machine did wrong, no notes of the libraries' own."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +97,21 @@ def test_time_and_memory_are_noted_under_the_variants_name():
     usage = json.loads((run.USAGE / "teacher.json").read_text())
     assert usage["seconds"] >= 0
     assert 0.05 < usage["peak_gib"] < 500
+
+
+def test_a_stage_that_was_refused_leaves_nothing_to_the_next_run_in_the_same_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["stages.export"])
+    for name in ("versions.yaml", "dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, name)
+
+    def refused() -> None:
+        run.begin("export")
+        raise ValueError("no")
+
+    with pytest.raises(SystemExit, match="no"):
+        run.main("export", refused)
+    Path("params.yaml").unlink()
+    run.main("export", lambda: None)
 
 
 def test_a_note_that_cannot_be_written_is_one_line_too(tmp_path: Path):

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.integration.stopping import alive
+from tests.integration.stopping import alive, heed_signals
 
 ROOT = Path(__file__).parents[3]
 STAGE = """
@@ -38,13 +39,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(command: list[str], project: Path, extra: dict[str, str], ignored: list[int] | None = None):
+def start(command: list[str], project: Path, extra: dict[str, str], ignored: Collection[int] = ()):
     """A command, when the stage that it starts is at work, and that stage's number."""
-
-    def dispose() -> None:
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN if number in (ignored or []) else signal.SIG_DFL)
-
     started = subprocess.Popen(
         command,
         cwd=project,
@@ -52,7 +48,7 @@ def start(command: list[str], project: Path, extra: dict[str, str], ignored: lis
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=dispose,
+        preexec_fn=lambda: heed_signals(ignored),
     )
     assert started.stdout is not None
     return started, int(started.stdout.readline())
