@@ -67,8 +67,7 @@ def collect(
             entering.append(states)
         if layer is layers[-1]:
             raise _Stop
-        whole = outputs[layer]
-        return (states, *[None] * (len(whole) - 1)) if isinstance(whole, tuple) else states
+        return _as(outputs[layer], states)
 
     with _instead(layers, take):
         for part in batches:
@@ -87,6 +86,37 @@ def collect(
     if states.shape != whole.shape or float(moved) > TOLERANCE:
         raise ValueError(f"{problem}: something happens to its hidden states between the layers")
     return entering, arguments
+
+
+def head_inputs(
+    model: PreTrainedModel, batches: Sequence[Tensor], states: Sequence[Tensor], dtype: str
+) -> Iterator[Tensor]:
+    """What the head reads where the last layer gives these hidden states [batch, length, hidden]: of every batch.
+
+    Raises:
+        ValueError: the model does not call its head.
+    """
+    layers, head = list(layout.decoder_layers(model)[1]), forward.head_module(model)
+    outputs = _run_whole(model, layers, batches[0][:1], dtype)[1]
+    read, waiting = list[Tensor](), iter(states)
+
+    def take(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _as(outputs[layer], next(waiting) if layer is layers[-1] else _split(args, kwargs)[0])
+
+    def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+        read.append(args[0])
+        raise _Stop
+
+    handle = head.register_forward_pre_hook(stop)
+    try:
+        for part in batches:
+            with _instead(layers, take), forward.autocast(dtype), suppress(_Stop):
+                model(input_ids=part, use_cache=False)
+            if not read:
+                raise ValueError(f"{type(model).__name__} does not call its head; set the bits of scheme.head to 0")
+            yield read.pop()
+    finally:
+        handle.remove()
 
 
 def _run_whole(
@@ -127,6 +157,11 @@ def _instead(layers: list[nn.Module], take: Call) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _as(whole: Any, states: Tensor) -> Any:
+    """Hidden states as a layer returns them whose output is `whole`: alone, or first in a tuple."""
+    return (states, *[None] * (len(whole) - 1)) if isinstance(whole, tuple) else states
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:

@@ -5,7 +5,6 @@ layers before it, for the Hessians; then with its quantized weights, for the act
 inputs.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline.calibration import embedding_head
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.layers import Inputs, Runner
-from pipeline.calibration.methods import PTQ_METHODS, Options
+from pipeline.calibration.methods import PTQ_METHODS, Options, round_weight
 from pipeline.calibration.observers import static_step
 from pipeline.calibration.plan import plan
 from pipeline.calibration.rescale import rescale
@@ -29,7 +29,7 @@ from pipeline.quant.activations import Quantizer
 from pipeline.quant.grid import sqnr
 from pipeline.quant.kv_cache import quantize_cache
 from pipeline.quant.model import QuantizedModel, float_tensors, state, untie_head
-from pipeline.rounding.methods import ROUNDINGS, Rounded, output_sqnr, rtn
+from pipeline.rounding.methods import Rounded, output_sqnr, rtn
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def calibrate(
     advance: Callable[[], object],
     fisher: Mapping[str, Fisher] | None = None,
 ) -> Calibrated:
-    """Quantize a model's linears, and find the static ranges of their inputs.
+    """Quantize a model's linears, embedding and head, and find the static ranges of the linears' inputs.
 
     The KV cache is quantized throughout; inputs are not, whatever the scheme says.
 
@@ -71,11 +71,12 @@ def calibrate(
     bad = [name for name in weighted if not bool(model.get_submodule(name).weight.isfinite().all())]
     if bad:
         raise ValueError(f"these weights are not finite: {bad}; is the teacher sound?")
-    untie_head(model, set(weighted))
+    untie_head(model, embedding_head.with_own_weights(model, scheme, weighted))
     tensors = state(model)
     for name, values in float_tensors(model, set(weighted)).items():
         tensors[name].copy_(values)
     result = QuantizedModel(kv_cache=scheme.kv_cache, schemes=weighted)
+    embedding_head.round_embedding(model, weighted, options, result)
     done: list[RoundedLayer] = []
     restore = quantize_cache(model, scheme.kv_cache) if scheme.kv_cache.bits else lambda: None
     try:
@@ -91,9 +92,9 @@ def calibrate(
             _step_on(runner, layer, {linear: planned[linear][1] for linear in group}, result)
             memory.give_back()
             advance()
+        embedding_head.round_head(runner, tokens, weighted, options, result)
     finally:
         restore()
-    _quantize_head(model, weighted, options, result)
     result.floats = float_tensors(model, set(weighted))
     rows = [row for layer in done for row in layer.rows]
     return Calibrated(result, pd.DataFrame(rows), [pair for layer in done for pair in layer.skipped])
@@ -123,42 +124,12 @@ def _quantize_layer(
         if linear.name in weighted:
             weight, linear_inputs = runner.model.get_submodule(linear.name).weight, inputs.get(linear.name)
             outputs = known[linear.name].outputs if linear.name in known else None
-            rounded = _round(linear.name, weight, weighted[linear.name], options, linear_inputs, outputs)
+            hessian = None if linear_inputs is None else linear_inputs.hessian
+            rounded = round_weight(linear.name, weight, weighted[linear.name], options, hessian, outputs)
             if options.measure and linear_inputs is not None:
                 done.rows.append(_errors(linear, weight, rounded, linear_inputs))
             done.rounded[linear.name] = rounded
     return done
-
-
-def _quantize_head(
-    model: PreTrainedModel, weighted: dict[str, Weights], options: Options, result: QuantizedModel
-) -> None:
-    """Round the head to nearest, whatever the method, where the scheme gives it bits."""
-    head = layout.head(model)
-    if head is not None and head.name in weighted:
-        nearest = dataclasses.replace(options, method="rtn")
-        rounded = _round(head.name, model.get_submodule(head.name).weight, weighted[head.name], nearest)
-        RoundedLayer({head.name: rounded}).put_into(model, result)
-        del result.latent[head.name]  # it does not learn
-
-
-def _round(
-    name: str,
-    weight: Tensor,
-    scheme: Weights,
-    options: Options,
-    inputs: Inputs | None = None,
-    outputs: Tensor | None = None,
-) -> Rounded:
-    method = PTQ_METHODS[options.method]
-    if method.needs_inputs and inputs is None:
-        raise ValueError(f"{name} is not called on the calibration tokens; leave it in float by an override")
-    hessian = None if inputs is None else inputs.hessian
-    try:
-        weight = weight.detach().clone()
-        return ROUNDINGS[method.rounding](weight, hessian, scheme, outputs=outputs, **options.gptq)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 def _errors(linear: layout.Linear, weight: Tensor, rounded: Rounded, inputs: Inputs) -> dict[str, Any]:

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from pipeline.knobs.scheme import Weights
+from pipeline.rounding.methods import ROUNDINGS, Rounded
+
 
 @dataclass(frozen=True)
 class Method:
@@ -48,3 +53,31 @@ class Options:
     batch: int = 8
     dtype: str = "float32"
     measure: bool = True
+
+
+def round_weight(
+    name: str,
+    weight: Tensor,
+    scheme: Weights,
+    options: Options,
+    hessian: Tensor | None = None,
+    outputs: Tensor | None = None,
+) -> Rounded:
+    """Round a weight [out, in] by the method of the options.
+
+    Args:
+        name: of its module, for errors.
+        hessian: float32 [in, in] of its inputs; None where they were not looked at.
+        outputs: float32 [out, out], how its outputs' errors count together, if the method weighs them.
+
+    Raises:
+        ValueError: the method needs inputs and there are none, or the weight cannot be rounded.
+    """
+    method = PTQ_METHODS[options.method]
+    if method.needs_inputs and hessian is None:
+        raise ValueError(f"{name} is not called on the calibration tokens; leave it in float by an override")
+    try:
+        weight = weight.detach().clone()
+        return ROUNDINGS[method.rounding](weight, hessian, scheme, outputs=outputs, **options.gptq)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

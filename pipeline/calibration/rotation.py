@@ -41,7 +41,7 @@ def rotate(model: PreTrainedModel, seed: int) -> PreTrainedModel:
             embeddings, norms before what reads it, and products with parameters. The model is as it was.
     """
     problem = f"{type(model).__name__} does not allow its residual stream to be rotated"
-    tied = layout.head(model) is not None and model.get_output_embeddings().weight is _embedding(model).weight
+    tied = layout.tied(model)
     originals: dict[str, Tensor] = {}
     try:
         before, stream = _logits(model), find(model)

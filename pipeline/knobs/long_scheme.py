@@ -67,6 +67,8 @@ class SchemeLong:
     weights: WeightsLong  # type: ignore[valid-type]
     activations: ActivationsLong  # type: ignore[valid-type]
     kv_cache: KVCacheLong  # type: ignore[valid-type]
+    embedding: WeightsLong | None = None  # type: ignore[valid-type]
+    head: WeightsLong | None = None  # type: ignore[valid-type]
     overrides: list[Annotated[OverrideLong, BeforeValidator(_names_and_changes)]] = Field(default_factory=list)
 
     def scheme(self) -> Scheme:
@@ -76,6 +78,7 @@ class SchemeLong:
             Activations(**_values(self.activations)),
             KVCache(**_values(self.kv_cache)),
             tuple(override.over(self) for override in self.overrides),
+            *(Weights(**_values(part)) if part is not None else Weights(0) for part in (self.embedding, self.head)),
         )
 
 

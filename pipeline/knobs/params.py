@@ -36,7 +36,8 @@ class Params:
         description=(
             "W: weights, 2 to 8 bits, symmetric, a scale an output channel (W4g64: a group of 64 inputs); A16: "
             "static INT16 inputs, a scale a tensor; A4 to A8: dynamic, a scale a token; KV2 to KV8: the KV cache, "
-            "a scale a token; what is left out stays in float. Or long, with every field:"
+            "a scale a token; E8, H6: embedding and head, 2 to 8 bits, a scale a row (E8g32: a group of 32); what is "
+            "left out stays in float. Or long, with every field:"
         )
     )
     teacher: Teacher
@@ -92,7 +93,7 @@ def _together(p: Params) -> list[str]:
         *_exportable(p.scheme, p.export.format),
         *_of_samples(p),
         *_of_sequences(p),
-        *_of_distill(p.distill),
+        *_of_distill(p.distill, p.scheme),
         *_of_files(p),
     ]
 
@@ -160,8 +161,13 @@ def _of_files(p: Params) -> list[str]:
     return problems
 
 
-def _of_distill(d: Distill) -> list[str]:
+def _of_distill(d: Distill, scheme: Scheme) -> list[str]:
     problems = []
+    if d.train_embeddings and scheme.embedding.bits and scheme.head.bits:
+        problems.append(
+            "distill.train_embeddings: embedding and head keep the codes that scheme.embedding and scheme.head give "
+            "them; set it to false, or leave one of them in float"
+        )
     if not d.ce + d.kl + d.hidden > 0:
         problems.append("distill.ce, distill.kl, distill.hidden: all are 0, which leaves no loss")
     if d.batch % (max(d.processes, 1) * max(d.accumulate, 1)):
@@ -176,11 +182,13 @@ def _of_distill(d: Distill) -> list[str]:
 
 def _exportable(chosen: Scheme, export_format: str) -> list[str]:
     weights = {
-        "scheme": chosen.weights,
-        **{f"scheme.overrides[{i}]": o.weights for i, o in enumerate(chosen.overrides)},
+        "scheme.weights": chosen.weights,
+        "scheme.embedding": chosen.embedding,
+        "scheme.head": chosen.head,
+        **{f"scheme.overrides[{i}].weights": o.weights for i, o in enumerate(chosen.overrides)},
     }
     return [
-        f"{name}.weights.symmetric: export.format {export_format!r} holds no asymmetric weights; take 'dequantized', "
+        f"{name}.symmetric: export.format {export_format!r} holds no asymmetric weights; take 'dequantized', "
         "or symmetric ones"
         for name, own in weights.items()
         if own is not None and own.bits and not own.symmetric and export_format == "compressed-tensors"

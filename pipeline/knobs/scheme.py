@@ -1,23 +1,27 @@
-"""What is quantized and how: weights, activations and KV cache, and what differs for some of the linears.
+"""What is quantized and how: weights, activations, KV cache, embedding and head, and what differs for some linears.
 
-A scheme is written short, as in W4A8KV4, or long, with every field. Overrides make mixed precision: each names some
-linears and says what their weights or activations have instead. Of several that match, the last one counts.
+A scheme is written short, as in W4A8KV4E8H8, or long, with every field. Overrides make mixed precision: each names some
+of the decoder's linears and says what their weights or activations have instead. Of several that match, the last one
+counts.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
-HEAD = "lm_head"
-SHORT = re.compile(r"W(?P<weights>\d+)(g(?P<group>\d+))?(A(?P<activations>\d+))?(KV(?P<kv>\d+))?")
+EMBEDDING, HEAD = "embedding", "lm_head"  # roles of what lies outside the decoder's layers
+SHORT = re.compile(
+    r"W(?P<weights>\d+)(g(?P<group>\d+))?(A(?P<activations>\d+))?(KV(?P<kv>\d+))?"
+    r"(E(?P<embedding>\d+)(g(?P<embedding_group>\d+))?)?(H(?P<head>\d+)(g(?P<head_group>\d+))?)?"
+)
 Observer = Literal["minmax", "percentile", "mse"]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Grid of a linear's weight.
+    """Grid of a weight: of a linear, or of the embedding, whose rows count as output channels.
 
     bits: 2 to 8; 0: stays in float. group: input channels that share a scale; 0: all of them, so that an output channel
     has one scale.
@@ -60,8 +64,8 @@ class KVCache:
 class Override:
     """What the linears that `match` names have instead.
 
-    match: a role (q, k, v, o, gate, up, down), `lm_head`, the last part of a module's name (down_proj), or a pattern of
-    the whole name (model.layers.0.*).
+    match: a role (q, k, v, o, gate, up, down), the last part of a module's name (down_proj), or a pattern of the whole
+    name (model.layers.0.*).
     """
 
     match: str
@@ -75,16 +79,21 @@ class Override:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Weights and inputs of the decoder's linears, the KV cache, and the exceptions. The head is float unless named."""
+    """Weights and inputs of the decoder's linears, KV cache, embedding, head, and the exceptions.
+
+    embedding, head: of these weights; the head's input stays in float. A weight that the two share has the finer grid.
+    """
 
     weights: Weights
     activations: Activations = Activations(0)
     kv_cache: KVCache = KVCache(0)
     overrides: tuple[Override, ...] = ()
+    embedding: Weights = Weights(0)
+    head: Weights = Weights(0)
 
     def of(self, name: str, role: str) -> tuple[Weights, Activations]:
-        """Weights and activations of the linear of this name and role."""
-        weights, activations = (Weights(0), Activations(0)) if role == HEAD else (self.weights, self.activations)
+        """Weights and activations of the decoder's linear of this name and role."""
+        weights, activations = self.weights, self.activations
         for override in self.overrides:
             if override.names(name, role):
                 weights = override.weights or weights
@@ -104,6 +113,11 @@ class Scheme:
             parts.append(
                 f"{_sign(kv.symmetric)}INT{kv.bits} KV cache" + (f" in groups of {kv.group}" if kv.group else "")
             )
+        parts += [
+            f"{_sign(grid.symmetric)}INT{grid.bits} {part}" + (f" in groups of {grid.group}" if grid.group else "")
+            for part, grid in (("embedding", self.embedding), ("head", self.head))
+            if grid.bits
+        ]
         if self.overrides:
             parts.append("exceptions for " + ", ".join(override.match for override in self.overrides))
         return ", ".join(parts)
@@ -119,21 +133,21 @@ def _sign(symmetric: bool) -> str:
 
 
 def from_short(text: str) -> Scheme:
-    """A scheme written short: W<bits>, g<group> after it, A<bits>, KV<bits>; what is left out is not quantized.
+    """A scheme written short: W<bits>, g<group> after it, A<bits>, KV<bits>, E<bits>, H<bits>; the rest stays in float.
 
-    W4A16KV8: symmetric weights per output channel, static INT16 activations a tensor, KV cache a token. Activations of
-    8 bits and fewer are dynamic, a token each, as in LLM-QAT (2305.17888); those of 16 static, as in "Oh! We Freeze"
-    (2403.18159).
+    W4A16KV8E8H6: symmetric weights per output channel, static INT16 activations a tensor, KV cache a token, embedding
+    and head (either may have a g<group>, too) a row. Activations of 8 bits and fewer are dynamic, a token each, as in
+    LLM-QAT (2305.17888); those of 16 static, as in "Oh! We Freeze" (2403.18159).
 
     Raises:
         ValueError: it is not such a text, or its bits are none that there are.
     """
     match = SHORT.fullmatch(text)
     if not match:
-        raise ValueError(f"{text!r} is no scheme; write it as W4, W4A8, W4g128A8KV4, or long, field by field")
-    bits = {part: int(match[part] or 0) for part in ("weights", "activations", "kv")}
-    allowed = {"weights": range(2, 9), "activations": (4, 5, 6, 7, 8, 16), "kv": range(2, 9)}
-    letters = {"weights": "W", "activations": "A", "kv": "KV"}
+        raise ValueError(f"{text!r} is no scheme; write it as W4, W4A8E8H8, W4g128A8KV4, or long, field by field")
+    letters = {"weights": "W", "activations": "A", "kv": "KV", "embedding": "E", "head": "H"}
+    allowed = {part: (4, 5, 6, 7, 8, 16) if part == "activations" else range(2, 9) for part in letters}
+    bits: dict[str, Any] = {part: int(match[part] or 0) for part in letters}
     bad = [
         f"{letters[part]}{value} (there are {', '.join(map(str, allowed[part]))}"
         + (")" if part == "weights" else f"; leave {letters[part]} out for float)")
@@ -143,7 +157,9 @@ def from_short(text: str) -> Scheme:
     if bad:
         raise ValueError(f"{text!r} asks for {' and '.join(bad)}")
     return Scheme(
-        Weights(bits["weights"], group=int(match["group"] or 0)),  # type: ignore[arg-type]
-        Activations(bits["activations"], dynamic=0 < bits["activations"] <= 8),  # type: ignore[arg-type]
-        KVCache(bits["kv"]),  # type: ignore[arg-type]
+        Weights(bits["weights"], group=int(match["group"] or 0)),
+        Activations(bits["activations"], dynamic=0 < bits["activations"] <= 8),
+        KVCache(bits["kv"]),
+        embedding=Weights(bits["embedding"], group=int(match["embedding_group"] or 0)),
+        head=Weights(bits["head"], group=int(match["head_group"] or 0)),
     )

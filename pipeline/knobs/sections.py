@@ -160,7 +160,7 @@ class Distill:
     )
     scale_lr: Number = Field(gt=0, description="learned: peak learning rate of the scales")
     train_norms: Flag = Field(description="norms and biases learn along")
-    train_embeddings: Flag = Field(description="the embedding, and the head unless it is quantized, learn along")
+    train_embeddings: Flag = Field(description="embedding and head, where the scheme leaves them in float, learn along")
     seed: Int = Field(
         ge=0,
         description="added to the shared seed for the order of the data, so that a run can be repeated with another",

@@ -164,6 +164,20 @@ def head(model: PreTrainedModel) -> Linear | None:
     return Linear(name, -1, "lm_head")
 
 
+def embedding(model: PreTrainedModel) -> Linear | None:
+    """The input embedding as a linear of layer -1 and role embedding; None where it is no torch.nn.Embedding."""
+    module = model.get_input_embeddings()
+    if not isinstance(module, nn.Embedding):
+        return None
+    name = next(name for name, parameter in model.named_parameters() if parameter is module.weight)
+    return Linear(name.removesuffix(".weight"), -1, "embedding")
+
+
+def tied(model: PreTrainedModel) -> bool:
+    """Whether head and embedding are one weight."""
+    return head(model) is not None and model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def role_names(some_linears: list[Linear]) -> str:
     """The linears' names with the layer's number left out, each once with its role: for error messages."""
     shapes = {re.sub(r"\.\d+\.", ".*.", linear.name): linear.role for linear in some_linears}

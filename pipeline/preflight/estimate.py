@@ -31,6 +31,7 @@ TEXT = 1.15  # evaluate, a model
 STATISTICS = 7000  # forwards of a token that a model's own tensors take in analyze and inspect, whatever the text
 PROOF = 10_000  # and the check of an export
 GPTQ = 370.0  # float32 operations for each weight and input of its linear: the search for scales, rounding, descent
+HEAD = 0.5  # the head's share of these, whose outputs do not make up for each other
 STEP = 1.1e-8  # seconds for a weight in a step of distill: it is rounded, and the optimizer moves it
 ITEM = 48  # tokens of a benchmark's item, all its answers, which share its question
 ITEMS = 2000  # of a task whose data set is not here to be counted
@@ -53,7 +54,8 @@ class Pace:
         forward: tokens of the teacher's forward, logits included, in the dtype that it writes in. exact: in float32.
         decoding: tokens, one a sequence, without attention over earlier ones. operations: of a float32 product, two a
             multiplication.
-        weights: of the teacher's linears. products: these, each times its linear's inputs. layers: the teacher's.
+        weights: of the teacher's linears. products: these, each times its linear's inputs. head: the head's weights
+        times its inputs. layers: the teacher's.
     """
 
     forward: float
@@ -62,6 +64,7 @@ class Pace:
     operations: float
     weights: float
     products: float
+    head: float
     layers: int
 
 
@@ -82,7 +85,7 @@ def measure(folder: str | Path, params: Params) -> Pace:
     began = time.perf_counter()
     _ = square @ square
     operations = 2 * SIDE**3 / (time.perf_counter() - began)
-    linears = list(_linears(model))
+    linears, head = list(_linears(model)), getattr(model.get_output_embeddings(), "weight", None)
     return Pace(
         forward=forward,
         exact=exact,
@@ -90,6 +93,7 @@ def measure(folder: str | Path, params: Params) -> Pace:
         operations=operations,
         weights=float(sum(weight.numel() for weight, _ in linears)),
         products=float(sum(weight.numel() * inputs for weight, inputs in linears)),
+        head=float(head.numel() * head.shape[1]) if head is not None else 0.0,
         layers=int(model.config.get_text_config().num_hidden_layers),
     )
 
@@ -105,13 +109,14 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
     calibration = p.calibrate.sequences * length
     training = (p.synthesize.sequences - p.synthesize.held_out) * length / (1 - min(p.targets.share, 0.9))
     gptq = "gptq" in p.calibrate.method
+    products = pace.products + (HEAD * pace.head if p.scheme.head.bits else 0)
     forwards = NEAREST + CALIBRATE + (FISHER if gptq and p.calibrate.fisher else 0)
     looked_at = p.analyze.sequences * length * GRADIENTS + STATISTICS
     layer_by_layer = pace.layers * length * SENSITIVITY
     scored = p.evaluate.windows * p.evaluate.window + 2 * p.synthesize.held_out * length
     stage_seconds = {
         "synthesize": DECODING * text / pace.decoding,
-        "calibrate": forwards * calibration / pace.forward + gptq * GPTQ * pace.products / pace.operations,
+        "calibrate": forwards * calibration / pace.forward + gptq * GPTQ * products / pace.operations,
         "analyze": (looked_at * (1 + VARIANTS) + VARIANTS * p.analyze.sensitivity_sequences * layer_by_layer)
         / pace.exact,
         "targets": 0.0 if on_gpu else TARGETS * training / pace.forward,

@@ -17,7 +17,6 @@ from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
 from pipeline.knobs.freezing import AUTO
 from pipeline.knobs.params import Params
-from pipeline.knobs.scheme import HEAD
 from pipeline.knobs.sections import Evaluate
 from pipeline.models import forward, layout, vocabulary
 from pipeline.models.context import context_length
@@ -139,7 +138,7 @@ def _uncalled(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
         planned = plan(model, knobs.scheme)
     except ValueError:
         return  # for _linears to name
-    linears = [linear for linear, (weights, _) in planned.items() if weights.bits and linear.role != HEAD]
+    linears = [linear for linear, (weights, _) in planned.items() if weights.bits and linear.layer >= 0]
     called: set[str] = set()
     handles = forward.on_layer_inputs(model, linears, lambda linear, _: called.add(layout.role_names([linear])))
     length = min(PROBE_TOKENS, context_length(model) or PROBE_TOKENS)

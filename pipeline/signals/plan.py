@@ -128,6 +128,8 @@ def as_scheme(scheme: Scheme, loss_curves: Sequence[Curve], plan: Plan) -> dict[
         "weights": asdict(scheme.weights),
         "activations": asdict(scheme.activations),
         "kv_cache": asdict(scheme.kv_cache),
+        "embedding": asdict(scheme.embedding),
+        "head": asdict(scheme.head),
         "overrides": own + overrides(scheme, loss_curves, plan),
     }
 

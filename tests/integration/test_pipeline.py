@@ -156,10 +156,11 @@ MIXED = {
     "weights": {"bits": 4, "symmetric": True, "group": 16},
     "activations": {"bits": 8, "symmetric": False, "dynamic": False, "observer": "percentile", "percentile": 99.9},
     "kv_cache": {"bits": 4, "symmetric": True, "group": 0},
+    "embedding": {"bits": 6, "symmetric": True, "group": 16},
+    "head": {"bits": 5, "symmetric": True, "group": 0},
     "overrides": [
         {"match": "model.layers.0.*", "weights": {"bits": 8}},
         {"match": "down", "activations": {"symmetric": True, "dynamic": True}},
-        {"match": "lm_head", "weights": {"bits": 8, "group": 0}},
     ],
 }
 
@@ -173,7 +174,7 @@ def test_a_long_scheme_with_overrides_goes_through_to_the_scores(pipeline: Path,
     assert ran(run(["dvc", "repro", "--single-item", *targets], copy).stdout) == targets
     kept = json.loads((copy / "data/calibration/scheme.json").read_text())
     bits = {name: (fields["bits"], fields["group"]) for name, fields in kept["weights"].items()}
-    assert bits.pop("lm_head") == (8, 0)
+    assert bits.pop("model.embed_tokens") == (6, 16)  # one weight with the head, on the finer grid
     assert {name: grid for name, grid in bits.items() if "layers.0." in name} == dict.fromkeys(
         (name for name in bits if "layers.0." in name), (8, 16)
     )

@@ -1,4 +1,4 @@
-"""What overrides give to the linears that they name, and the head, which only they quantize."""
+"""What overrides give to the linears that they name."""
 
 import pytest
 import torch
@@ -7,11 +7,9 @@ from torch import Tensor
 from pipeline.calibration.plan import plan
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights
 from pipeline.models import layout
-from pipeline.quant.model import QuantizedModel
-from pipeline.rounding.methods import rtn
 from tests import tiny
 from tests.families import family
-from tests.unit.calibration.runs import W4A16, Q, run
+from tests.unit.calibration.runs import Q, run
 
 MIXED = Scheme(
     Weights(4),
@@ -22,7 +20,6 @@ MIXED = Scheme(
         Override("down_proj", activations=Activations(8, dynamic=True)),
         Override("v", weights=Weights(0), activations=Activations(0)),
         Override("o", weights=Weights(2, symmetric=False, group=8)),
-        Override("lm_head", weights=Weights(8)),
     ),
 )
 
@@ -38,43 +35,22 @@ def test_overrides_reach_the_linears_that_they_name(tokens: Tensor, valid: Tenso
         **{f"model.layers.{i}.self_attn.o_proj": Weights(2, symmetric=False, group=8) for i in (0, 1)},
         **{f"model.layers.0.mlp.{part}_proj": Weights(8) for part in ("gate", "up", "down")},
         **{f"model.layers.1.mlp.{part}_proj": Weights(4) for part in ("gate", "up", "down")},
-        "lm_head": Weights(8),
     }
     assert quantized.schemes == expected
     assert quantized.codes.keys() == expected.keys()
-    assert quantized.latent.keys() == expected.keys() - {"lm_head"}  # training leaves the head alone
+    assert quantized.latent.keys() == expected.keys()
     assert list(calibrated.errors.name) == [linear.name for linear in layout.linears(model) if linear.name in expected]
     assert dict(zip(calibrated.errors.name, calibrated.errors.bits, strict=True)) == {
-        name: weights.bits for name, weights in expected.items() if name != "lm_head"
+        name: weights.bits for name, weights in expected.items()
     }
     kinds = {linear: quantizer.scheme for linear, quantizer in quantized.inputs.items()}
     for linear in layout.linears(model):
         dynamic = Activations(8, dynamic=True)
         wanted = {"down": dynamic, "v": None}.get(linear.role, Activations(16))
         assert kinds.get(linear.name) == wanted
-    assert "lm_head" not in kinds
     for layer in (0, 1):
         name = f"model.layers.{layer}.self_attn.v_proj.weight"
         assert torch.equal(model.get_parameter(name), quantized.floats[name].float())
-
-
-def test_a_quantized_head_has_a_weight_of_its_own_and_leaves_the_embeddings_alone(tokens: Tensor, valid: Tensor):
-    model, teacher = tiny.llama(), tiny.llama()
-    quantized = run(tokens, valid, "gptq", MIXED, model).model
-    embedding = teacher.model.embed_tokens.weight.half()
-    assert model.lm_head.weight is not model.model.embed_tokens.weight
-    assert not model.config.tie_word_embeddings
-    assert torch.equal(quantized.floats["model.embed_tokens.weight"], embedding)
-    expected = rtn(teacher.model.embed_tokens.weight, None, Weights(8))
-    assert torch.equal(quantized.codes["lm_head"], expected.codes)
-    assert torch.equal(model.lm_head.weight, expected.weight)
-
-
-def test_a_head_that_no_override_names_stays_tied(calibrated: QuantizedModel, tokens: Tensor, valid: Tensor):
-    model = tiny.llama()
-    run(tokens, valid, "rtn", W4A16, model)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert not any("lm_head" in name for name in (*calibrated.codes, *calibrated.floats))
 
 
 def test_overrides_alone_may_quantize(tokens: Tensor, valid: Tensor):
@@ -89,14 +65,6 @@ def test_inputs_of_a_linear_in_float_may_be_quantized(tokens: Tensor, valid: Ten
     quantized = run(tokens, valid, "rtn", scheme).model
     assert Q not in quantized.codes
     assert quantized.inputs[Q].step is not None
-
-
-def test_the_head_is_planned_only_where_an_override_gives_it_bits():
-    linears = layout.linears(tiny.llama())
-    assert plan(tiny.llama(), W4A16) == dict.fromkeys(linears, (W4A16.weights, W4A16.activations))
-    planned = plan(tiny.llama(), Scheme(Weights(4), overrides=(Override("lm_head", Weights(8)),)))
-    assert [linear.name for linear in planned] == [*(linear.name for linear in linears), "lm_head"]
-    assert planned[layout.head(tiny.llama())] == (Weights(8), Activations(0))
 
 
 def test_a_fused_projection_is_named_by_its_module_or_its_own_role():

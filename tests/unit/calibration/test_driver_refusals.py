@@ -30,11 +30,12 @@ def test_all_that_does_not_fit_is_named_at_once():
         kv_cache=KVCache(4, group=5),
         overrides=(
             Override("query", weights=Weights(8)),
-            Override("lm_head", weights=Weights(8), activations=Activations(8)),
+            Override("lm_head", weights=Weights(8)),
             Override("model.layers.7.*", weights=Weights(8)),
         ),
     )
     messages = problems(scheme, tiny.llama())
+    assert messages.pop(1) == "scheme.overrides: 'lm_head' is no linear of the decoder; scheme.head says what it gets"
     names = "model has model.layers.*.self_attn.q_proj (q), "
     assert messages[0].startswith("scheme.overrides: nothing is called 'query'; the " + names)
     assert messages[1].startswith("scheme.overrides: nothing is called 'model.layers.7.*'; the " + names)
@@ -42,10 +43,8 @@ def test_all_that_does_not_fit_is_named_at_once():
     widths = [f"the 32 inputs of model.layers.*.{part}.{x}_proj ({x})" for part, x in shapes]
     widths.append("the 64 inputs of model.layers.*.mlp.down_proj (down)")
     assert messages[2:9] == [f"scheme: a group of 48 does not divide {width}" for width in widths]
-    head = "scheme.overrides: the input of lm_head (lm_head) stays in float; leave out its activations"
-    assert messages[9] == head
-    assert messages[10] == "scheme: kv_cache.group 5 does not divide the 16 key values of a token"
-    assert len(messages) == 11
+    assert messages[9] == "scheme: kv_cache.group 5 does not divide the 16 key values of a token"
+    assert len(messages) == 10
 
 
 @pytest.mark.parametrize("role", ["q", "k", "v", "gate", "up"])
@@ -72,7 +71,7 @@ def test_a_scheme_that_quantizes_no_weight_is_refused(activations: Activations):
 def test_calibration_refuses_what_does_not_fit_before_it_changes_anything(tokens: Tensor, valid: Tensor):
     model = tiny.llama()
     with pytest.raises(ValueError, match="a group of 48 does not divide"):
-        run(tokens, valid, "rtn", Scheme(Weights(4, group=48), overrides=(Override("lm_head", Weights(8)),)), model)
+        run(tokens, valid, "rtn", Scheme(Weights(4, group=48), head=Weights(8)), model)
     assert all(torch.equal(p, other) for p, other in zip(model.parameters(), tiny.llama().parameters(), strict=True))
     assert model.lm_head.weight is model.model.embed_tokens.weight
 

@@ -51,9 +51,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def killable(activations: Activations) -> Scheme:
-    return Scheme(
-        Weights(4, group=8), activations, KVCache(4), (Override("lm_head", Weights(8)), Override("v", Weights(0)))
-    )
+    return Scheme(Weights(4, group=8), activations, KVCache(4), (Override("v", Weights(0)),), Weights(8), Weights(5))
 
 
 @pytest.mark.parametrize(("method", "activations"), KILLED)

@@ -27,8 +27,8 @@ MIXED = Scheme(
     overrides=(
         Override("*.layers.0.*", weights=Weights(8, group=16)),
         Override("down", weights=Weights(0)),
-        Override("lm_head", weights=Weights(8, symmetric=False)),
     ),
+    head=Weights(8, symmetric=False),
 )
 SCHEMES = {
     "W4A16": from_short("W4A16"),

@@ -14,7 +14,7 @@ from pipeline.distill.freeze import frozen_rows
 from pipeline.distill.prepare import prepare
 from pipeline.distill.student import Learns, Student
 from pipeline.distill.targets import Targets, record
-from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights
+from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights
 from pipeline.losses.chunked import LossWeights
 from pipeline.models import layout
 from tests import tiny
@@ -93,7 +93,7 @@ def test_so_does_one_of_groups_zero_points_and_partly_frozen_projections(data, t
         Weights(3, symmetric=False, group=8),
         Activations(8, dynamic=True),
         KVCache(4),
-        (Override("lm_head", weights=Weights(8)),),
+        head=Weights(8),
     )
     valid = torch.ones_like(data.tokens, dtype=torch.bool)
     options = Options("rtn", {}, batch=6, measure=False)

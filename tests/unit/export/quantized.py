@@ -11,18 +11,19 @@ from pipeline.quant.model import QuantizedModel
 from tests import tiny
 
 Q = "model.layers.0.self_attn.q_proj"
-HEAD = Override("lm_head", weights=Weights(8, group=16))
+HEAD = Weights(8, group=16)
 OVERRIDES = (
     Override("model.layers.0.*", weights=Weights(8)),
     Override("down", weights=Weights(3, group=16), activations=Activations(8, dynamic=True)),
     Override("v", weights=Weights(0), activations=Activations(0)),
-    HEAD,
 )
 SCHEMES = {
     **{f"W{bits}": from_short(f"W{bits}A16") for bits in range(2, 9)},
     "groups": from_short("W4g16A8KV4"),
-    "mixed": Scheme(Weights(4), Activations(8, symmetric=False), KVCache(4, group=4), OVERRIDES),
-    "head": Scheme(Weights(2), overrides=(HEAD,)),
+    "mixed": Scheme(Weights(4), Activations(8, symmetric=False), KVCache(4, group=4), OVERRIDES, head=HEAD),
+    "head": Scheme(Weights(2), head=HEAD),
+    "embedding": Scheme(Weights(4), embedding=Weights(6)),
+    "vocabulary": from_short("W4A16E8g16H6"),
     "asymmetric": Scheme(
         Weights(3, symmetric=False, group=8), Activations(8, symmetric=False), KVCache(3, symmetric=False), ()
     ),

@@ -178,7 +178,7 @@ def test_a_single_flipped_bit_of_a_code_is_found(
     compressed_tensors.write(model, teacher, [], tmp_path)
     compressed_tensors.check(model, tmp_path)
     model.codes[Q][code] = (model.codes[Q][code] + 8 ^ 1 << bit) - 8
-    with pytest.raises(ValueError, match=rf"differ in 1 linears: \['{Q}'\]"):
+    with pytest.raises(ValueError, match=rf"differ in 1 weights: \['{Q}'\]"):
         compressed_tensors.check(model, tmp_path)
 
 
@@ -188,17 +188,17 @@ def test_a_scale_that_is_the_next_float16_is_found(teacher: PreTrainedModel, tmp
     compressed_tensors.write(model, teacher, [], tmp_path)
     scale = model.steps[name].scale
     scale[4, 1] = torch.nextafter(scale[4, 1].half(), torch.tensor(9).half()).float()
-    with pytest.raises(ValueError, match=rf"differ in 1 linears: \['{name}'\]"):
+    with pytest.raises(ValueError, match=rf"differ in 1 weights: \['{name}'\]"):
         compressed_tensors.check(model, tmp_path)
 
 
 def test_linears_that_lack_and_linears_too_many_are_named(teacher: PreTrainedModel, tmp_path: Path):
     both = random_model({Q: Weights(4), HEAD: Weights(4)})
     compressed_tensors.write(both, teacher, [], tmp_path)
-    with pytest.raises(ValueError, match=rf"the export holds other linears: \['{HEAD}'\]"):
+    with pytest.raises(ValueError, match=rf"the export holds other weights: \['{HEAD}'\]"):
         compressed_tensors.check(one(4), tmp_path)
     compressed_tensors.write(one(4), teacher, [], tmp_path)
-    with pytest.raises(ValueError, match=rf"the export holds other linears: \['{HEAD}'\]"):
+    with pytest.raises(ValueError, match=rf"the export holds other weights: \['{HEAD}'\]"):
         compressed_tensors.check(both, tmp_path)
 
 

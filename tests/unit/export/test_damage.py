@@ -43,9 +43,9 @@ def one_linear_less(model: QuantizedModel) -> QuantizedModel:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (one_code_off, rf"codes or scales read back from the export differ in 1 linears: \['{Q}'\]"),
-        (one_scale_off, rf"codes or scales read back from the export differ in 1 linears: \['{Q}'\]"),
-        (one_linear_less, rf"the export holds other linears: \['{Q}'\]"),
+        (one_code_off, rf"codes or scales read back from the export differ in 1 weights: \['{Q}'\]"),
+        (one_scale_off, rf"codes or scales read back from the export differ in 1 weights: \['{Q}'\]"),
+        (one_linear_less, rf"the export holds other weights: \['{Q}'\]"),
         (one_norm_off, r"the reloaded model's state differs in 1 tensors: \['model.norm.weight'\]"),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_damaged_file_does_not_pass_for_what_was_quantized(exported: Exported,
     tensors = load_file(folder / "model.safetensors")
     tensors[f"{Q}.weight_packed"][7, 2] ^= 1 << 13
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="differ in 1 linears"):
+    with pytest.raises(ValueError, match="differ in 1 weights"):
         EXPORT_FORMATS["compressed-tensors"].check(quantized("W4"), tmp_path)
 
 

@@ -47,9 +47,9 @@ def test_transformers_loads_the_very_same_weights(exported: Exported, tokens: Te
     parameters = dict(model.named_parameters())
     for name, values in start.floats.items():
         assert torch.equal(parameters[name], values.float())
-    quantized_head = "lm_head" in start.codes
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) != quantized_head
-    assert model.config.tie_word_embeddings != quantized_head
+    tied = not {"lm_head", "lm_head.weight"} & {*start.codes, *start.floats}
+    assert model.config.tie_word_embeddings == tied
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight) == tied
 
 
 @every_case
@@ -86,10 +86,14 @@ def test_a_model_in_bfloat16_has_the_same_signals(exported: Exported, tokens: Te
     assert (logits - expected).norm() < 0.15 * expected.norm()
 
 
-@pytest.mark.parametrize("name", ["gpt-neox", "mamba"])
-def test_other_families_come_back_the_same(tokens: Tensor, valid: Tensor, tmp_path: Path, name: str):
-    """With a quantized head, tied or not."""
-    scheme = Scheme(Weights(4, group=4), Activations(8, dynamic=True), KVCache(0 if name == "mamba" else 4), (HEAD,))
+@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize(("embedding", "head"), [(Weights(0), HEAD), (Weights(6, group=8), Weights(5))])
+def test_other_families_come_back_the_same(
+    tokens: Tensor, valid: Tensor, tmp_path: Path, name: str, embedding: Weights, head: Weights
+):
+    """With a quantized head, and with the embedding, too, of one weight or of two."""
+    cache = KVCache(0 if name.startswith(("mamba", "falcon", "bloom")) else 4)
+    scheme = Scheme(Weights(4, group=4), Activations(8, dynamic=True), cache, embedding=embedding, head=head)
     options = Options("rtn", {}, batch=6, measure=False)
     start = calibrate(family(name), tokens, valid, scheme, options, None, lambda: None).model
     (tmp_path / "out").mkdir()
@@ -145,6 +149,10 @@ def test_the_facts_are_sizes_of_the_file(exported: Exported, format_name: str, s
     elif scheme == "head":
         head = 259 * 32
         bits, weights = 2 * LINEARS + 16 * ROWS + 8 * head + 16 * head // 16, LINEARS + head
+    elif scheme == "embedding":  # the head is a weight of its own, in float
+        bits, weights = 4 * LINEARS + 16 * ROWS + (6 * 32 + 16) * 259, LINEARS + 259 * 32
+    elif scheme == "vocabulary":  # one weight, on the finer grid
+        bits, weights = 4 * LINEARS + 16 * ROWS + (8 * 32 + 2 * 16) * 259, LINEARS + 259 * 32
     elif scheme == "mixed":
         head, down, v = 259 * 32, 2 * 32 * 64, 2 * 16 * 32
         half = (LINEARS - down - v) // 2

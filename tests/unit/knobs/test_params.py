@@ -40,7 +40,11 @@ def test_the_long_scheme_in_the_comments_of_the_shipped_knobs_loads(tmp_path: Pa
     assert loaded.weights == Weights(4)
     assert loaded.activations == Activations(16)
     assert loaded.kv_cache == KVCache(0)
-    assert [override.match for override in loaded.overrides] == ["down_proj", "model.layers.0.*", "lm_head"]
+    assert (loaded.embedding, loaded.head) == (
+        from_short(SHIPPED["scheme"]).embedding,
+        from_short(SHIPPED["scheme"]).head,
+    )
+    assert [override.match for override in loaded.overrides] == ["down_proj", "model.layers.0.*"]
     assert loaded.overrides[0].activations == Activations(16, dynamic=True)
 
 

@@ -89,14 +89,14 @@ def test_a_short_scheme_that_makes_no_sense_is_named(tmp_path: Path, text: str, 
 def test_an_override_has_the_schemes_own_fields_where_it_says_nothing(tmp_path: Path):
     scheme = long(
         {"match": "down", "activations": {"dynamic": True}},
-        {"match": "lm_head", "weights": {"bits": 8}},
+        {"match": "up", "weights": {"bits": 8}},
         {"match": "v", "weights": {"group": 0}, "activations": {"observer": "mse", "bits": 8}},
         {"match": "o", "weights": {}},
     )
     loaded = load_with(tmp_path, scheme=scheme).scheme
     assert loaded.overrides == (
         Override("down", None, Activations(16, dynamic=True)),
-        Override("lm_head", Weights(8, True, 64)),
+        Override("up", Weights(8, True, 64)),
         Override("v", Weights(4, True, 0), Activations(8, observer="mse")),
         Override("o", Weights(4, True, 64)),
     )

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.knobs.scheme import HEAD, Activations, KVCache, Override, Scheme, Weights, from_short
+from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 
 LINEARS = [(f"model.layers.{i}.{name}_proj", name.rsplit(".", 1)[-1]) for i in (0, 1, 11) for name in
            ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")]  # fmt: skip
@@ -14,7 +16,7 @@ def overridden(*overrides: Override) -> Scheme:
 
 
 def named_by(match: str) -> list[str]:
-    return [name for name, role in [*LINEARS, ("lm_head", HEAD)] if Override(match, Weights(8)).names(name, role)]
+    return [name for name, role in LINEARS if Override(match, Weights(8)).names(name, role)]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,18 @@ def named_by(match: str) -> list[str]:
         ("W4KV4", Scheme(Weights(4), Activations(0), KVCache(4))),
         ("W3g128A16KV8", Scheme(Weights(3, group=128), Activations(16), KVCache(8, True, 0))),
         ("W4g0", Scheme(Weights(4))),
+        ("W4E8H6", Scheme(Weights(4), embedding=Weights(8), head=Weights(6))),
+        ("W4H8", Scheme(Weights(4), head=Weights(8))),
+        (
+            "W4g64A8KV4E6g32H5g16",
+            Scheme(
+                Weights(4, group=64),
+                Activations(8, dynamic=True),
+                KVCache(4),
+                embedding=Weights(6, group=32),
+                head=Weights(5, group=16),
+            ),
+        ),
     ],
 )
 def test_a_short_scheme_is_what_it_says(text: str, expected: Scheme):
@@ -52,10 +66,10 @@ def test_every_short_scheme_reads_part_by_part(bits: int, group: int | None, act
 @pytest.mark.parametrize(
     "text",
     ["", "A8", "KV4", "4", "w4a8", "W", "W4A", "W4g", "W4Ag8", "W4A8g64", "W4KV4A8", "W-4", "W4.0", "W4 A8", "W4A8KV4x",
-     " W4", "W4\n", "W4,A8"],
+     " W4", "W4\n", "W4,A8", "E8", "W4H8E8", "W4E8A8", "W4E", "W4Eg8", "W4Hg8", "W4E8g", "W4e8"],
 )  # fmt: skip
 def test_a_text_that_is_no_scheme_is_answered_with_some_that_are(text: str):
-    with pytest.raises(ValueError, match="is no scheme; write it as W4, W4A8, W4g128A8KV4, or long") as caught:
+    with pytest.raises(ValueError, match="is no scheme; write it as W4, W4A8E8H8, W4g128A8KV4, or long") as caught:
         from_short(text)
     assert repr(text) in str(caught.value)
 
@@ -103,14 +117,6 @@ def test_a_pattern_is_of_the_whole_name():
     assert named_by("mlp.up_proj") == named_by("layers") == named_by("DOWN") == named_by("Model.*") == []
 
 
-def test_the_head_is_float_unless_it_is_named():
-    assert named_by("lm_head") == ["lm_head"]
-    assert BASE.of("lm_head", HEAD) == (Weights(0), Activations(0))
-    assert overridden(Override("model.*", Weights(8))).of("lm_head", HEAD) == (Weights(0), Activations(0))
-    assert overridden(Override("lm_head", Weights(8))).of("lm_head", HEAD) == (Weights(8), Activations(0))
-    assert overridden(Override("embed_out", Weights(8))).of("embed_out", HEAD) == (Weights(8), Activations(0))
-
-
 def test_what_no_override_names_has_the_schemes_own():
     scheme = overridden(Override("down", Weights(8), Activations(16)))
     for name, role in LINEARS:
@@ -139,11 +145,8 @@ def test_an_override_can_leave_a_linear_in_float():
 
 
 def test_overrides_that_name_nothing_are_told_in_order():
-    scheme = overridden(
-        *(Override(match, Weights(8)) for match in ("dwon", "down", "lm_head", "model.layers.2.*", "v"))
-    )
-    assert scheme.unmatched(iter(LINEARS)) == ["dwon", "lm_head", "model.layers.2.*"]
-    assert scheme.unmatched([*LINEARS, ("lm_head", HEAD)]) == ["dwon", "model.layers.2.*"]
+    scheme = overridden(*(Override(match, Weights(8)) for match in ("dwon", "down", "model.layers.2.*", "v")))
+    assert scheme.unmatched(iter(LINEARS)) == ["dwon", "model.layers.2.*"]
     assert BASE.unmatched(LINEARS) == []
 
 
@@ -163,8 +166,9 @@ def test_overrides_that_name_nothing_are_told_in_order():
         ),
         (Scheme(Weights(0), Activations(16)), "static INT16 activations"),
         (
-            overridden(Override("down", Weights(8)), Override("lm_head", Weights(8))),
-            "INT4 per-channel weights, dynamic INT8 activations, exceptions for down, lm_head",
+            replace(overridden(Override("down", Weights(8))), embedding=Weights(8), head=Weights(5, False, 32)),
+            "INT4 per-channel weights, dynamic INT8 activations, INT8 embedding, asymmetric INT5 head in groups of 32, "
+            "exceptions for down",
         ),
     ],
 )

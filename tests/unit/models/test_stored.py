@@ -114,11 +114,13 @@ def test_compressed_tensors(tmp_path: Path, kind: str):
     assert_becomes(tmp_path / "model", expected, f"compressed-tensors ({layout}), dequantized")
 
 
-def test_an_export_of_several_schemes_becomes_codes_times_scales(tmp_path: Path):
+@pytest.mark.parametrize("tie", [False, True])
+def test_an_export_of_several_schemes_becomes_codes_times_scales(tmp_path: Path, tie: bool):
     """transformers' own reader takes the first group's bits for all."""
-    model, folder = tiny.llama(tie=False), tmp_path / "model"
+    model, folder = tiny.llama(tie=tie), tmp_path / "model"
     folder.mkdir()
     schemes = {x.name: Weights(8) if x.role == "down" else Weights(4, group=16) for x in layout.linears(model)}
+    schemes["model.embed_tokens"] = Weights(6)
     steps = {name: weight_step(model.get_submodule(name).weight, scheme) for name, scheme in schemes.items()}
     codes = {n: quantize(model.get_submodule(n).weight, steps[n], s).to(torch.int8) for n, s in schemes.items()}
     quantized = QuantizedModel(schemes, codes, steps, floats=float_tensors(model, set(codes)))
@@ -127,7 +129,7 @@ def test_an_export_of_several_schemes_becomes_codes_times_scales(tmp_path: Path)
     tiny.tokenizer().save_pretrained(folder)
     expected = {name: values.float() for name, values in quantized.floats.items()}
     expected |= {f"{n}.weight": dequantize(codes[n], steps[n], schemes[n]) for n in codes}
-    assert_becomes(folder, expected, "compressed-tensors (pack-quantized), dequantized")
+    assert_becomes(folder, expected, "compressed-tensors (mixed-precision), dequantized")
 
 
 def test_an_export_with_a_missing_tensor_does_not_load(tmp_path: Path):

@@ -6,14 +6,26 @@ from pathlib import Path
 import pytest
 
 from pipeline.knobs import params
+from pipeline.knobs.scheme import from_short
 from pipeline.preflight import estimate
 from pipeline.preflight.estimate import Pace
 from tests import tiny
 
 ROOT = Path(__file__).parents[3]
 # SmolLM2-135M on two cores with AVX2 alone, in float32, and with AMX: tokens a second, float32 operations a second
-AVX2 = Pace(forward=430, exact=430, decoding=360, operations=130e9, weights=1.062e8, products=8.663e10, layers=30)
-AMX = Pace(forward=2013, exact=684, decoding=1534, operations=295e9, weights=1.062e8, products=8.663e10, layers=30)
+AVX2 = Pace(
+    forward=430, exact=430, decoding=360, operations=130e9, weights=1.062e8, products=8.663e10, head=1.631e10, layers=30
+)
+AMX = Pace(
+    forward=2013,
+    exact=684,
+    decoding=1534,
+    operations=295e9,
+    weights=1.062e8,
+    products=8.663e10,
+    head=1.631e10,
+    layers=30,
+)
 # seconds of what the bars showed, of the same knobs, and of earlier ones with more of all
 TOOK = {
     "AVX2": {
@@ -42,7 +54,7 @@ def knobs(monkeypatch: pytest.MonkeyPatch) -> params.Params:
         "inspect": {"sensitivity_sequences": 0},
         "evaluate": {"windows": 8, "window": 1024, "source": "folder", "limit": 0},
     }
-    return changed(params.load(), changes)
+    return dataclasses.replace(changed(params.load(), changes), scheme=from_short("W4A16"))
 
 
 def changed(known: params.Params, changes: dict[str, dict]) -> params.Params:
@@ -104,6 +116,12 @@ def test_knobs_change_the_stages_that_they_are_of(changes: dict, less: list[str]
     assert [stage for stage in before if after[stage] < before[stage]] == less
 
 
+def test_a_head_of_its_own_bits_takes_calibrate_longer(knobs: params.Params):
+    before = estimate.seconds(knobs, AVX2, on_gpu=False)
+    after = estimate.seconds(dataclasses.replace(knobs, scheme=from_short("W4A16E8H6")), AVX2, on_gpu=False)
+    assert [stage for stage in before if after[stage] > before[stage]] == ["calibrate"]
+
+
 def test_the_line_names_the_whole_and_the_longest_and_a_short_run_has_no_warning():
     stages = {"synthesize": 300.0, "calibrate": 1000.0, "distill": 600.0, "inspect": 40.0}
     whole = (1940 + estimate.STAGES * estimate.START) / 60
@@ -128,4 +146,5 @@ def test_the_pace_is_measured_on_the_teacher(tmp_path: Path, knobs: params.Param
     attention, mlp = 32 * 32 + 2 * 16 * 32 + 32 * 32, 2 * 64 * 32
     assert pace.weights == 2 * (attention + mlp + 32 * 64)
     assert pace.products == 2 * ((attention + mlp) * 32 + 32 * 64 * 64), "without embedding and head"
+    assert pace.head == 259 * 32 * 32
     assert pace.layers == 2

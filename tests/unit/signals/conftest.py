@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options as Calibration
-from pipeline.knobs.scheme import Override, Weights, from_short
+from pipeline.knobs.scheme import Weights, from_short
 from pipeline.losses.chunked import LossWeights
 from pipeline.quant.model import QuantizedModel
 from pipeline.signals.labels import Text
@@ -52,7 +52,7 @@ def text(tokens: Tensor, valid: Tensor) -> Text:
 def kv_quantized(tokens: Tensor, valid: Tensor) -> QuantizedModel:
     """The tiny model with 3-bit weights, 8-bit activations, KV cache and head, rounded to nearest."""
     options = Calibration("rtn", {}, batch=4, measure=False)
-    scheme = replace(from_short("W3A8KV8"), overrides=(Override("lm_head", Weights(8)),))
+    scheme = replace(from_short("W3A8KV8"), head=Weights(8))
     return calibrate(tiny.llama(), tokens, valid, scheme, options, None, lambda: None).model
 
 
