@@ -108,8 +108,13 @@ def _bits(codes: Tensor, step: Step, scheme: Weights) -> int:
 
 
 def load_exported(folder: str | Path, dtype: str) -> PreTrainedModel:
-    """An exported model as transformers loads it, its inputs and KV cache quantized as the export says."""
+    """An exported model as transformers loads it, unpacked, its inputs and KV cache quantized as the export says.
+
+    What is unpacked by a first forward in inference mode could not be written to any more, as tying weights does.
+    """
     model = saved.load_model(folder, dtype)
+    with torch.no_grad():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
     stored = read_json(Path(folder) / SIGNALS)
     quantize_signals(model, from_json(stored["inputs"]), KVCache(**stored["kv_cache"]))
     return model

@@ -70,6 +70,20 @@ def test_the_reloaded_model_says_the_same_with_its_inputs_and_cache_quantized(
     assert 0 <= facts["logits_difference"] < 1e-4
 
 
+def test_weights_can_be_tied_once_more(exported: Exported, tokens: Tensor):
+    """lm-eval ties those of a model that it is given or loads."""
+    folder = exported("compressed-tensors", "vocabulary")[0]
+    used, loaded = load_exported(folder, "float32"), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        used(input_ids=tokens)
+    for model in (used, loaded):
+        model.tie_weights()
+        start = quantized("vocabulary").weight("model.embed_tokens")
+        model(input_ids=tokens)
+        assert torch.equal(model.lm_head.weight, start)
+        assert torch.equal(model.get_input_embeddings().weight, start)
+
+
 @every_case
 def test_how_inputs_and_cache_are_quantized_lies_beside_the_weights(exported: Exported, format_name: str, scheme: str):
     start = quantized(scheme)
