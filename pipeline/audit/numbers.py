@@ -15,7 +15,10 @@ from pipeline.export.sizes import stored_bytes, stored_weights
 SCALE_BITS = {"F16": 16, "BF16": 16, "F32": 32}  # by safetensors' names
 FLOAT_BITS = 32.0  # of a weight that is not quantized, as evaluate counts it
 SIZES = ("bits_per_weight", "bits_per_quantized_weight")
-PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"  # what compressed-tensors makes of a weight
+SCALE = (
+    ".weight_scale"  # compressed-tensors has it of each quantized weight, and of a head that shares the embedding's,
+)
+PACKED, SHAPE, BYTES = ".weight_packed", ".weight_shape", ".weight"  # either the first two, or codes a byte each
 
 
 def read(content: bytes | None) -> dict[str, float] | None:
@@ -56,10 +59,10 @@ def of_items(items: Items) -> dict[str, float]:
 
 
 def of_model(folder: Path, teacher: Path) -> dict[str, float]:
-    """The sizes of a model's files, measured: bytes, bits of them by a weight of the teacher, and, of packed weights,
-    bits of codes and scales by a weight of theirs. What the manifest says of sizes is not read.
+    """The sizes of a model's files, measured: bytes, bits of them by a weight of the teacher, and, of weights that are
+    stored as codes, bits of codes and scales by one of these. What the manifest says of sizes is not read.
 
-    Of an export whose weights are not packed the last is left out: its files do not tell of it.
+    Of an export without codes the last is left out: its files do not tell of it.
 
     Args:
         folder: of the model. teacher: of the teacher, by whose weights it is counted; the same where that was scored.
@@ -76,7 +79,7 @@ def of_model(folder: Path, teacher: Path) -> dict[str, float]:
 
 
 def _packed_bits(folder: Path) -> float | None:
-    """Bits of codes and scales by a packed weight; None where none is packed."""
+    """Bits of codes and scales by a quantized weight; None where none is stored as codes."""
     section = contract.read_json(folder / "config.json").get("quantization_config")
     if section is None:
         return None
@@ -84,14 +87,21 @@ def _packed_bits(folder: Path) -> float | None:
     bits = weights = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "np") as tensors:
-            for name in (key.removesuffix(PACKED) for key in tensors.keys() if key.endswith(PACKED)):  # noqa: SIM118
-                scale, count = tensors.get_slice(name + SCALE), int(tensors.get_tensor(name + SHAPE).prod())
+            keys = set(tensors.keys())
+            for name in (key.removesuffix(SCALE) for key in keys if key.endswith(SCALE)):
+                if name + PACKED in keys:
+                    count = int(tensors.get_tensor(name + SHAPE).prod())
+                elif name + BYTES in keys:
+                    count = math.prod(tensors.get_slice(name + BYTES).get_shape())
+                else:
+                    continue  # the embedding's scales once more
+                scale = tensors.get_slice(name + SCALE)
                 width = SCALE_BITS[scale.get_dtype()]
                 coded = bits_of[name if name in bits_of else "Linear"]
                 bits += count * coded + math.prod(scale.get_shape()) * width
                 weights += count
     if not weights:
-        raise ValueError(f"{folder} holds no packed weights")
+        raise ValueError(f"{folder} holds no quantized weights")
     return bits / weights
 
 

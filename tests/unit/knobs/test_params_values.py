@@ -39,7 +39,10 @@ def test_a_freeze_policy_that_cannot_be_read_is_answered_with_all_that_is_wrong(
         ({"processes": 0}, "distill.processes: must be at least 1"),
         ({"hidden": -0.5}, "distill.hidden: must be at least 0"),
         ({"scale_lr": 0.0}, "distill.scale_lr: must be above 0"),
-        ({"train_embeddings": True}, "distill.train_embeddings: embedding and head keep the codes that scheme.embedding"),
+        (
+            {"train_embeddings": True},
+            "distill.train_embeddings: embedding and head keep the codes that scheme.embedding",
+        ),
     ],
 )
 def test_knobs_of_distillation_that_make_no_sense_together(tmp_path: Path, knobs: dict, message: str):
