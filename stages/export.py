@@ -1,4 +1,4 @@
-"""export: write a quantized model in a format that others load, and check that it holds the same numbers."""
+"""export: write a quantized model in formats that others load, and check that they hold the same numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,26 @@ SHOWN = 8  # tensors that are named
 
 def work() -> str:
     args = run.begin("export", "teacher", "quantized", "out")
-    format_name = params.load().export.format
+    formats = params.load().export.formats
     contract.reading(args.teacher, contract.TEACHER)
     quantized, made = QuantizedModel.load(args.quantized)
-    with contract.writing(Path(args.out), contract.INT4) as draft:
-        draft.facts = export(quantized, args.teacher, format_name, draft.path)
-        draft.facts |= {fact: made[fact] for fact in ("coverage", "in_float") if fact in made}
-    for line in told(draft.facts):
-        print(f"export {Path(args.out).name}: {line}", flush=True)
-    return Path(args.out).name
+    out = Path(args.out)
+    for format_name in formats:
+        with contract.writing(out / format_name, contract.INT4) as draft:
+            draft.facts = export(quantized, args.teacher, format_name, draft.path)
+            draft.facts |= {fact: made[fact] for fact in ("coverage", "in_float") if fact in made}
+        for line in told(draft.facts):
+            print(f"export {out.name}, {format_name}: {line}", flush=True)
+    return out.name
 
 
 def told(facts: dict[str, Any]) -> list[str]:
-    """What the user of an export has to know: the dtype that its config names, what that costs, and why not float16."""
-    lines = [f"its config names {facts['dtype']}, which costs {facts['dtype_kl']:.2g} nats a token against float32"]
-    lines += [f"not {dtype}: {reason}" for dtype, reason in facts["dtypes_passed_over"].items()]
+    """What the user of an export has to know: its size; the dtype that its config names, what that costs, and why not
+    float16."""
+    lines = [f"{facts['weight_bytes'] / 1e6:.1f} MB"]
+    if "dtype" in facts:
+        lines.append(f"its config names {facts['dtype']}, which costs {facts['dtype_kl']:.2g} nats a token")
+        lines += [f"not {dtype}: {reason}" for dtype, reason in facts["dtypes_passed_over"].items()]
     wide = facts["wider_than_float16"]
     if wide:
         names = ", ".join(f"{name} ({dtype})" for name, dtype in list(wide.items())[:SHOWN])

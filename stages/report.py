@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def work() -> None:
     facts = _facts(args)
     table, variants = _signals(args.signals, args.inspected, facts)
     log = pd.read_csv(Path(args.student) / "log.csv")
-    tasks, folders = summaries.task_names(scores), _folders(args)
-    read = scores["student"].get(READ, {})
+    tasks, folders = summaries.task_names(scores), _folders(args, knobs.export.formats)
+    scored, read = f"int4/student/{knobs.evaluate.format}", scores["student"].get(READ, {})
     changes = answers.task_changes(items["teacher"].answers, items["student"].answers)
     manifest = contract.read_json(folders["teacher"] / contract.MANIFEST)
     teacher_sweeps, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
@@ -49,7 +50,14 @@ def work() -> None:
         size_plot=size_plot,
         size_note=notes.sizes(len(sized), elsewhere),
         sweeps=[files.folder.name for files in teacher_sweeps],
-        **_results(knobs, summary, changes, tasks, facts["calibration"]["method"], folders["int4/student"]),
+        **_results(
+            knobs,
+            summary,
+            changes,
+            tasks,
+            facts["calibration"]["method"],
+            folders[scored],
+        ),
         **_protocol(knobs, read, dtypes),
         **_training(folders, log, facts["student"], table, variants),
         **_origin(folders, dtypes),
@@ -74,11 +82,11 @@ def _facts(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
 
 
-def _folders(args: argparse.Namespace) -> dict[str, Path]:
+def _folders(args: argparse.Namespace, formats: Sequence[str]) -> dict[str, Path]:
     """Where each artifact lies, and the scores of each variant, by the names that the page gives them."""
     return {
         **{name: Path(getattr(args, name)) for name in FOLDERS},
-        **{f"int4/{v}": Path(args.int4) / v for v in ("rtn", "ptq", "student")},
+        **{f"int4/{v}/{name}": Path(args.int4) / v / name for v in ("rtn", "ptq", "student") for name in formats},
         **{f"scores/{v}": Path(args.scores) / f"{v}.json" for v in summaries.VARIANTS},
     }
 
@@ -99,7 +107,7 @@ def _results(
     """
     quantized_inputs = knobs.scheme.activations.bits > 0 or knobs.scheme.kv_cache.bits > 0
     return {
-        "answers": answers.answers(summary, changes, knobs.export.format, quantized_inputs, exported.as_posix()),
+        "answers": answers.answers(summary, changes, knobs.evaluate.format, quantized_inputs, exported.as_posix()),
         "scores": summaries.rows(summary, method),
         "gap_note": summaries.gap_note(summary),
         "task_plot": plots.tasks(summary, tasks, summaries.VARIANTS),

@@ -19,6 +19,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Of the same size, with a merge, as llama.cpp needs one: no token for byte 255, which no text has, but for ` t`."""
+    alphabet = sorted({*pre_tokenizers.ByteLevel.alphabet()} - {"ÿ"})
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet, "Ġt"])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "t")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
 def llama(seed: int = 0, layers: int = 2, hidden: int = 32, tie: bool = True) -> LlamaForCausalLM:
     """A random Llama with grouped-query attention, float32, in eval mode."""
     config = LlamaConfig(
@@ -43,4 +53,11 @@ def save(folder: Path, **options: int | bool) -> Path:
     """Write model and tokenizer in Hugging Face layout; returns the folder."""
     llama(**options).save_pretrained(folder)  # type: ignore[arg-type]
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_whole(folder: Path) -> Path:
+    """A model that every format of the export holds; returns the folder."""
+    llama().save_pretrained(folder)
+    merging_tokenizer().save_pretrained(folder)
     return folder

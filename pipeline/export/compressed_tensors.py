@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.knobs.scheme import Weights
@@ -32,8 +32,8 @@ WEIGHTS = "model.safetensors"
 PACKED, BY_BYTE = "pack-quantized", "int-quantized"  # layouts
 
 
-def write(quantized: QuantizedModel, model: PreTrainedModel, ignored: list[str], out: Path) -> None:
-    """Write config and weights of a quantized model; `ignored` are the linears without codes of their own.
+def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out: Path) -> None:
+    """Write config and weights of a quantized model.
 
     Args:
         model: the float model, which gives the config.
@@ -69,7 +69,8 @@ def write(quantized: QuantizedModel, model: PreTrainedModel, ignored: list[str],
     config.dtype = torch.float16
     packed = {name: scheme for name, scheme in quantized.schemes.items() if name != embedding}
     by_byte = dict.fromkeys((embedding, *sharing), quantized.schemes[embedding]) if embedding else {}
-    ignored = [name for name in ignored if name not in sharing]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    ignored = [name for name in linears if name not in {*quantized.codes, *sharing}]
     config.quantization_config = quantization_config(packed, ignored, by_byte)
     config.save_pretrained(out)
 
@@ -122,7 +123,7 @@ def quantization_config(
     }
 
 
-def check(quantized: QuantizedModel, folder: Path) -> None:
+def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> None:
     """Raises:
     ValueError: codes or scales in the file are not the quantized model's, bit for bit; names the linears.
     """

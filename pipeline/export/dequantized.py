@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from pipeline.quant.model import QuantizedModel
 
 
-def write(quantized: QuantizedModel, model: PreTrainedModel, ignored: list[str], out: Path) -> None:
+def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out: Path) -> None:
     """Write config and weights of a quantized model, whose numbers the float `model` gets."""
     quantized.put_into(model)()
     model.save_pretrained(out)
 
 
-def check(quantized: QuantizedModel, folder: Path) -> None:
+def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> None:
     """Nothing is packed; the export's comparison of the reloaded weights says it all."""

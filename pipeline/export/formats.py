@@ -1,15 +1,15 @@
-"""Export a quantized model to a folder that others load, and prove that it holds the same numbers."""
+"""Export a quantized model to files that others load, a folder a format, and prove that they hold the same numbers."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import read_json, write_json
-from pipeline.export import compressed_tensors, dequantized
+from pipeline.export import compressed_tensors, dequantized, llama_cpp
 from pipeline.export.proof import EXACT, check_state, choose_dtype, probe_tokens, same_logits
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs.names import look_up
@@ -23,19 +23,22 @@ SIGNALS = "activations.json"  # how inputs and KV cache are quantized
 
 
 class Format(NamedTuple):
-    """How a format is written, and how what is packed in the file is compared with the quantized model.
+    """How a format is written, and how what lies in the file is compared with the quantized model.
 
-    packed: whether the weights lie there as codes, to be multiplied in the dtype that the config names.
+    write: the quantized model, the float one, the teacher's folder, a folder to write into. loads: whether transformers
+    loads it, and says the same. packed: whether it loads codes, to be multiplied in the dtype that the config names.
     """
 
-    write: Callable[[QuantizedModel, PreTrainedModel, list[str], Path], None]
-    check: Callable[[QuantizedModel, Path], None]
-    packed: bool
+    write: Callable[[QuantizedModel, PreTrainedModel, Path, Path], None]
+    check: Callable[[QuantizedModel, PreTrainedModel, Path], None]
+    loads: bool
+    packed: bool = False
 
 
 EXPORT_FORMATS = {
-    "compressed-tensors": Format(compressed_tensors.write, compressed_tensors.check, packed=True),
-    "dequantized": Format(dequantized.write, dequantized.check, packed=False),
+    "compressed-tensors": Format(compressed_tensors.write, compressed_tensors.check, loads=True, packed=True),
+    "gguf": Format(llama_cpp.write, llama_cpp.check, loads=False),
+    "dequantized": Format(dequantized.write, dequantized.check, loads=True),
 }
 
 
@@ -49,9 +52,10 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
         out: an existing folder.
 
     Returns:
-        Facts for the manifest: format, sizes, the largest difference of the logits, the dtype that the config names
-        and what it costs, and the tensors that float16 does not hold. Bits a weight are those of the file by the
-        teacher's count of weights, so that a head which is no longer the embedding counts as the size that it adds.
+        Facts for the manifest: format, sizes, and the tensors that float16 does not hold; of a format that transformers
+        loads, the largest difference of the logits, the dtype that the config names and what it costs, too. Bits a
+        weight are those of the file by the teacher's count of weights, so that a head which is no longer the embedding
+        counts as the size that it adds.
 
     Raises:
         ValueError: the format is unknown, or what was written does not read back as the same numbers.
@@ -59,17 +63,14 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
     chosen = look_up("export format", format_name, EXPORT_FORMATS)
     reference = saved.load_model(teacher)
     teacher_weights = stored_weights(teacher)
-    linears = [name for name, module in reference.named_modules() if isinstance(module, nn.Linear)]
-    chosen.write(quantized, reference, [name for name in linears if name not in quantized.codes], out)
-    reference.generation_config.save_pretrained(out)
-    saved.load_tokenizer(teacher).save_pretrained(out)
+    chosen.write(quantized, reference, Path(teacher), out)
+    if chosen.loads:
+        reference.generation_config.save_pretrained(out)
+        saved.load_tokenizer(teacher).save_pretrained(out)
     write_json(out / SIGNALS, {part: quantized.scheme_json()[part] for part in ("inputs", "kv_cache")})
 
-    chosen.check(quantized, out)
-    quantized.put_into(reference)()
-    tokens = probe_tokens(reference)
-    difference = _read_back(reference, saved.load_model(out), quantized, tokens)
-    in_dtype = choose_dtype(reference, out, tokens) if chosen.packed else EXACT
+    chosen.check(quantized, reference, out)
+    loaded = _as_loaded(chosen, quantized, reference, out) if chosen.loads else {}
     quantized_weights = sum(codes.numel() for codes in quantized.codes.values())
     quantized_bits = sum(_bits(codes, quantized.steps[n], quantized.schemes[n]) for n, codes in quantized.codes.items())
     weight_bytes = stored_bytes(out)
@@ -79,11 +80,18 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
         "teacher_weights": teacher_weights,
         "bits_per_weight": 8 * weight_bytes / teacher_weights,
         "bits_per_quantized_weight": quantized_bits / quantized_weights,
-        "logits_difference": difference,
-        "positions": tokens.numel(),
         "wider_than_float16": _wide(quantized, {name for name, _ in reference.named_parameters()}),
-        **in_dtype,
+        **loaded,
     }
+
+
+def _as_loaded(chosen: Format, quantized: QuantizedModel, reference: PreTrainedModel, out: Path) -> dict[str, Any]:
+    """What comes of an export that transformers loads, beside the float model with the quantized one's numbers."""
+    quantized.put_into(reference)()
+    tokens = probe_tokens(reference)
+    difference = _read_back(reference, saved.load_model(out), quantized, tokens)
+    in_dtype = choose_dtype(reference, out, tokens) if chosen.packed else EXACT
+    return {"logits_difference": difference, "positions": tokens.numel(), **in_dtype}
 
 
 def _read_back(reference: PreTrainedModel, loaded: PreTrainedModel, quantized: QuantizedModel, tokens: Tensor) -> float:

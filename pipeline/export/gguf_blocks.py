@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
 
 def _halves(codes: np.ndarray) -> np.ndarray:
-    """Low four bits of [..., 32] codes from 0 on: the first 16 in the low halves of 16 bytes, the others in the high."""
+    """Low four bits of [..., 32] codes from 0 on: the first 16 in the low halves of 16 bytes, the rest in the high."""
     low = (codes & 0x0F).astype(np.uint8)
     return low[..., :16] | (low[..., 16:] << 4)
 

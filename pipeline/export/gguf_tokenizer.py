@@ -1,4 +1,4 @@
-"""A tokenizer as llama.cpp has it: byte-level BPE, with one of the ways of splitting a text that llama.cpp knows by name.
+"""A tokenizer as llama.cpp has it: byte-level BPE, and a way of splitting a text that llama.cpp knows by name.
 
 What kind of tokenizer a file holds is told by its rules, not by the model's name, so that a retrained vocabulary counts
 as what it is.
@@ -34,6 +34,8 @@ def splitting(tokenizer: PreTrainedTokenizerBase) -> str:
     steps = list(_steps(rules.get("pre_tokenizer")))
     if kind != "BPE" or rules["model"].get("byte_fallback") or not steps or steps[-1].get("type") != "ByteLevel":
         raise ValueError("its tokenizer is no byte-level BPE, the one kind that is written into a GGUF here")
+    if not rules["model"]["merges"]:
+        raise ValueError("its tokenizer has no merges, without which llama.cpp loads no file")
     before, last = steps[:-1], steps[-1]
     name = _name(before, last)
     normalizers = [step["type"] for step in _steps(rules.get("normalizer"))]

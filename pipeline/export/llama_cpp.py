@@ -1,8 +1,8 @@
 """GGUF: one file that llama.cpp, and all that is built on it, runs.
 
-Blocks hold the trained codes and scales, see `gguf_blocks`. What stays in float keeps its dtype, but for vectors (norms,
-biases), which llama.cpp wants in float32. Inputs and KV cache are llama.cpp's own matter: it quantizes the inputs of
-such weights to 8 bits, a scale a block of 32.
+Blocks hold the trained codes and scales, see `gguf_blocks`. What stays in float keeps its dtype, but for vectors
+(norms, biases), which llama.cpp wants in float32. Inputs and KV cache are llama.cpp's own matter: it quantizes the
+inputs of such weights to 8 bits, a scale a block of 32.
 """
 
 from pathlib import Path
@@ -26,11 +26,11 @@ FILE_TYPES = {
 }
 
 
-def write(quantized: QuantizedModel, model: PreTrainedModel, ignored: list[str], out: Path) -> None:
-    """Write a quantized model with its tokenizer, of which the folder holds Hugging Face's files.
+def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out: Path) -> None:
+    """Write a quantized model, with the teacher's tokenizer.
 
     Args:
-        model: the float model, which gives the config.
+        model: the float model, which gives the config. teacher: its folder.
 
     Raises:
         ValueError: llama.cpp has no place for something of it.
@@ -45,7 +45,7 @@ def write(quantized: QuantizedModel, model: PreTrainedModel, ignored: list[str],
     writer.add_file_type(FILE_TYPES[max(set(kinds), key=kinds.count)])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     gguf_model.write_config(writer, config)
-    gguf_tokenizer.write(writer, saved.load_tokenizer(out), out, config.vocab_size)
+    gguf_tokenizer.write(writer, saved.load_tokenizer(teacher), teacher, config.vocab_size)
     for key, (values, kind) in tensors.items():
         writer.add_tensor(names[key], values, raw_dtype=kind)
     writer.write_header_to_file()
@@ -59,9 +59,10 @@ def _tensors(quantized: QuantizedModel, model: PreTrainedModel) -> dict[str, tup
     tensors = {key: _float(gguf_model.in_order(model.config, key, values)) for key, values in quantized.floats.items()}
     for name, codes in quantized.codes.items():
         key = f"{name}.weight"
-        parts = (gguf_model.in_order(model.config, key, part) for part in (codes, quantized.steps[name].scale))
+        codes = gguf_model.in_order(model.config, key, codes)
+        scale = gguf_model.in_order(model.config, key, quantized.steps[name].scale)
         try:
-            tensors[key] = gguf_blocks.write(*parts, quantized.schemes[name].bits)
+            tensors[key] = gguf_blocks.write(codes, scale, quantized.schemes[name].bits)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return tensors

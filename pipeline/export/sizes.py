@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 def stored_bytes(folder: str | Path) -> int:
     """Bytes of the files that hold a model's tensors."""
-    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    return sum(file.stat().st_size for kind in ("*.safetensors", "*.gguf") for file in Path(folder).glob(kind))
 
 
 def stored_weights(folder: str | Path) -> int:

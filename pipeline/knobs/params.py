@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.knobs import messages, yaml_1_2
-from pipeline.knobs.kinds import FORBID, Int
+from pipeline.knobs.kinds import FORBID, Format, Int
 from pipeline.knobs.long_scheme import AnyScheme
 from pipeline.knobs.scheme import Scheme
 from pipeline.knobs.sections import (
@@ -86,11 +86,17 @@ def _together(p: Params) -> list[str]:
         problems.append(f"analyze.average_bits: must be at least {least}, got {p.analyze.average_bits}")
     if not p.analyze.ce + p.analyze.kl > 0:
         problems.append("analyze.ce, analyze.kl: both are 0, which leaves no loss")
+    if p.evaluate.format not in p.export.formats:
+        problems.append(
+            f"evaluate.format: {p.evaluate.format} is not in export.formats, {p.export.formats}; add it there"
+        )
+    if len(set(p.export.formats)) < len(p.export.formats):
+        problems.append(f"export.formats: each once, got {p.export.formats}")
     if p.evaluate.limit == 1:
         problems.append("evaluate.limit: 1 item has no standard error; take 2 or more, or 0 for all")
     return [
         *problems,
-        *_exportable(p.scheme, p.export.format),
+        *_exportable(p.scheme, p.export.formats),
         *_of_samples(p),
         *_of_sequences(p),
         *_of_distill(p.distill, p.scheme),
@@ -180,16 +186,25 @@ def _of_distill(d: Distill, scheme: Scheme) -> list[str]:
     return problems
 
 
-def _exportable(chosen: Scheme, export_format: str) -> list[str]:
+def _exportable(chosen: Scheme, formats: list[Format]) -> list[str]:
+    """What of a scheme the formats of the export do not hold, whatever the model."""
     weights = {
         "scheme.weights": chosen.weights,
         "scheme.embedding": chosen.embedding,
         "scheme.head": chosen.head,
         **{f"scheme.overrides[{i}].weights": o.weights for i, o in enumerate(chosen.overrides)},
     }
-    return [
-        f"{name}.symmetric: export.format {export_format!r} holds no asymmetric weights; take 'dequantized', "
-        "or symmetric ones"
-        for name, own in weights.items()
-        if own is not None and own.bits and not own.symmetric and export_format == "compressed-tensors"
+    quantized = {name: grid for name, grid in weights.items() if grid is not None and grid.bits}
+    symmetric_only = [name for name in formats if name != "dequantized"]
+    problems = [
+        f"{name}.symmetric: {' and '.join(symmetric_only)} of export.formats hold no asymmetric weights; take "
+        "[dequantized], or symmetric ones"
+        for name, grid in quantized.items()
+        if symmetric_only and not grid.symmetric
+    ]
+    return problems + [
+        f"{name}.group: {grid.group} is no multiple of 32, the width of a block of gguf, which is in export.formats; "
+        "take 32, 64, 128, or 0 for a whole row, or leave gguf out"
+        for name, grid in quantized.items()
+        if "gguf" in formats and grid.group % 32
     ]

@@ -14,6 +14,7 @@ from pipeline.knobs.kinds import (
     Divergence,
     Dtype,
     Flag,
+    Format,
     Int,
     Ints,
     Method,
@@ -214,9 +215,10 @@ class Inspect:
 
 @dataclass(frozen=True, kw_only=True, config=FORBID)
 class Export:
-    format: Literal["compressed-tensors", "dequantized"] = Field(
-        description="compressed-tensors (packed integers, as transformers and vLLM load them; symmetric weights) "
-        "| dequantized (a float32 model of the same numbers, for measuring; any scheme)",
+    formats: Annotated[list[Format], Field(min_length=1)] = Field(
+        description="a folder each: compressed-tensors (packed integers, as transformers and vLLM load them) | gguf "
+        "(for llama.cpp; groups of 32, 64, 128 or a whole row; byte-level BPE tokenizers) | dequantized (a float32 "
+        "model of the same numbers, for measuring; any scheme); the first two hold symmetric weights alone",
     )
 
 
@@ -233,6 +235,9 @@ class Evaluate:
     text: Text = Field(
         description="perplexity: pydoc (CPython's own pydoc_data.topics), or a JSON lines file in the folder, "
         "without .jsonl",
+    )
+    format: Literal["compressed-tensors", "dequantized"] = Field(
+        description="of export.formats, the one that is loaded and scored",
     )
     windows: Int = Field(ge=2, description="perplexity: windows of the text, from its start")
     window: Int = Field(ge=2, description="perplexity: tokens a window")

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
+from pipeline.export import limits
 from pipeline.knobs.freezing import AUTO
 from pipeline.knobs.params import Params
 from pipeline.knobs.sections import Evaluate
@@ -34,6 +35,7 @@ def check(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> None:
         *_tokens(model, tokenizer, knobs),
         *_linears(model, knobs),
         *_uncalled(model, knobs),
+        *_formats(model, tokenizer, knobs),
     ]
     if problems:
         lines = "\n  ".join(dict.fromkeys(problems))
@@ -129,6 +131,18 @@ def _linears(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
             attempt()
         except ValueError as error:
             yield str(error)
+
+
+def _formats(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[str]:
+    """What the formats of the export cannot hold."""
+    try:
+        planned = plan(model, knobs.scheme)
+    except ValueError:
+        return  # for _linears to name
+    grids = {linear.name: weights for linear, (weights, _) in planned.items() if weights.bits}
+    for name in knobs.export.formats:
+        for problem in limits.problems(name, model, tokenizer, grids):
+            yield f"export.formats: {name} cannot hold this model: {problem}; or leave {name} out"
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_teacher(shared: Path) -> Path:
     folder = shared / "teacher"
     with FileLock(shared / "teacher.lock"):
-        return folder if folder.exists() else tiny.save(folder)
+        return folder if folder.exists() else tiny.save_whole(folder)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,12 @@ DISTILL = {
 }
 
 
-EVALUATE = {"teacher": "data/teacher", "corpus": "data/corpus", "model": "data/int4/ptq", "items": "made/items"}
+EVALUATE = {
+    "teacher": "data/teacher",
+    "corpus": "data/corpus",
+    "model": "data/int4/ptq/compressed-tensors",
+    "items": "made/items",
+}
 
 
 CALIBRATE = {"teacher": "data/teacher", "corpus": "data/corpus", "rtn": "made/rtn"}
@@ -21,6 +26,7 @@ CALIBRATE = {"teacher": "data/teacher", "corpus": "data/corpus", "rtn": "made/rt
 def calibrated(desk: Path, source: Path) -> str:
     """Take a model in a folder from there to own/ptq and own/rtn at W4A16; returns what calibrate said."""
     change_params(desk, {"teacher": {"path": str(source)}, "scheme": "W4A16"})
+    change_params(desk, {"export": {"formats": ["compressed-tensors"]}})  # gguf holds some families alone
     change_params(desk, {"evaluate": {"source": "hub"}})  # the benchmark's items are longer than their contexts
     for stage, paths in (
         ("teacher", {"out": "own/teacher"}),

@@ -14,7 +14,7 @@ from tests.integration.refusals import CALIBRATE, DISTILL, EVALUATE
 
 def test_all_bad_knobs_are_named_at_once(refused: Stage) -> None:
     knobs = {"distill.freeze": "vo", "calibrate.method": "gtpq", "distill.stepz": 3, "synthesize.batch": "many"}
-    knobs |= {"export.format": "gguff", "teacher.source": "hubb", "distill.lr": True}
+    knobs |= {"export.formats": ["gguff"], "teacher.source": "hubb", "distill.lr": True}
     message = refused("teacher", knobs)
     expected = [
         "7 bad knob",
@@ -23,7 +23,7 @@ def test_all_bad_knobs_are_named_at_once(refused: Stage) -> None:
         "distill.steps",
         "synthesize.batch: expected int",
     ]
-    expected += ["export.format", "did you mean 'hub'", "distill.lr: expected float"]
+    expected += ["export.formats", "did you mean 'hub'", "distill.lr: expected float"]
     assert [part for part in expected if part not in message] == []
 
 
@@ -78,7 +78,7 @@ def test_asymmetric_weights_for_a_format_that_does_not_hold_them(refused: Stage,
     }
     for stage, paths in (("calibrate", CALIBRATE), ("export", {"teacher": "data/teacher", "quantized": "data/rtn"})):
         message = refused(stage, {"scheme": scheme}, **paths)
-        assert "export.format 'compressed-tensors' holds no asymmetric weights; take 'dequantized'" in message
+        assert "compressed-tensors and gguf of export.formats hold no asymmetric weights; take [dequantized]" in message
 
 
 def test_truncated_safetensors(refused: Stage, desk: Path, tiny_teacher: Path) -> None:

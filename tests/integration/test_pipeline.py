@@ -29,7 +29,7 @@ def ran(output: str) -> list[str]:
 
 def test_every_artifact_is_made_and_every_number_is_finite(pipeline: Path) -> None:
     folders = ("teacher", "corpus", "calibration", "rtn", "signals", "student", "signals_student")
-    for name in (*folders, "int4/rtn", "int4/ptq", "int4/student"):
+    for name in (*folders, *(f"int4/{variant}/compressed-tensors" for variant in VARIANTS[1:])):
         assert (pipeline / "data" / name / "manifest.json").is_file(), name
     assert (pipeline / "data/report/sizes.svg").read_text().startswith("<svg")
     summary = json.loads((pipeline / "data/report/summary.json").read_text())
@@ -50,7 +50,7 @@ def test_distillation_brings_the_student_nearer_to_the_teacher(pipeline: Path) -
 
 
 def test_exported_student_loads_in_plain_transformers_and_keeps_frozen_codes(pipeline: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(pipeline / "data/int4/student")
+    AutoModelForCausalLM.from_pretrained(pipeline / "data/int4/student/compressed-tensors")
     before, after = (load_file(pipeline / f"data/{name}/codes.safetensors") for name in ("calibration", "student"))
     for name, codes in after.items():
         frozen = name.endswith(("o_proj", "v_proj"))
@@ -169,7 +169,10 @@ def test_a_long_scheme_with_overrides_goes_through_to_the_scores(pipeline: Path,
     """AWQ then GPTQ, groups, mixed bits, a quantized head, observed and dynamic inputs, an INT4 KV cache."""
     copy = tmp_path / "copy"
     shutil.copytree(pipeline, copy, symlinks=True)
-    change_params(copy, {"scheme": MIXED, "calibrate": {"method": "awq+gptq"}})
+    change_params(
+        copy,
+        {"scheme": MIXED, "calibrate": {"method": "awq+gptq"}, "export": {"formats": ["compressed-tensors"]}},
+    )
     targets = ["calibrate", "export@ptq", "evaluate@ptq"]
     assert ran(run(["dvc", "repro", "--single-item", *targets], copy).stdout) == targets
     kept = json.loads((copy / "data/calibration/scheme.json").read_text())
@@ -185,7 +188,7 @@ def test_a_long_scheme_with_overrides_goes_through_to_the_scores(pipeline: Path,
     assert skipped[1:] == [word for i in (0, 1) for word in (f"model.layers.{i}.self_attn.v_proj", "->", "o_proj")]
     with (copy / "data/calibration/errors.csv").open() as errors:
         assert all(float(row["output_sqnr"]) >= float(row["rtn_output_sqnr"]) for row in csv.DictReader(errors))
-    config = json.loads((copy / "data/int4/ptq/config.json").read_text())
+    config = json.loads((copy / "data/int4/ptq/compressed-tensors/config.json").read_text())
     assert not config["tie_word_embeddings"]
     scores, before = (json.loads((folder / "data/scores/ptq.json").read_text()) for folder in (copy, pipeline))
     assert all(math.isfinite(value) for name, value in scores.items() if name != READ)

@@ -31,7 +31,7 @@ FLIPPED = 1e-3  # of the codes, which then may fall to the other side
 
 def summary(data: Path) -> dict[str, Any]:
     """What lies in a `data` folder after a run: codes whole, floats and tables by some of their values."""
-    folders = [*ARTIFACTS, *(f"int4/{variant}" for variant in VARIANTS)]
+    folders = [*ARTIFACTS, *(f"int4/{variant}/compressed-tensors" for variant in VARIANTS)]
     entries = {}
     for folder in folders:
         for file in sorted((data / folder).glob("*.safetensors")):

@@ -1,6 +1,5 @@
 """The stages of dvc.yaml one after the other in this process, with the commands that stand there."""
 
-import re
 import shlex
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import yaml
 
 from tests.integration.conftest import KNOBS, change_params, checkout, enter_stage
 
+IN_COMMANDS = {"targets.text": "data/text", "evaluate.format": "compressed-tensors"}
 FLOAT32 = {
     **{stage: {"dtype": "float32"} for stage in ("synthesize", "calibrate", "targets")},
     "distill": {"steps": 3, "lr": 1e-3, "dtype": "float32"},
@@ -37,5 +37,7 @@ def commands(flow: dict) -> list[str]:
         for key, item in stage.get("foreach", {"": ""}).items():
             if name != "report":
                 command = stage.get("do", stage)["cmd"].replace("${item}", item).replace("${key}", key)
-                stage_commands.append(re.sub(r"\$\{targets\.text\}", "data/text", command))
+                for knob, value in IN_COMMANDS.items():
+                    command = command.replace(f"${{{knob}}}", value)
+                stage_commands.append(command)
     return stage_commands

@@ -70,7 +70,7 @@ def test_codes_are_packed_as_a_loop_over_their_bits_packs_them(
     teacher: PreTrainedModel, tmp_path: Path, bits: int, columns: int, group: int
 ):
     model = one(bits, columns, group)
-    compressed_tensors.write(model, teacher, ["lm_head"], tmp_path)
+    compressed_tensors.write(model, teacher, tmp_path, tmp_path)
     stored = load_file(tmp_path / compressed_tensors.WEIGHTS)
     assert stored[f"{Q}.weight_packed"].dtype == torch.int32
     assert np.array_equal(stored[f"{Q}.weight_packed"].numpy(), packed_bit_by_bit(model.codes[Q], bits))
@@ -80,7 +80,7 @@ def test_codes_are_packed_as_a_loop_over_their_bits_packs_them(
     assert torch.equal(stored[f"{Q}.weight_scale"].float(), model.steps[Q].scale)
     assert torch.equal(stored["model.norm.weight"], model.floats["model.norm.weight"])
     assert len(stored) == 4
-    compressed_tensors.check(model, tmp_path)
+    compressed_tensors.check(model, teacher, tmp_path)
 
 
 MIXED = {
@@ -90,6 +90,11 @@ MIXED = {
     "model.layers.0.mlp.down_proj": Weights(3, group=8),
     HEAD: Weights(8, group=8),
 }
+
+
+def linears_without(model: PreTrainedModel, quantized: set[str]) -> list[str]:
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [name for name in linears if name not in quantized]
 
 
 def described(folder: Path) -> tuple[dict[str, Any], QuantizationConfig]:
@@ -105,14 +110,18 @@ def described(folder: Path) -> tuple[dict[str, Any], QuantizationConfig]:
 def test_the_config_is_one_that_the_library_understands(
     teacher: PreTrainedModel, tmp_path: Path, bits: int, group: int
 ):
-    compressed_tensors.write(one(bits, 8, group), teacher, ["lm_head"], tmp_path)
+    compressed_tensors.write(one(bits, 8, group), teacher, tmp_path, tmp_path)
     config, parsed = described(tmp_path)
     assert (config["dtype"], config["architectures"]) == ("float16", ["LlamaForCausalLM"])
     assert config["tie_word_embeddings"] is True
     (scheme,) = parsed.config_groups.values()
     assert (scheme.weights.num_bits, scheme.weights.symmetric, scheme.weights.dynamic) == (bits, True, False)
     assert (scheme.weights.strategy, scheme.weights.group_size) == (("group", 4) if group else ("channel", None))
-    assert (scheme.targets, scheme.input_activations, parsed.ignore) == (["Linear"], None, ["lm_head"])
+    assert (scheme.targets, scheme.input_activations, parsed.ignore) == (
+        ["Linear"],
+        None,
+        linears_without(teacher, {Q}),
+    )
     assert (scheme.format, parsed.format, parsed.quantization_status) == (
         "pack-quantized",
         "pack-quantized",
@@ -121,7 +130,7 @@ def test_the_config_is_one_that_the_library_understands(
 
 
 def test_each_scheme_has_a_group_that_names_its_linears(teacher: PreTrainedModel, tmp_path: Path):
-    compressed_tensors.write(random_model(MIXED), teacher, ["model.layers.0.self_attn.v_proj"], tmp_path)
+    compressed_tensors.write(random_model(MIXED), teacher, tmp_path, tmp_path)
     config, parsed = described(tmp_path)
     grids = {
         name: (group.weights.num_bits, group.weights.group_size)
@@ -130,7 +139,7 @@ def test_each_scheme_has_a_group_that_names_its_linears(teacher: PreTrainedModel
     }
     assert grids == {name: (scheme.bits, scheme.group or None) for name, scheme in MIXED.items()}
     assert len(parsed.config_groups) == 4
-    assert parsed.ignore == ["model.layers.0.self_attn.v_proj"]
+    assert parsed.ignore == linears_without(teacher, {*MIXED})
     assert config["tie_word_embeddings"] is False
 
 
@@ -154,7 +163,7 @@ def test_the_librarys_own_decompressor_gives_codes_times_scales(
     teacher: PreTrainedModel, tmp_path: Path, bits: int, group: int
 ):
     model = one(bits, 40, group)
-    compressed_tensors.write(model, teacher, [], tmp_path)
+    compressed_tensors.write(model, teacher, tmp_path, tmp_path)
     (weight,) = decompressed(tmp_path).values()
     scale = model.steps[Q].scale.repeat_interleave(group or 40, dim=1)
     assert torch.equal(weight, model.codes[Q].float() * scale)
@@ -163,7 +172,7 @@ def test_the_librarys_own_decompressor_gives_codes_times_scales(
 
 def test_so_it_does_where_schemes_are_mixed(teacher: PreTrainedModel, tmp_path: Path):
     model = random_model(MIXED)
-    compressed_tensors.write(model, teacher, [], tmp_path)
+    compressed_tensors.write(model, teacher, tmp_path, tmp_path)
     weights = decompressed(tmp_path)
     assert weights.keys() == MIXED.keys()
     assert all(torch.equal(weight, model.weight(name)) for name, weight in weights.items())
@@ -175,44 +184,44 @@ def test_a_single_flipped_bit_of_a_code_is_found(
     teacher: PreTrainedModel, tmp_path: Path, code: tuple[int, int], bit: int
 ):
     model = random_model({Q: Weights(4), "model.layers.1.self_attn.q_proj": Weights(4, group=4)})
-    compressed_tensors.write(model, teacher, [], tmp_path)
-    compressed_tensors.check(model, tmp_path)
+    compressed_tensors.write(model, teacher, tmp_path, tmp_path)
+    compressed_tensors.check(model, teacher, tmp_path)
     model.codes[Q][code] = (model.codes[Q][code] + 8 ^ 1 << bit) - 8
     with pytest.raises(ValueError, match=rf"differ in 1 weights: \['{Q}'\]"):
-        compressed_tensors.check(model, tmp_path)
+        compressed_tensors.check(model, teacher, tmp_path)
 
 
 def test_a_scale_that_is_the_next_float16_is_found(teacher: PreTrainedModel, tmp_path: Path):
     name = "model.layers.1.self_attn.q_proj"
     model = random_model({Q: Weights(4), name: Weights(4, group=4)})
-    compressed_tensors.write(model, teacher, [], tmp_path)
+    compressed_tensors.write(model, teacher, tmp_path, tmp_path)
     scale = model.steps[name].scale
     scale[4, 1] = torch.nextafter(scale[4, 1].half(), torch.tensor(9).half()).float()
     with pytest.raises(ValueError, match=rf"differ in 1 weights: \['{name}'\]"):
-        compressed_tensors.check(model, tmp_path)
+        compressed_tensors.check(model, teacher, tmp_path)
 
 
 def test_linears_that_lack_and_linears_too_many_are_named(teacher: PreTrainedModel, tmp_path: Path):
     both = random_model({Q: Weights(4), HEAD: Weights(4)})
-    compressed_tensors.write(both, teacher, [], tmp_path)
+    compressed_tensors.write(both, teacher, tmp_path, tmp_path)
     with pytest.raises(ValueError, match=rf"the export holds other weights: \['{HEAD}'\]"):
-        compressed_tensors.check(one(4), tmp_path)
-    compressed_tensors.write(one(4), teacher, [], tmp_path)
+        compressed_tensors.check(one(4), teacher, tmp_path)
+    compressed_tensors.write(one(4), teacher, tmp_path, tmp_path)
     with pytest.raises(ValueError, match=rf"the export holds other weights: \['{HEAD}'\]"):
-        compressed_tensors.check(both, tmp_path)
+        compressed_tensors.check(both, teacher, tmp_path)
 
 
 def test_weights_with_zero_points_are_refused_with_the_way_out(teacher: PreTrainedModel, tmp_path: Path):
     schemes = {name: Weights(4, symmetric=name == Q) for name in (Q, "a.0.up", "a.1.up")}
     with pytest.raises(ValueError, match="holds no asymmetric weights") as caught:
-        compressed_tensors.write(random_model(schemes), teacher, [], tmp_path)
+        compressed_tensors.write(random_model(schemes), teacher, tmp_path, tmp_path)
     assert "['a.0.up', 'a.1.up']" in str(caught.value)
     assert "export.format to dequantized" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_file_says_that_it_is_pytorchs(teacher: PreTrainedModel, tmp_path: Path):
-    compressed_tensors.write(one(4), teacher, [], tmp_path)
+    compressed_tensors.write(one(4), teacher, tmp_path, tmp_path)
     with safe_open(tmp_path / compressed_tensors.WEIGHTS, "pt") as stored:
         assert stored.metadata() == {"format": "pt"}
 
@@ -220,7 +229,7 @@ def test_the_file_says_that_it_is_pytorchs(teacher: PreTrainedModel, tmp_path: P
 def test_the_same_model_gives_the_same_bytes(teacher: PreTrainedModel, teacher_folder: Path, tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        compressed_tensors.write(random_model(MIXED), teacher, [], tmp_path / name)
+        compressed_tensors.write(random_model(MIXED), teacher, tmp_path, tmp_path / name)
     for file in ("config.json", compressed_tensors.WEIGHTS):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert str(tmp_path) not in (tmp_path / "a" / "config.json").read_text()

@@ -76,7 +76,7 @@ def test_a_damaged_file_does_not_pass_for_what_was_quantized(exported: Exported,
     tensors[f"{Q}.weight_packed"][7, 2] ^= 1 << 13
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="differ in 1 weights"):
-        EXPORT_FORMATS["compressed-tensors"].check(quantized("W4"), tmp_path)
+        EXPORT_FORMATS["compressed-tensors"].check(quantized("W4"), tiny.llama(), tmp_path)
 
 
 @pytest.fixture

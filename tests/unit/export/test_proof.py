@@ -83,7 +83,7 @@ STATEFUL = {
 }
 
 
-@pytest.mark.parametrize("format_name", EXPORT_FORMATS)
+@pytest.mark.parametrize("format_name", [name for name, format in EXPORT_FORMATS.items() if format.loads])
 @pytest.mark.parametrize("name", STATEFUL)
 def test_persistent_buffers_leave_with_the_rest_of_the_state_unrounded(name: str, format_name: str, tmp_path: Path):
     teacher = save(STATEFUL[name](), tmp_path / "teacher")
@@ -199,7 +199,8 @@ def test_an_ordinary_model_stays_in_float16_and_its_loss_there_is_told(tmp_path:
     assert facts["positions"] >= 1000
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "float16"
     assert told(facts) == [
-        f"its config names float16, which costs {facts['dtype_kl']:.2g} nats a token against float32"
+        f"{facts['weight_bytes'] / 1e6:.1f} MB",
+        f"its config names float16, which costs {facts['dtype_kl']:.2g} nats a token",
     ]
 
 

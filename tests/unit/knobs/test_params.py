@@ -11,7 +11,7 @@ from pipeline.calibration.observers import OBSERVERS
 from pipeline.corpus.sampler import SAMPLERS
 from pipeline.evaluation.harness import TASKS
 from pipeline.export.formats import EXPORT_FORMATS
-from pipeline.knobs import params, sections
+from pipeline.knobs import kinds, params, sections
 from pipeline.knobs.scheme import Activations, KVCache, Observer, Weights, from_short
 from pipeline.losses.chunked import DIVERGENCES
 from pipeline.rounding.methods import SCALES
@@ -55,7 +55,7 @@ def test_the_long_scheme_in_the_comments_of_the_shipped_knobs_loads(tmp_path: Pa
         (sections.Method, PTQ_METHODS),
         (sections.Calibrate.__annotations__["scales"], SCALES),
         (sections.Synthesize.__annotations__["strategy"], SAMPLERS),
-        (sections.Export.__annotations__["format"], EXPORT_FORMATS),
+        (kinds.Format, EXPORT_FORMATS),
         (sections.Task, TASKS),
         (Observer, OBSERVERS),
     ],
@@ -106,7 +106,7 @@ def test_unknown_missing_and_ill_typed_knobs_are_all_named_at_once(tmp_path: Pat
         ("synthesize__strategy", "hybird", "'hybrid'"),
         ("calibrate__method", "gpqt", "'gptq'"),
         ("calibrate__scales", "min-max", "'minmax'"),
-        ("export__format", "compressed_tensors", "'compressed-tensors'"),
+        ("export__formats", ["compressed-tensors", "ggf"], "'gguf'"),
         ("evaluate__tasks", ["arc_ez"], "'arc_easy'"),
     ],
 )

@@ -159,5 +159,21 @@ def test_asymmetric_weights_are_refused_for_a_format_that_holds_none_with_the_wa
         "scheme.overrides[0].weights.symmetric",
     ]
     for line in problem_lines:
-        assert "export.format 'compressed-tensors' holds no asymmetric weights; take 'dequantized'" in line
-    assert not load_with(tmp_path, scheme=scheme, export__format="dequantized").scheme.weights.symmetric
+        assert "compressed-tensors and gguf of export.formats hold no asymmetric weights; take [dequantized]" in line
+    alone = {"export__formats": ["dequantized"], "evaluate__format": "dequantized"}
+    assert not load_with(tmp_path, scheme=scheme, **alone).scheme.weights.symmetric
+
+
+def test_groups_that_are_no_blocks_are_refused_for_gguf(tmp_path: Path):
+    lines = problems(tmp_path, scheme="W4g48E8g16H8g64")
+    assert [line.partition(": ")[0] for line in lines] == ["scheme.weights.group", "scheme.embedding.group"]
+    for line, group in zip(lines, (48, 16), strict=True):
+        assert f"{group} is no multiple of 32, the width of a block of gguf, which is in export.formats" in line
+    assert load_with(tmp_path, scheme="W4g48E8g16H8g64", export__formats=["compressed-tensors"]).scheme.weights.group
+
+
+def test_what_is_scored_is_exported_and_nothing_twice(tmp_path: Path):
+    (missing,) = problems(tmp_path, export__formats=["gguf"])
+    assert missing == "evaluate.format: compressed-tensors is not in export.formats, ['gguf']; add it there"
+    (twice,) = problems(tmp_path, export__formats=["compressed-tensors", "gguf", "gguf"])
+    assert twice.startswith("export.formats: each once, got [")

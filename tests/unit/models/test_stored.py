@@ -124,7 +124,7 @@ def test_an_export_of_several_schemes_becomes_codes_times_scales(tmp_path: Path,
     steps = {name: weight_step(model.get_submodule(name).weight, scheme) for name, scheme in schemes.items()}
     codes = {n: quantize(model.get_submodule(n).weight, steps[n], s).to(torch.int8) for n, s in schemes.items()}
     quantized = QuantizedModel(schemes, codes, steps, floats=float_tensors(model, set(codes)))
-    compressed_tensors.write(quantized, model, ["lm_head"], folder)
+    compressed_tensors.write(quantized, model, folder, folder)
     model.generation_config.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     expected = {name: values.float() for name, values in quantized.floats.items()}

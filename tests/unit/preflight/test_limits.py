@@ -24,7 +24,12 @@ from tests import families, tiny
 from tests.unit.knobs.files import load_with, long
 
 pytestmark = pytest.mark.usefixtures("in_the_root")
-FITTING = {"evaluate__window": 64, "synthesize__length": 64, "evaluate__source": "hub"}
+FITTING = {
+    "evaluate__window": 64,
+    "synthesize__length": 64,
+    "evaluate__source": "hub",
+    "export__formats": ["compressed-tensors"],
+}
 
 
 def problems(model: object, tmp_path: Path, **changes: object) -> list[str]:
@@ -41,6 +46,15 @@ def problems(model: object, tmp_path: Path, **changes: object) -> list[str]:
 
 def test_sound_knobs_pass(tmp_path: Path):
     assert problems(tiny.llama(), tmp_path) == []
+
+
+def test_what_a_format_cannot_hold_is_named_with_the_way_out(tmp_path: Path):
+    lines = problems(
+        families.family("bloom"), tmp_path, distill__freeze="none", export__formats=["compressed-tensors", "gguf"]
+    )
+    assert len(lines) == 2
+    assert lines[0].startswith("export.formats: gguf cannot hold this model: bloom models are not written into a GGUF")
+    assert lines[1].endswith("its tokenizer has no merges, without which llama.cpp loads no file; or leave gguf out")
 
 
 @pytest.mark.parametrize("name", [name for name in families.FAMILIES if name != "mamba"])

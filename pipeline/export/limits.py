@@ -1,0 +1,42 @@
+"""What formats cannot hold of a model, as far as it is known before anything is quantized."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from pipeline.export import gguf_blocks, gguf_model, gguf_tokenizer
+from pipeline.knobs.scheme import Weights
+
+NUMBER = r"\.\d+(?=\.)"  # of a layer, in a module's name
+
+
+def problems(format_name: str, model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
+    """Why a format cannot hold a model: all of it.
+
+    Args:
+        grids: of each module whose weight is to be quantized.
+    """
+    if format_name in LIMITS:
+        yield from LIMITS[format_name](model, tokenizer, grids)
+
+
+def _gguf(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
+    """Architecture, tensors, tokenizer, and the width of each weight."""
+    checks: list[Callable[[], object]] = [
+        lambda: gguf_model.tensor_names(model, [name for name, _ in model.named_parameters()]),
+        lambda: gguf_tokenizer.splitting(tokenizer),
+    ]
+    for attempt in checks:
+        try:
+            attempt()
+        except ValueError as error:
+            yield str(error)
+    for name, grid in grids.items():
+        problem = gguf_blocks.problem(grid, model.get_submodule(name).weight.shape[1])
+        if problem:
+            yield f"{re.sub(NUMBER, '.*', name)}: {problem}"
+
+
+LIMITS = {"gguf": _gguf}  # other formats hold every model that transformers does
