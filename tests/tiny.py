@@ -20,7 +20,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
-    """Of the same size, with a merge, as llama.cpp needs one: no token for byte 255, which no text has, but for ` t`."""
+    """Of the same size, with a merge, as llama.cpp needs one: byte 255, which no text has, gives its place to ` t`."""
     alphabet = sorted({*pre_tokenizers.ByteLevel.alphabet()} - {"ÿ"})
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet, "Ġt"])}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "t")]))
