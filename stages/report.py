@@ -36,7 +36,8 @@ def work() -> None:
     table, variants = _signals(args.signals, args.inspected, facts)
     log = pd.read_csv(Path(args.student) / "log.csv")
     tasks, folders = summaries.task_names(scores), _folders(args, knobs.export.formats)
-    scored, read = f"int4/student/{knobs.evaluate.format}", scores["student"].get(READ, {})
+    exported: dict[str, str] = {name: folders[f"int4/student/{name}"].as_posix() for name in knobs.export.formats}
+    read = scores["student"].get(READ, {})
     changes = answers.task_changes(items["teacher"].answers, items["student"].answers)
     manifest = contract.read_json(folders["teacher"] / contract.MANIFEST)
     teacher_sweeps, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
@@ -56,7 +57,7 @@ def work() -> None:
             changes,
             tasks,
             facts["calibration"]["method"],
-            folders[scored],
+            exported,
         ),
         **_protocol(knobs, read, dtypes),
         **_training(folders, log, facts["student"], table, variants),
@@ -97,17 +98,17 @@ def _results(
     changes: list[answers.Change],
     tasks: list[str],
     method: str,
-    exported: Path,
+    exported: dict[str, str],
 ) -> dict[str, Any]:
     """For the page's template: the four questions, and the scores of the variants.
 
     Args:
         changes: from the teacher to the student, a task each. method: by which the start of training was quantized.
-        exported: the student's folder.
+        exported: the student's folders, by their formats.
     """
     quantized_inputs = knobs.scheme.activations.bits > 0 or knobs.scheme.kv_cache.bits > 0
     return {
-        "answers": answers.answers(summary, changes, knobs.evaluate.format, quantized_inputs, exported.as_posix()),
+        "answers": answers.answers(summary, changes, exported, quantized_inputs),
         "scores": summaries.rows(summary, method),
         "gap_note": summaries.gap_note(summary),
         "task_plot": plots.tasks(summary, tasks, summaries.VARIANTS),

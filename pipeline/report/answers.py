@@ -9,8 +9,9 @@ from pipeline.report import summary as summaries
 from pipeline.statistics import paired
 
 MEGA = 1e6
-RUN = {
+RUN = {  # what is said of each format
     "compressed-tensors": "plain transformers reads it, the weights packed as integers (compressed-tensors).",
+    "gguf": "llama.cpp runs it, the same codes and scales in its blocks.",
     "dequantized": "plain transformers reads it, as a float32 model of the same numbers; nothing is packed.",
 }
 
@@ -40,15 +41,15 @@ class Change:
 
 
 def answers(
-    summary: Mapping[str, float], changes: list[Change], export: str, inputs_quantized: bool, folder: str
+    summary: Mapping[str, float], changes: list[Change], folders: Mapping[str, str], inputs_quantized: bool
 ) -> list[Answer]:
     """The four questions with their answers.
 
     Args:
-        summary: as `summarize` makes it. changes: as `task_changes` finds them. export: the format of the student's
-            folder. inputs_quantized: whether inputs or the KV cache are, too.
+        summary: as `summarize` makes it. changes: as `task_changes` finds them. folders: the student's, by its format.
+            inputs_quantized: whether inputs or the KV cache are, too.
     """
-    return [_good(summary), _loses(summary, changes), _large(summary), _runs(export, inputs_quantized, folder)]
+    return [_good(summary), _loses(summary, changes), _large(summary), _runs(folders, inputs_quantized)]
 
 
 def task_changes(teacher: pd.DataFrame, student: pd.DataFrame) -> list[Change]:
@@ -121,13 +122,15 @@ def _large(summary: Mapping[str, float]) -> Answer:
     )
 
 
-def _runs(export: str, inputs_quantized: bool, folder: str) -> Answer:
+def _runs(folders: Mapping[str, str], inputs_quantized: bool) -> Answer:
     inputs = (
-        " Inputs or KV cache are quantized in the scores; plain transformers leaves them in float."
+        "Inputs or KV cache are quantized in the scores as the scheme says; the runtimes do that in ways of their own."
         if inputs_quantized
         else ""
     )
-    return Answer("Can I run it?", "Yes, from_pretrained loads it", f"{folder}: {RUN[export]}{inputs}")
+    told = [f"{folder}: {RUN[name]}" for name, folder in folders.items()]
+    where = "from_pretrained loads it" + (", llama.cpp runs it" if "gguf" in folders else "")
+    return Answer("Can I run it?", f"Yes, {where}", " ".join([*told, inputs]).strip())
 
 
 def _listed(changes: list[Change]) -> str:

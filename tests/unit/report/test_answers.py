@@ -30,9 +30,12 @@ BEFORE = {"piqa": [True] * 64, "arc_easy": [True] * 32 + [False] * 32, "winogran
 AFTER = {"piqa": [False] * 20 + [True] * 44, "arc_easy": [True] * 30 + [False] * 34, "winogrande": [True] * 64}
 
 
+FOLDERS = {"compressed-tensors": "data/int4/student/compressed-tensors", "gguf": "data/int4/student/gguf"}
+
+
 def told(summary: dict[str, float] = SUMMARY, after: dict[str, list[bool]] = AFTER) -> dict[str, answers.Answer]:
     changes = answers.task_changes(answered(BEFORE), answered(after))
-    first_screen = answers.answers(summary, changes, "compressed-tensors", True, "data/int4/student")
+    first_screen = answers.answers(summary, changes, FOLDERS, True)
     return {answer.question: answer for answer in first_screen}
 
 
@@ -47,9 +50,10 @@ def test_four_questions_have_short_and_long_answers():
     assert "31 % of the teacher's 538 MB" in large.long
     assert "9.92 bits a weight" in large.long
     assert "Perplexity is 30 % above the teacher's." in loses.long
-    assert runs.short.startswith("Yes")
-    assert runs.long.startswith("data/int4/student: plain transformers reads it, the weights packed")
-    assert "leaves them in float" in runs.long
+    assert runs.short == "Yes, from_pretrained loads it, llama.cpp runs it"
+    assert runs.long.startswith("data/int4/student/compressed-tensors: plain transformers reads it, the weights packed")
+    assert "data/int4/student/gguf: llama.cpp runs it" in runs.long
+    assert "the runtimes do that in ways of their own" in runs.long
 
 
 def test_changes_are_paired_by_task_with_the_largest_loss_first_and_mcnemars_p():
