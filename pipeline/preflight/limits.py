@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
-from pipeline.export import limits
+from pipeline.export import refusals
 from pipeline.knobs.freezing import AUTO
 from pipeline.knobs.params import Params
 from pipeline.knobs.sections import Evaluate
@@ -141,7 +141,7 @@ def _formats(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[
         return  # for _linears to name
     grids = {linear.name: weights for linear, (weights, _) in planned.items() if weights.bits}
     for name in knobs.export.formats:
-        for problem in limits.problems(name, model, tokenizer, grids):
+        for problem in refusals.problems(name, model, tokenizer, grids):
             yield f"export.formats: {name} cannot hold this model: {problem}; or leave {name} out"
 
 

@@ -15,7 +15,7 @@ from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.calibration.plan import plan
 from pipeline.calibration.rotation import rotate
-from pipeline.export import gguf_model, gguf_tokenizer, limits, llama_cpp
+from pipeline.export import gguf_model, gguf_tokenizer, llama_cpp, refusals
 from pipeline.export.formats import export
 from pipeline.knobs.scheme import from_short
 from pipeline.models import loading
@@ -143,7 +143,7 @@ def test_a_way_of_splitting_without_a_name_is_refused(parts: dict, said: str):
 
 def problems(model: PreTrainedModel, scheme: str, **parts: object) -> list[str]:
     grids = {linear.name: weights for linear, (weights, _) in plan(model, from_short(scheme)).items() if weights.bits}
-    return list(dict.fromkeys(limits.problems("gguf", model, tokenizer(**parts), grids)))
+    return list(dict.fromkeys(refusals.problems("gguf", model, tokenizer(**parts), grids)))
 
 
 def test_what_a_gguf_cannot_hold_is_told_before_anything_is_quantized():

@@ -18,8 +18,8 @@ def problems(format_name: str, model: PreTrainedModel, tokenizer: Any, grids: Ma
     Args:
         grids: of each module whose weight is to be quantized.
     """
-    if format_name in LIMITS:
-        yield from LIMITS[format_name](model, tokenizer, grids)
+    if format_name in REFUSALS:
+        yield from REFUSALS[format_name](model, tokenizer, grids)
 
 
 def _gguf(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
@@ -39,4 +39,4 @@ def _gguf(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) 
             yield f"{re.sub(NUMBER, '.*', name)}: {problem}"
 
 
-LIMITS = {"gguf": _gguf}  # other formats hold every model that transformers does
+REFUSALS = {"gguf": _gguf}  # other formats hold every model that transformers does
