@@ -24,7 +24,7 @@ from pipeline.corpus.artifact import Corpus, valid_mask
 from pipeline.evaluation.agreement import agreement
 from pipeline.knobs import params
 from pipeline.knobs.scheme import Scheme, Weights, from_short
-from pipeline.models import forward, saved
+from pipeline.models import forward, layout, saved
 from pipeline.quant.model import QuantizedModel
 from pipeline.rounding.methods import gptq, mse, rtn
 from tests.bench.schemes import Teacher
@@ -79,6 +79,8 @@ def main() -> None:
     embedding, head = model.get_input_embeddings().weight, forward.head_module(model).weight
     if embedding is head:
         raise SystemExit("embedding and head are one weight, whose cost this does not tell apart; rotate the model")
+    if len(quantized.codes) > len(layout.linears(model)):
+        raise SystemExit(f"{args.quantized} has codes of embedding or head; make it with `-S scheme=W4A16`")
     floats = embedding.clone(), head.clone()
     other_bytes = sum(
         codes.numel() * quantized.schemes[name].bits // 8 + 2 * quantized.steps[name].scale.numel()
