@@ -60,7 +60,9 @@ def _content(root: Path, stage: Stage, path: str, md5: str, cache: Cache) -> Ite
         hashes = {file.relative_to(where).as_posix(): _md5(file) for file in files}
         if dvc_hashes.folder_md5(hashes.items()) != md5:
             yield from _files(path, stage, hashes, cache.listing(md5))
-        yield from _manifest(path, where)
+        artifacts = [file.parent for file in files if file.name == MANIFEST] or [where]  # an export is one a format
+        for folder in artifacts:
+            yield from _manifest(folder.relative_to(root).as_posix(), folder)
 
 
 def _files(path: str, stage: Stage, here: dict[str, str], made: dict[str, str] | None) -> Iterator[Finding]:
