@@ -25,7 +25,10 @@ def written(desk: Path, model: Path, **knobs: object) -> tuple[str, Corpus]:
     small = {"sequences": 60, "held_out": 6, "length": 48, "batch": 7, "dtype": "float32"}
     fits = {"calibrate": {"sequences": 8}, "analyze": {"sequences": 4, "sensitivity_sequences": 1}}
     evaluate = {"evaluate": {"benchmarks": str(ROOT / "data/benchmarks"), "window": 64}}
-    source = {"teacher": {"source": "path", "path": str(model), "sha256": ""}}
+    source = {
+        "teacher": {"source": "path", "path": str(model), "sha256": ""},
+        "export": {"formats": ["compressed-tensors"]},
+    }
     change_params(desk, {**source, **fits, **evaluate, "synthesize": {**small, **knobs}})
     for stage in (["teacher", "--out", "teacher"], ["synthesize", "--teacher", "teacher", "--out", "corpus"]):
         command = [sys.executable, "-m", f"stages.{stage[0]}", *stage[1:], "--environment", "environment.json"]

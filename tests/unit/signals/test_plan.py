@@ -140,7 +140,7 @@ def test_the_plan_beats_uniform_bits_on_a_model_and_keeps_to_the_budget(signals)
 def load_params(tmp_path: Path, scheme: object, monkeypatch: pytest.MonkeyPatch) -> Scheme:
     monkeypatch.chdir(ROOT)
     tree = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"scheme": scheme}
-    tree["export"]["format"] = "dequantized"
+    tree["export"]["formats"], tree["evaluate"]["format"] = ["dequantized"], "dequantized"
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump(tree))
     return params.load(file).scheme
