@@ -15,9 +15,7 @@ from pipeline.export.sizes import stored_bytes, stored_weights
 SCALE_BITS = {"F16": 16, "BF16": 16, "F32": 32}  # by safetensors' names
 FLOAT_BITS = 32.0  # of a weight that is not quantized, as evaluate counts it
 SIZES = ("bits_per_weight", "bits_per_quantized_weight")
-SCALE = (
-    ".weight_scale"  # compressed-tensors has it of each quantized weight, and of a head that shares the embedding's,
-)
+SCALE = ".weight_scale"  # in compressed-tensors of each quantized weight, and of a head that shares the embedding's
 PACKED, SHAPE, BYTES = ".weight_packed", ".weight_shape", ".weight"  # either the first two, or codes a byte each
 
 
