@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pipeline.export import gguf_blocks, gguf_model, gguf_tokenizer
+from pipeline.export import gguf_blocks, gguf_model, gguf_tokenizer, onnx_architecture
 from pipeline.knobs.scheme import Weights
 
 NUMBER = r"\.\d+(?=\.)"  # of a layer, in a module's name
@@ -39,4 +39,11 @@ def _gguf(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) 
             yield f"{re.sub(NUMBER, '.*', name)}: {problem}"
 
 
-REFUSALS = {"gguf": _gguf}  # other formats hold every model that transformers does
+def _onnx(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
+    """Architecture alone: the graph holds every grid."""
+    problem = onnx_architecture.problem(model.config)
+    if problem:
+        yield problem
+
+
+REFUSALS = {"gguf": _gguf, "onnx": _onnx}  # other formats hold every model that transformers does

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+KINDS = ("*.safetensors", "*.gguf", "*.onnx", "*.onnx.data")  # files that hold tensors
+
 
 def stored_bytes(folder: str | Path) -> int:
     """Bytes of the files that hold a model's tensors."""
-    return sum(file.stat().st_size for kind in ("*.safetensors", "*.gguf") for file in Path(folder).glob(kind))
+    return sum(file.stat().st_size for kind in KINDS for file in Path(folder).glob(kind))
 
 
 def stored_weights(folder: str | Path) -> int:

@@ -26,6 +26,8 @@ from pipeline.knobs.sections import (
     Teacher,
 )
 
+ASYMMETRIC = ("onnx", "dequantized")  # formats that hold asymmetric weights
+
 
 @dataclass(frozen=True, kw_only=True, config=FORBID)
 class Params:
@@ -195,10 +197,10 @@ def _exportable(chosen: Scheme, formats: list[Format]) -> list[str]:
         **{f"scheme.overrides[{i}].weights": o.weights for i, o in enumerate(chosen.overrides)},
     }
     quantized = {name: grid for name, grid in weights.items() if grid is not None and grid.bits}
-    symmetric_only = [name for name in formats if name != "dequantized"]
+    symmetric_only = [name for name in formats if name not in ASYMMETRIC]
     problems = [
         f"{name}.symmetric: {' and '.join(symmetric_only)} of export.formats hold no asymmetric weights; take "
-        "[dequantized], or symmetric ones"
+        f"[{', '.join(ASYMMETRIC)}], or symmetric ones"
         for name, grid in quantized.items()
         if symmetric_only and not grid.symmetric
     ]

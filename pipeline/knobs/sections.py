@@ -217,8 +217,9 @@ class Inspect:
 class Export:
     formats: Annotated[list[Format], Field(min_length=1)] = Field(
         description="a folder each: compressed-tensors (packed integers, as transformers and vLLM load them) | gguf "
-        "(for llama.cpp; groups of 32, 64, 128 or a whole row; byte-level BPE tokenizers) | dequantized (a float32 "
-        "model of the same numbers, for measuring; any scheme); the first two hold symmetric weights alone",
+        "(for llama.cpp; groups of 32, 64, 128 or a whole row; byte-level BPE tokenizers) | onnx (for onnxruntime, "
+        "onnxruntime-genai and OpenVINO; any scheme) | dequantized (a float32 model of the same numbers, for "
+        "measuring; any scheme); the first two hold symmetric weights alone",
     )
 
 

@@ -31,6 +31,7 @@ BROUGHT = {
     "lm_eval": ["numpy"],
     "datasets": ["pyarrow"],
     "gguf": ["numpy"],
+    "onnx": ["numpy"],
     "parquet": ["pyarrow"],
 }
 
