@@ -19,7 +19,7 @@ from pipeline.calibration import embedding_head
 from pipeline.calibration.fisher import Fisher
 from pipeline.calibration.layers import Inputs, Runner
 from pipeline.calibration.methods import PTQ_METHODS, Options, round_weight
-from pipeline.calibration.observers import static_step
+from pipeline.calibration.observers import COUNTING, static_quantizer
 from pipeline.calibration.plan import plan
 from pipeline.calibration.rescale import rescale
 from pipeline.calibration.rounded_layer import RoundedLayer
@@ -154,9 +154,11 @@ def _errors(linear: layout.Linear, weight: Tensor, rounded: Rounded, inputs: Inp
 def _step_on(runner: Runner, layer: nn.Module, group: dict[layout.Linear, Activations], result: QuantizedModel) -> None:
     """Run the quantized layer, and add the quantizers of its linears' inputs to the result."""
     static = {linear: a for linear, a in group.items() if a.bits and not a.dynamic}
-    histograms = {linear.name for linear, a in static.items() if a.observer != "minmax"}
+    histograms = {linear.name for linear, a in static.items() if a.observer in COUNTING}
     observed = runner.advance(layer, list(group), histograms)
     for linear, activations in group.items():
         if activations.bits:
-            step = static_step(observed[linear.name], activations) if linear in static else None
-            result.inputs[linear.name] = Quantizer(activations, step)
+            dynamic = Quantizer(activations)
+            result.inputs[linear.name] = (
+                static_quantizer(observed[linear.name], activations) if linear in static else dynamic
+            )

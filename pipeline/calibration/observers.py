@@ -1,7 +1,7 @@
 """The static range of a tensor from what passes through it in calibration.
 
-Every observer sees the tensor twice: for its least and greatest value, then, where it needs one, for a histogram
-between them. So it holds a few kilobytes whatever passes through.
+Every observer sees the tensor twice: for each token's least and greatest value, then, where it needs one, for a
+histogram between the least and the greatest of all. So it holds two numbers a token and a few kilobytes.
 """
 
 from collections.abc import Callable
@@ -10,27 +10,31 @@ import torch
 from torch import Tensor
 
 from pipeline.knobs.scheme import Activations
-from pipeline.quant.activations import STEP_DTYPE
-from pipeline.quant.grid import Grid, Step
+from pipeline.quant.activations import STEP_DTYPE, Quantizer, bounds
+from pipeline.quant.grid import Grid
 
 BINS = 8192
 EXACT = 2**24  # values that float32 counts one by one
+FAR = 8  # how many times as far as all others the few tokens reach that get a grid of their own
+FEW = 1 / 32  # of all tokens, at most
 SHARES = [1 - i / 100 for i in range(96)]  # of the min-max range, that the mse observer tries: 1 down to 0.05
 
 
 class Observed:
-    """Least and greatest value seen, and how often each of BINS equal bins between them."""
+    """Least and greatest value seen, of each token and of all, and how often each of BINS equal bins between them."""
 
     def __init__(self) -> None:
+        self.by_token: list[Tensor] = []
         self.least = torch.tensor(torch.inf)
         self.greatest = torch.tensor(-torch.inf)
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     def see_range(self, x: Tensor) -> None:
-        """First pass."""
-        least, greatest = x.aminmax()
-        self.least = torch.minimum(self.least, least.float())
-        self.greatest = torch.maximum(self.greatest, greatest.float())
+        """First pass. x: [tokens, width]."""
+        ranges = torch.stack(x.aminmax(dim=-1), dim=-1).float().reshape(-1, 2)
+        self.by_token.append(ranges)
+        self.least = torch.minimum(self.least, ranges[..., 0].amin())
+        self.greatest = torch.maximum(self.greatest, ranges[..., 1].amax())
 
     def see_values(self, x: Tensor) -> None:
         """Second pass."""
@@ -51,11 +55,28 @@ class Observed:
         return (self.edges[:-1] + self.edges[1:]) / 2
 
 
-def static_step(observed: Observed, scheme: Activations) -> Step:
-    """Scale and zero point of a static activation from what was seen of it; scalars."""
+def static_quantizer(observed: Observed, scheme: Activations) -> Quantizer:
+    """Scale and zero point of a static activation from what was seen of it, and of a second grid where it has one."""
     grid = Grid(scheme.bits, scheme.symmetric)
     least, greatest = OBSERVERS[scheme.observer](observed, scheme, grid)
-    return grid.step(least, greatest, STEP_DTYPE)
+    step = grid.step(least, greatest, STEP_DTYPE)
+    if scheme.observer != "split" or (least == observed.least and greatest == observed.greatest):
+        return Quantizer(scheme, step)
+    low, high = bounds(step, grid)
+    return Quantizer(scheme, step, grid.step(observed.least - low, observed.greatest - high, STEP_DTYPE))
+
+
+def _split(observed: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The range of all tokens but those few that reach FAR times as far as any other, if there are such.
+
+    They are an attention sink's, as a rule: the first token of a text, in the layers that make it one and undo it.
+    """
+    ranges = torch.cat(observed.by_token)
+    reach = ranges.abs().amax(dim=-1)
+    others = reach * FAR < reach.amax()
+    if not bool(others.any()) or float((~others).float().mean()) > FEW:
+        return observed.least, observed.greatest
+    return ranges[others, 0].amin(), ranges[others, 1].amax()
 
 
 def _minmax(observed: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -100,7 +121,9 @@ def _mse(observed: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, T
     return best
 
 
+COUNTING = ("percentile", "mse")  # observers that want the histogram
 OBSERVERS: dict[str, Callable[[Observed, Activations, Grid], tuple[Tensor, Tensor]]] = {
+    "split": _split,
     "minmax": _minmax,
     "percentile": _percentile,
     "mse": _mse,

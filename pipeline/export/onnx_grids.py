@@ -13,8 +13,8 @@ from onnx import TensorProto
 from torch import Tensor
 
 from pipeline.export.onnx_graph import Graph
-from pipeline.knobs.scheme import KVCache, Weights
-from pipeline.quant.activations import Quantizer
+from pipeline.knobs.scheme import Activations, KVCache, Weights
+from pipeline.quant.activations import Quantizer, bounds
 from pipeline.quant.grid import Grid, Step
 
 NORMAL, SUBNORMAL = 2.0**-14, 2.0**-24  # float16's least normal number, and what its subnormal ones are multiples of
@@ -103,10 +103,18 @@ class Table:
 
 
 def on_grid(graph: Graph, x: str, quantizer: Quantizer) -> str:
-    """A linear's input on its grid: float32 of x's shape, [batch, tokens, width]."""
-    scheme, step = quantizer.scheme, quantizer.step
-    if step is None:
-        return _by_token(graph, x, Grid(scheme.bits, scheme.symmetric), half=False)
+    """A linear's input on its grid, or on its two: float32 of x's shape, [batch, tokens, width]."""
+    scheme, grid = quantizer.scheme, Grid(quantizer.scheme.bits, quantizer.scheme.symmetric)
+    if quantizer.step is None:
+        return _by_token(graph, x, grid, half=False)
+    inner = _static(graph, x, scheme, quantizer.step)
+    if quantizer.outer is None:
+        return inner
+    held = graph.add("Clip", x, *(graph.constant(float(bound)) for bound in bounds(quantizer.step, grid)))
+    return graph.add("Add", inner, _static(graph, graph.add("Sub", x, held), scheme, quantizer.outer))
+
+
+def _static(graph: Graph, x: str, scheme: Activations, step: Step) -> str:
     if scheme.bits in STATIC_TYPES:
         zero = 2 ** (scheme.bits - 1) if scheme.symmetric else int(step.zero)
         grid = graph.constant(float(step.scale)), graph.constant(zero, STATIC_TYPES[scheme.bits])

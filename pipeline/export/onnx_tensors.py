@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from pipeline.export import onnx_grids
 from pipeline.export.onnx_graph import Graph
 from pipeline.models import layout
+from pipeline.quant.activations import to_json
 from pipeline.quant.model import QuantizedModel
 
 
@@ -75,8 +76,7 @@ class Tensors:
     def _on_grid(self, x: str, name: str) -> str:
         """x on the grid of a linear's input, which is often that of the others that read it."""
         quantizer = self.quantized.inputs[name]
-        step = () if quantizer.step is None else tuple(float(part) for part in quantizer.step)
-        key = (x, str(quantizer.scheme), str(step))
+        key = (x, str(to_json({"": quantizer})))
         if key not in self._inputs:
             self._inputs[key] = onnx_grids.on_grid(self.graph, x, quantizer)
         return self._inputs[key]

@@ -16,7 +16,7 @@ SHORT = re.compile(
     r"W(?P<weights>\d+)(g(?P<group>\d+))?(A(?P<activations>\d+))?(KV(?P<kv>\d+))?"
     r"(E(?P<embedding>\d+)(g(?P<embedding_group>\d+))?)?(H(?P<head>\d+)(g(?P<head_group>\d+))?)?"
 )
-Observer = Literal["minmax", "percentile", "mse"]
+Observer = Literal["split", "minmax", "percentile", "mse"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ class Activations:
     """Grid of a linear's input.
 
     bits: 4 to 8, or 16; 0: stays in float. dynamic: a scale a token, found as it comes, instead of a calibrated one a
-    tensor. observer: how the static range is found; percentile: share of the values (in percent) that it holds.
+    tensor. observer: how the static range is found, see calibration/observers.py; percentile: share of the values (in
+    percent) that it holds.
     """
 
     bits: Literal[0, 4, 5, 6, 7, 8, 16]
     symmetric: bool = True
     dynamic: bool = False
-    observer: Observer = "minmax"
+    observer: Observer = "split"
     percentile: float = 99.99
 
 

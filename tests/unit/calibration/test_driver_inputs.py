@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.calibration.methods import PTQ_METHODS
-from pipeline.calibration.observers import Observed, static_step
+from pipeline.calibration.observers import Observed, static_quantizer
 from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.models import layout
 from pipeline.quant.activations import STEP_DTYPE
@@ -100,7 +100,7 @@ def test_other_observers_see_every_valid_value_once(tokens: Tensor, valid: Tenso
         observed = Observed()
         observed.see_range(x)
         observed.see_values(x)
-        expected = static_step(observed, activations).scale.item()
+        expected = static_quantizer(observed, activations).step.scale.item()
         assert quantized.inputs[linear].step.scale.item() == pytest.approx(expected, rel=0.01)
         assert expected < 0.8 * x.abs().max() / 127 or observer == "mse"
 

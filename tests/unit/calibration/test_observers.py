@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.calibration.observers import BINS, OBSERVERS, SHARES, Observed, static_step
+from pipeline.calibration.observers import BINS, FEW, OBSERVERS, SHARES, Observed, static_quantizer
 from pipeline.knobs.scheme import Activations
 from pipeline.quant.activations import STEP_DTYPE
 from pipeline.quant.grid import Grid, Step
@@ -22,6 +22,13 @@ def observed(*batches: Tensor) -> Observed:
     for x in batches:
         observation.see_values(x)
     return observation
+
+
+def static_step(observation: Observed, scheme: Activations) -> Step:
+    """Of the first of its grids."""
+    grid_step = static_quantizer(observation, scheme).step
+    assert grid_step is not None
+    return grid_step
 
 
 def step(scheme: Activations, *batches: Tensor) -> Step:
@@ -48,7 +55,7 @@ def test_batches_are_as_good_as_all_at_once(observer: str, x: Tensor, seed: int,
 @given(matrices(), grids(ACTIVATION_BITS))
 @settings(max_examples=300)
 def test_minmax_holds_all_that_was_seen(x: Tensor, grid: Grid):
-    grid_step = step(Activations(grid.bits, grid.symmetric), x)
+    grid_step = step(Activations(grid.bits, grid.symmetric, observer="minmax"), x)
     assert all(map(torch.equal, grid_step, grid.step(x.min(), x.max(), torch.float32)))
     error = (grid.dequantize(grid.quantize(x, grid_step), grid_step) - x).abs().max()
     assert error <= 0.5 * grid_step.scale * (1 + 1e-2)
@@ -181,3 +188,37 @@ def test_bins_are_equal_and_their_ends_are_what_was_seen():
     assert torch.allclose(observation.edges.diff(), torch.tensor(1 / BINS, dtype=torch.float64), rtol=1e-5)
     assert ((observation.edges[:-1] < observation.centres) & (observation.centres < observation.edges[1:])).all()
     assert torch.float32 == STEP_DTYPE
+
+
+def with_a_sink(tokens: int, reach: float) -> Tensor:
+    """[tokens, 48], of which one value in the first token reaches further than any other."""
+    x = random(0, tokens, 48).clamp(-3, 3)
+    x[1, 1] = 3.0
+    x[0, 7] = 3.0 * reach
+    return x
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_one_token_alone_reaches_does_not_take_the_others_resolution(bits: int, symmetric: bool):
+    x, scheme = with_a_sink(64, 300.0), Activations(bits, symmetric)
+    quantizer = static_quantizer(observed(x[:20], x[20:]), scheme)
+    assert quantizer.step is not None
+    assert quantizer.outer is not None
+    assert all(map(torch.equal, quantizer.step, step(scheme, x[1:])))
+    fine, coarse = (float(grid_step.scale) for grid_step in (quantizer.step, quantizer.outer))
+    error = (quantizer(x) - x).abs()
+    assert error[1:].max() <= 0.5 * fine * 1.01
+    assert error[0].max() <= 0.5 * (fine + coarse) * 1.01
+    assert coarse > 30 * fine
+
+
+@pytest.mark.parametrize(("tokens", "reach"), [(64, 7.9), (int(1 / FEW) - 1, 300.0)])
+def test_near_and_frequent_outliers_get_no_grid_of_their_own(tokens: int, reach: float):
+    x = with_a_sink(tokens, reach)
+    quantizer = static_quantizer(observed(x), Activations(16))
+    assert quantizer.outer is None
+    assert quantizer == static_quantizer(observed(x), Activations(16, observer="split"))
+    assert quantizer.step is not None
+    assert torch.equal(quantizer.step.scale, step(Activations(16, observer="minmax"), x).scale)
+    assert static_quantizer(observed(with_a_sink(64, 300.0)), Activations(16, observer="minmax")).outer is None

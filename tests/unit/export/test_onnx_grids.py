@@ -51,6 +51,15 @@ def test_inputs_lie_on_their_grid(bits: int, dynamic: bool, symmetric: bool, tmp
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [6, 8, 16])
+def test_inputs_lie_on_two_grids(bits: int, symmetric: bool, tmp_path: Path):
+    grid = Grid(bits, symmetric)
+    steps = (grid.step(*torch.tensor(ends), torch.float32) for ends in ((-1.7, 2.9), (-2.0, 297.1)))
+    quantizer = Quantizer(Activations(bits, symmetric), *steps)
+    assert torch.equal(run(tmp_path, lambda graph: onnx_grids.on_grid(graph, "x", quantizer)), quantizer(signal()))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [0, 8, 12])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_keys_and_values_lie_on_theirs(bits: int, group: int, symmetric: bool, tmp_path: Path):

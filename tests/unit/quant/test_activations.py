@@ -117,6 +117,27 @@ def test_the_gradient_of_a_static_grid_is_the_identity_where_nothing_is_clipped(
     assert torch.equal(x.grad, upstream)
 
 
+@given(matrices(), st.sampled_from(ACTIVATION_BITS), st.booleans(), SEEDS)
+@many
+def test_two_grids_hold_a_value_in_two_parts(x: Tensor, bits: int, symmetric: bool, seed: int):
+    """What the first one's range holds of it, and the rest; the gradient is zero beyond both."""
+    grid, reach = Grid(bits, symmetric), float(x.abs().max()) + 1e-3
+    step, outer = (
+        grid.step(torch.tensor(-share * reach), torch.tensor(share * reach), STEP_DTYPE) for share in (0.1, 0.5)
+    )
+    scheme, ours = Activations(bits, symmetric), x.clone().requires_grad_()
+    value = Quantizer(scheme, step, outer)(ours)
+    low, high = ((code - step.zero) * step.scale for code in grid.range)
+    rest = x - x.clamp(low, high)
+    theirs = rest.clone().requires_grad_()
+    expected_rest = Quantizer(scheme, outer)(theirs)
+    assert torch.equal(value, Quantizer(scheme, step)(x) + expected_rest)
+    upstream = random(seed, *x.shape)
+    value.backward(upstream)
+    expected_rest.backward(upstream)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_dynamic_scale_is_a_tokens_own(symmetric: bool):
     """[batch, tokens, width]: what the other tokens hold changes nothing."""
@@ -204,10 +225,16 @@ def test_quantizers_read_back_from_json_to_the_last_bit(seed: int, bits: int, sy
     scale = np.uint32(generator.integers(0x00800000, 0x7F7FFFFF)).view(np.float32)
     zero = 0 if symmetric else int(generator.integers(2**bits))
     scheme = Activations(bits, symmetric, dynamic, "percentile", 99.9)
-    quantizers = {"a.q": Quantizer(scheme, None if dynamic else step_of(float(scale), zero)), "b": static(0.1)}
+    two = Quantizer(EIGHT, step_of(0.1), step_of(float(scale), zero))
+    quantizers = {
+        "a.q": Quantizer(scheme, None if dynamic else step_of(float(scale), zero)),
+        "b": static(0.1),
+        "c": two,
+    }
     stored = json.loads(json.dumps(to_json(quantizers), allow_nan=False))
     loaded = from_json(stored)
     assert loaded == quantizers
+    assert loaded["c"] != Quantizer(EIGHT, step_of(0.1))
     assert ("scale" in stored["a.q"]) == ("zero" in stored["a.q"]) == (not dynamic)
     if not dynamic:
         assert [part.dtype for part in loaded["a.q"].step] == [torch.float32] * 2
