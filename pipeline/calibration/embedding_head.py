@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.calibration.arguments import head_inputs
-from pipeline.calibration.layers import Inputs, Runner
+from pipeline.calibration.layers import Inputs, Runner, refuse_nonfinite
 from pipeline.calibration.methods import PTQ_METHODS, Options, round_weight
 from pipeline.calibration.rounded_layer import RoundedLayer
 from pipeline.knobs.scheme import Scheme, Weights
@@ -64,8 +64,7 @@ def round_head(
         ):
             inputs.add(states[mask].float())
         inputs.finish()
-        if not bool(inputs.absmax.isfinite().all()):
-            raise ValueError(f"the input of {head.name} is not finite on the calibration tokens; is the teacher sound?")
+        refuse_nonfinite({head.name: inputs.absmax.amax()})
         hessian = inputs.hessian
     _round(runner.model, head.name, weighted[head.name], options, hessian, result)
 

@@ -117,7 +117,7 @@ class Runner:
                 previous["x"] = None
         for linear_inputs in {id(values): values for values in inputs.values()}.values():  # each once, if shared
             linear_inputs.finish()
-        _refuse_nonfinite({name: values.absmax.amax() for name, values in inputs.items()})
+        refuse_nonfinite({name: values.absmax.amax() for name, values in inputs.items()})
         return inputs
 
     def advance(self, layer: nn.Module, group: list[layout.Linear], histograms: set[str]) -> dict[str, Observed]:
@@ -139,7 +139,7 @@ class Runner:
                 current["batch"] = index
                 outputs.append(self.call(layer, index))
         called = {name: o for name, o in observed.items() if not o.greatest < o.least}  # holds for NaN, too
-        _refuse_nonfinite({name: o.greatest - o.least for name, o in called.items()})
+        refuse_nonfinite({name: o.greatest - o.least for name, o in called.items()})
         counted = [linear for linear in group if linear.name in histograms]
         if counted:
             with _watching(
@@ -162,7 +162,8 @@ def _batches(rows: Tensor, batch: int) -> tuple[Tensor, ...]:
     return (rows[:1], *rows[1:].split(batch)) if len(rows) > 1 else (rows,)
 
 
-def _refuse_nonfinite(tops: dict[str, Tensor]) -> None:
+def refuse_nonfinite(tops: dict[str, Tensor]) -> None:
+    """Raises ValueError if the largest magnitude of a linear's input, by the linear's name, is not finite."""
     bad = [name for name, top in tops.items() if not bool(top.isfinite())]
     if bad:
         raise ValueError(f"the input of {bad[0]} is not finite on the calibration tokens; is the teacher sound?")

@@ -44,7 +44,8 @@ def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out:
     asymmetric = [name for name, scheme in quantized.schemes.items() if not scheme.symmetric]
     if asymmetric:
         raise ValueError(
-            f"compressed-tensors holds no asymmetric weights, as {asymmetric[:8]} are; set export.format to dequantized"
+            f"compressed-tensors holds no asymmetric weights, as {asymmetric[:8]} are; take another of export.formats, "
+            "onnx or dequantized"
         )
     quantized.untie(model)
     embedding, sharing = _embedding(model, quantized)

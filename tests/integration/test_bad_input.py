@@ -55,7 +55,7 @@ def test_a_corpus_smaller_than_the_knobs_say(refused: Stage) -> None:
 def test_a_group_that_does_not_divide_the_inputs(refused: Stage) -> None:
     scheme = {
         "weights": {"bits": 4, "symmetric": True, "group": 32},
-        "activations": {"bits": 8, "symmetric": True, "dynamic": True, "observer": "minmax", "percentile": 99.99},
+        "activations": {"bits": 8, "symmetric": True, "dynamic": True, "observer": "split", "percentile": 99.99},
         "kv_cache": {"bits": 4, "symmetric": True, "group": 5},
         "overrides": [
             {"match": "down", "weights": {"group": 48}},
@@ -73,7 +73,7 @@ def test_a_group_that_does_not_divide_the_inputs(refused: Stage) -> None:
 def test_asymmetric_weights_for_a_format_that_does_not_hold_them(refused: Stage, desk: Path) -> None:
     scheme = {
         "weights": {"bits": 4, "symmetric": False, "group": 0},
-        "activations": {"bits": 0, "symmetric": True, "dynamic": False, "observer": "minmax", "percentile": 99.99},
+        "activations": {"bits": 0, "symmetric": True, "dynamic": False, "observer": "split", "percentile": 99.99},
         "kv_cache": {"bits": 0, "symmetric": True, "group": 0},
     }
     for stage, paths in (("calibrate", CALIBRATE), ("export", {"teacher": "data/teacher", "quantized": "data/rtn"})):

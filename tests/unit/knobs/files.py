@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 LONG = {
     "weights": {"bits": 4, "symmetric": True, "group": 64},
-    "activations": {"bits": 16, "symmetric": True, "dynamic": False, "observer": "minmax", "percentile": 99.99},
+    "activations": {"bits": 16, "symmetric": True, "dynamic": False, "observer": "split", "percentile": 99.99},
     "kv_cache": {"bits": 8, "symmetric": False, "group": 0},
 }
 

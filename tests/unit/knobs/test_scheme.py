@@ -23,7 +23,7 @@ def named_by(match: str) -> list[str]:
     ("text", "expected"),
     [
         ("W4", Scheme(Weights(4), Activations(0), KVCache(0))),
-        ("W4A16", Scheme(Weights(4, True, 0), Activations(16, True, False, "minmax"))),
+        ("W4A16", Scheme(Weights(4, True, 0), Activations(16, True, False, "split"))),
         ("W2A8", Scheme(Weights(2), Activations(8, dynamic=True))),
         ("W8A4", Scheme(Weights(8), Activations(4, dynamic=True))),
         ("W4KV4", Scheme(Weights(4), Activations(0), KVCache(4))),
