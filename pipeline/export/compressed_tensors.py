@@ -45,7 +45,7 @@ def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out:
     if asymmetric:
         raise ValueError(
             f"compressed-tensors holds no asymmetric weights, as {asymmetric[:8]} are; take another of export.formats, "
-            "onnx or dequantized"
+            "onnx, mlx or dequantized"
         )
     quantized.untie(model)
     embedding, sharing = _embedding(model, quantized)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import read_json, write_json
-from pipeline.export import compressed_tensors, dequantized, llama_cpp, onnx_genai
+from pipeline.export import compressed_tensors, dequantized, llama_cpp, mlx_folder, onnx_genai
 from pipeline.export.proof import EXACT, check_state, choose_dtype, probe_tokens, same_logits
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs.names import look_up
@@ -39,6 +39,7 @@ EXPORT_FORMATS = {
     "compressed-tensors": Format(compressed_tensors.write, compressed_tensors.check, loads=True, packed=True),
     "gguf": Format(llama_cpp.write, llama_cpp.check, loads=False),
     "onnx": Format(onnx_genai.write, onnx_genai.check, loads=False),
+    "mlx": Format(mlx_folder.write, mlx_folder.check, loads=False),
     "dequantized": Format(dequantized.write, dequantized.check, loads=True),
 }
 

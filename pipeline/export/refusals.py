@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pipeline.export import gguf_blocks, gguf_model, gguf_tokenizer, onnx_architecture
+from pipeline.export import gguf_blocks, gguf_model, gguf_tokenizer, mlx_grids, onnx_architecture
 from pipeline.knobs.scheme import Weights
 
 NUMBER = r"\.\d+(?=\.)"  # of a layer, in a module's name
@@ -46,4 +46,15 @@ def _onnx(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) 
         yield problem
 
 
-REFUSALS = {"gguf": _gguf, "onnx": _onnx}  # other formats hold every model that transformers does
+def _mlx(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
+    """Architecture, and the width of each weight."""
+    problem = mlx_grids.architecture_problem(model.config)
+    if problem:
+        yield problem
+    for name, grid in grids.items():
+        problem = mlx_grids.grid_problem(grid, model.get_submodule(name).weight.shape[1])
+        if problem:
+            yield f"{re.sub(NUMBER, '.*', name)}: {problem}"
+
+
+REFUSALS = {"gguf": _gguf, "onnx": _onnx, "mlx": _mlx}  # other formats hold every model that transformers does

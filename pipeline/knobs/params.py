@@ -26,7 +26,7 @@ from pipeline.knobs.sections import (
     Teacher,
 )
 
-ASYMMETRIC = ("onnx", "dequantized")  # formats that hold asymmetric weights
+ASYMMETRIC = ("onnx", "mlx", "dequantized")  # formats that hold asymmetric weights
 
 
 @dataclass(frozen=True, kw_only=True, config=FORBID)

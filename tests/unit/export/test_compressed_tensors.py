@@ -216,7 +216,7 @@ def test_weights_with_zero_points_are_refused_with_the_way_out(teacher: PreTrain
     with pytest.raises(ValueError, match="holds no asymmetric weights") as caught:
         compressed_tensors.write(random_model(schemes), teacher, tmp_path, tmp_path)
     assert "['a.0.up', 'a.1.up']" in str(caught.value)
-    assert "take another of export.formats, onnx or dequantized" in str(caught.value)
+    assert "take another of export.formats, onnx, mlx or dequantized" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 

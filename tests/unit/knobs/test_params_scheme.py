@@ -160,7 +160,8 @@ def test_asymmetric_weights_are_refused_for_a_format_that_holds_none_with_the_wa
     ]
     for line in problem_lines:
         assert (
-            "compressed-tensors and gguf of export.formats hold no asymmetric weights; take [onnx, dequantized]" in line
+            "compressed-tensors and gguf of export.formats hold no asymmetric weights; take [onnx, mlx, dequantized]"
+            in line
         )
     alone = {"export__formats": ["dequantized"], "evaluate__format": "dequantized"}
     assert not load_with(tmp_path, scheme=scheme, **alone).scheme.weights.symmetric

@@ -1,0 +1,43 @@
+"""Which models and grids mlx-lm holds."""
+
+from transformers import PreTrainedConfig
+
+from pipeline.knobs.scheme import Weights
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # transformers' model types whose modules mlx-lm names alike
+ROPES = ("default", "linear", "llama3")
+GROUPS = (128, 64, 32)  # inputs that share a scale
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+def architecture_problem(config: PreTrainedConfig) -> str:
+    """Why mlx-lm does not compute a model as transformers does; empty where it does."""
+    if config.model_type not in ARCHITECTURES:
+        return f"{config.model_type} models are not written for mlx-lm; {', '.join(ARCHITECTURES)} are"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ROPES:
+        return f"its rotary embedding is {rope!r}; mlx-lm gets {', '.join(ROPES)}"
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if getattr(config, "sliding_window", None) and "sliding_attention" in kinds:
+        return f"it has a sliding window, which mlx-lm's {config.model_type} does not compute"
+    return ""
+
+
+def grid_problem(scheme: Weights, width: int) -> str:
+    """Why mlx cannot hold a weight of this scheme and this many inputs, and what would fit; empty if it can."""
+    wanted = scheme.group or width
+    if any(wanted % group == 0 for group in GROUPS):
+        return ""
+    if scheme.group:
+        return f"a group of {scheme.group} is no multiple of {GROUPS[-1]}, mlx's smallest; take 32, 64 or 128"
+    return f"{width} inputs are no multiple of {GROUPS[-1]}, mlx's smallest group; leave it in float"
+
+
+def bits_of(scheme: Weights) -> int:
+    """The fewest bits of mlx's that hold the codes."""
+    return next(bits for bits in BITS if scheme.bits <= bits)
+
+
+def group_of(scheme: Weights, width: int) -> int:
+    """The longest of mlx's groups in which a scale does not change."""
+    return next(group for group in GROUPS if (scheme.group or width) % group == 0)
