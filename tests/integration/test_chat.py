@@ -88,15 +88,16 @@ class Terminal:
         if self.pid == 0:
             os.chdir(where)
             os.execvpe(command[0], command, {**environment(), "PYTHONPATH": str(ROOT), "TERM": "dumb"})
-        self.shown = ""
+        self.shown, self._read = "", 0
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Read on until a text is shown that was not shown before."""
-        begin, until = len(self.shown), time.monotonic() + seconds
-        while text not in self.shown[begin:]:
+        """Wait until a text is shown, after the one that was waited for before."""
+        until = time.monotonic() + seconds
+        while text not in self.shown[self._read :]:
             assert time.monotonic() < until, f"{text!r} does not come: {self.shown!r}"
             if select.select([self._end], [], [], 0.1)[0]:
                 self.shown += os.read(self._end, 4096).decode(errors="replace")
+        self._read = self.shown.index(text, self._read) + len(text)
 
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
