@@ -25,6 +25,8 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # whoever read the answers has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        sys.exit(f"chat: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

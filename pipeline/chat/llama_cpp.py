@@ -44,6 +44,7 @@ class LlamaCpp:
         knobs.n_batch = knobs.n_ubatch = BATCH
         knobs.cpuparams.n_threads = threads or knobs.cpuparams.n_threads
         knobs.warmup, knobs.verbosity = False, SILENT
+        knobs.force_pure_content_parser = True  # what the model says, as it says it
         knobs.api_keys = [secrets.token_hex()]  # it listens on the loopback, too: to nobody
         try:
             self._server = xllamacpp.Server(knobs)
@@ -51,7 +52,11 @@ class LlamaCpp:
             raise ValueError(f"llama.cpp does not open {folder / FILE}: {error}") from None
 
     def answer(self, messages: Sequence[Message], sampling: Sampling, room: int) -> Iterator[Piece]:
-        """As `Engine` has it. The server works in a thread of its own, so that Ctrl-C is heard while it reads."""
+        """As `Engine` has it. The server works in a thread of its own, so that Ctrl-C is heard while it reads.
+
+        Raises:
+            ValueError: llama.cpp refuses, as where the chat template does not take the conversation.
+        """
         request = {
             "stream": True,
             "return_progress": True,
@@ -59,7 +64,7 @@ class LlamaCpp:
             "top_p": sampling.top_p,
             "samplers": ["temperature", "top_p"],  # and none that llama.cpp adds on its own
             "max_tokens": sampling.max_tokens,
-            "reasoning_format": "none",  # what the model says, as it says it
+            "reasoning_format": "none",
         }
         request |= {"messages": list(messages)} if self.templated else {"prompt": text_of(messages)}
         chunks, stopped = SimpleQueue[dict[str, Any] | None](), threading.Event()
@@ -79,8 +84,8 @@ class LlamaCpp:
         handle = self._server.handle_chat_completions if self.templated else self._server.handle_completions
         try:
             handle(request, take)
-        except RuntimeError as error:
-            chunks.put({"error": {"message": str(error)}})
+        except (RuntimeError, ValueError) as error:
+            chunks.put({"error": {"message": str(error).strip().splitlines()[-1].strip()}})
         finally:
             chunks.put(None)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from tokenizers.decoders import DecodeStream
 
 from pipeline.chat.engine import Message, Piece, Sampling, TooLong, context_of, full, text_of
@@ -54,10 +55,24 @@ class OnnxGenai:
         self._sampling: Sampling | None = None
 
     def answer(self, messages: Sequence[Message], sampling: Sampling, room: int) -> Iterator[Piece]:
-        """As `Engine` has it."""
-        ids = self._ids(messages)
+        """As `Engine` has it.
+
+        Raises:
+            ValueError: the chat template does not take the conversation, or onnxruntime fails.
+        """
+        try:
+            ids = self._ids(messages)
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template does not take this: {error}") from None
         if len(ids) + room > self.context:
             raise TooLong(len(ids), self.context)
+        try:
+            yield from self._pieces(ids, sampling)
+        except RuntimeError as error:
+            self._generator = None
+            raise ValueError(f"onnxruntime-genai: {error}") from None
+
+    def _pieces(self, ids: Sequence[int], sampling: Sampling) -> Iterator[Piece]:
         generator = self._read(ids, sampling)
         stream = DecodeStream(skip_special_tokens=True)
         for _ in range(sampling.max_tokens):

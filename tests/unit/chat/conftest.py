@@ -18,6 +18,10 @@ TEMPLATE = (
     "{% for message in messages %}<s>{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
+REFUSING = (
+    "{% for message in messages %}{% if message.content == 'Thanks' %}{{ raise_exception('no thanks') }}{% endif %}"
+    "{{ message.content }}{% endfor %}"
+)
 CONTEXT = 512  # of the tiny model
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

@@ -4,12 +4,13 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from pipeline.chat.engine import Message, Sampling, TooLong
 from pipeline.chat.engines import open_folder
 from pipeline.chat.llama_cpp import metadata
 from tests import tiny
-from tests.unit.chat.conftest import CONTEXT, TEMPLATE
+from tests.unit.chat.conftest import CONTEXT, REFUSING, TEMPLATE, gguf_folder
 
 CONVERSATION = [
     Message(role="system", content="Be brief, tiny  one."),
@@ -91,3 +92,9 @@ def test_a_longer_context_than_the_files_and_a_file_that_is_none_are_refused(ggu
         draft.facts = {"format": "gguf"}
     with pytest.raises(ValueError, match=r"llama\.cpp does not open .*cut/model\.gguf"):
         open_folder(tmp_path / "cut")
+
+
+def test_a_template_that_refuses_is_told_of(tmp_path: Path, tokens: Tensor, valid: Tensor):
+    engine = open_folder(gguf_folder(tmp_path, REFUSING, tokens, valid), threads=1)
+    with pytest.raises(ValueError, match=r"llama\.cpp: .*no thanks"):
+        list(engine.answer(CONVERSATION, Sampling(max_tokens=3), 1))

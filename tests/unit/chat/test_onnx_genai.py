@@ -9,7 +9,7 @@ from pipeline.chat.engine import Message, Sampling, TooLong
 from pipeline.chat.engines import open_folder
 from pipeline.chat.onnx_genai import BATCH
 from tests import tiny
-from tests.unit.chat.conftest import CONTEXT, TEMPLATE, said_after
+from tests.unit.chat.conftest import CONTEXT, REFUSING, TEMPLATE, onnx_folder, said_after
 
 pytest.importorskip("onnxruntime_genai")
 
@@ -83,3 +83,20 @@ def test_at_a_temperature_it_draws(onnx: Path):
 def test_a_longer_context_than_the_files_is_refused(onnx: Path):
     with pytest.raises(ValueError, match=f"--context {CONTEXT + 1} is longer than the model's own context, {CONTEXT}"):
         open_folder(onnx, context=CONTEXT + 1)
+
+
+def test_a_template_that_refuses_is_told_of(tmp_path: Path):
+    with pytest.raises(ValueError, match="the model's chat template does not take this: no thanks"):
+        next(open_folder(onnx_folder(tmp_path, REFUSING)).answer(user("Thanks"), Sampling(), 1))
+
+
+def test_what_fails_in_the_runtime_is_told_of_and_the_next_question_is_answered(onnx: Path):
+    """A generator that was asked for more tokens than it has room for stands for one that ran out of memory."""
+    engine = open_folder(onnx, context=64)
+    list(engine.answer(user("hello"), Sampling(max_tokens=2), 1))
+    engine.context = 10_000
+    with pytest.raises(ValueError, match=r"onnxruntime-genai: .*exceeds max length"):
+        list(engine.answer(user("x" * 100), Sampling(max_tokens=2), 1))
+    engine.context = 64
+    answer = engine.answer(user("hello"), Sampling(max_tokens=3), 1)
+    assert "".join(piece.text for piece in answer) == said_after(prompt(user("hello")), 3)
