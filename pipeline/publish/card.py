@@ -82,6 +82,7 @@ def render(subject: Subject) -> str:
         parity=parity(subject.parity),
         runs=[(run, run.lines.format(repo=subject.repo)) for run in known.runs],
         limits=known.limits,
+        in_float=listed({part: f"{100 * share:.2f}" for part, share in subject.facts.get("in_float", {}).items()}),
         teacher=origin.teacher,
         steps=origin.steps,
         knobs=knobs(origin.steps),

@@ -99,6 +99,11 @@ class Terminal:
                 self.shown += os.read(self._end, 4096).decode(errors="replace")
         self._read = self.shown.index(text, self._read) + len(text)
 
+    def wait_for_prompt(self) -> None:
+        """Wait until it reads a line: readline shows the prompt before, and hears a Ctrl-C in between only later."""
+        self.wait_for("> ")
+        time.sleep(0.5)
+
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
 
@@ -131,20 +136,20 @@ def terminals() -> Iterator[list[Terminal]]:
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_twice_at_the_prompt_leaves(terminals: list[Terminal]) -> None:
     terminal = Terminal([sys.executable, "-c", SLOW], ROOT)
     terminals.append(terminal)
-    terminal.wait_for("> ")
+    terminal.wait_for_prompt()
     assert "[slow in echo; /help, /reset, /quit]" in terminal.shown
     terminal.type("wait\n")
     terminal.wait_for("more more")
     terminal.type("\x03")
     terminal.wait_for("[stopped]")
-    terminal.wait_for("> ")
+    terminal.wait_for_prompt()
     terminal.type("and on\n")
     terminal.wait_for("user: and on")
     assert "assistant: user: wait more more" in terminal.shown
-    terminal.wait_for("> ")
+    terminal.wait_for_prompt()
     terminal.type("\x03")
     terminal.wait_for("[Ctrl-C once more, or /quit, leaves]")
-    terminal.wait_for("> ")
+    terminal.wait_for_prompt()
     terminal.type("\x03")
     assert terminal.ended() == 0
     assert "left" in terminal.shown
@@ -154,14 +159,14 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_twice_at_the_prompt_leaves(te
 def test_in_a_terminal_one_ctrl_c_at_the_prompt_does_not_leave_and_ctrl_d_does(terminals: list[Terminal]) -> None:
     terminal = Terminal([sys.executable, "-c", SLOW], ROOT)
     terminals.append(terminal)
-    terminal.wait_for("> ")
+    terminal.wait_for_prompt()
     for _ in range(2):
         terminal.type("\x03")
         terminal.wait_for("leaves]")
-        terminal.wait_for("> ")
+        terminal.wait_for_prompt()
         terminal.type("hello\n")
         terminal.wait_for("user: hello")
-        terminal.wait_for("> ")
+        terminal.wait_for_prompt()
     terminal.type("\x04")
     assert terminal.ended() == 0
     assert "left" in terminal.shown
@@ -172,11 +177,11 @@ def test_in_a_terminal_the_true_model_answers(pipeline: Path, terminals: list[Te
         [sys.executable, "-m", "pipeline.chat", FOLDER, "--max-tokens", "5", "--threads", "1"], pipeline
     )
     terminals.append(terminal)
-    terminal.wait_for("> ")
+    terminal.wait_for_prompt()
     assert f"[{FOLDER} in llama.cpp; " in terminal.shown
     terminal.type("the time\n")
     terminal.wait_for("it has 5 tokens")
-    terminal.wait_for("> ")
+    terminal.wait_for_prompt()
     terminal.type("/quit\n")
     assert terminal.ended() == 0
     assert "\x1b" not in terminal.shown.replace("\x1b[?2004h", "").replace("\x1b[?2004l", "")

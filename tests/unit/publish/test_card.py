@@ -129,6 +129,13 @@ def test_every_format_of_the_export_has_a_card():
     assert EXPORT_FORMATS.keys() <= FORMATS.keys()
 
 
+def test_what_stays_in_float_is_a_limit():
+    facts = FACTS | {"in_float": {"model.layers.*.mlp.experts": 0.031}}
+    text = card.render(Subject("me/small", facts, {}, origin()))
+    assert "In float stay, in % of the decoder's weights: model.layers.*.mlp.experts 3.10." in section(text, "Limits")
+    assert "In float stay" not in card.render(subject(origin()))
+
+
 def test_there_are_no_empty_lines_in_a_row_and_no_braces_are_left():
     text = card.render(subject(origin(), Told(license="mit"), parity={"llama.cpp": {"kl_student": 0.1}}))
     assert "\n\n\n" not in text
