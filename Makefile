@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 JOBS ?= 1    # experiments of a sweep at once
 SWEEP ?= sweeps/ablation.yaml
+FOLDER ?= data/int4/student/gguf
 NARROW := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 NUMERIC := $(addprefix tests/unit/,quant rounding losses distill calibration signals corpus/test_sampler.py models/test_layout.py)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation audit test lint bench-synthesize bench-distill bench-schemes clean
+.PHONY: help repro ablation audit chat test lint bench-synthesize bench-distill bench-schemes clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
@@ -27,6 +28,9 @@ ablation: $(VENV)/ready            ## freeze policies x seeds, what is not finis
 audit: $(VENV)/ready               ## the last versions and all experiments: what changed, what the differences show
 	python -m pipeline.audit
 	python -m pipeline.audit verify
+
+chat: $(VENV)/ready                ## talk to the result; FOLDER=data/int4/student/onnx, another one
+	@python -m pipeline.chat $(FOLDER)
 
 test: $(VENV)/ready lint           ## linters and all tests, then those of arithmetic as a processor without AVX-512 computes
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

@@ -83,6 +83,8 @@ def reading(folder: str | Path, kind: Kind) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        inside = sorted(str(file.parent) for file in folder.glob(f"*/{MANIFEST}"))
+        remedy = f"it holds {', '.join(inside)}" if inside else remedy
         raise ValueError(f"{folder} is no {kind.name} artifact: it has no {MANIFEST}; {remedy}") from None
     except ValueError as error:
         raise ValueError(f"{folder / MANIFEST} is not a manifest (no JSON: {error}); {remedy}") from None

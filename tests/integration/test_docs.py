@@ -22,6 +22,8 @@ RUN = {  # in a checkout after a run: what it prints
     "dvc exp show": "workspace",
     "python -m pipeline.audit trace perplexity.student": "data/teacher",
     "python -m pipeline.audit verify": "all as they were made",
+    "python -m pipeline.publish data/int4/student/gguf owner/name --license apache-2.0 --preview runs/card": "runs",
+    "python -m pipeline.chat data/int4/student/gguf --temperature 0.7 --top-p 0.9": "",  # at the end of its input
 }
 ELSEWHERE = {  # how a command begins: which test runs it, or why none does
     "dvc exp run -S teacher.": "test_pipeline.py takes one from a folder, test_sources_hub.py from a hub",
@@ -76,7 +78,9 @@ def copy(pipeline: Path, tmp_path: Path) -> Path:
 def test_commands_that_look_at_a_run_end_well(copy: Path) -> None:
     for command, said in RUN.items():
         words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-        done = subprocess.run(words, cwd=copy, env=environment(), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, cwd=copy, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{command}: {done.stdout[-1000:]}{done.stderr[-1000:]}"
         assert said in done.stdout, command
 

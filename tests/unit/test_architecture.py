@@ -13,7 +13,8 @@ LAYERS = [
     {"calibration"},
     {"signals", "distill", "export", "evaluation"},
     {"preflight", "report"},
-    {"audit"},
+    {"audit", "chat"},
+    {"publish"},
     {"stages"},
 ]
 BARRED_NAMES = {"utils", "helpers", "common", "base", "registry", "factory"}
