@@ -59,6 +59,14 @@ generator.append_tokens(tokenizer.encode(prompt))
 while not generator.is_done() and generator.token_count() < 200: generator.generate_next_token()
 print(tokenizer.decode(generator.get_sequence(0)))""",
 )
+MLX_LM = Run(
+    "mlx-lm",
+    "python",
+    """from mlx_lm import load, generate  # pip install mlx-lm
+model, tokenizer = load("{repo}")
+prompt = tokenizer.apply_chat_template([{{"role": "user", "content": "Hello!"}}], add_generation_prompt=True)
+print(generate(model, tokenizer, prompt=prompt, max_tokens=64))""",
+)
 FLOAT_INPUTS = "Inputs and KV cache stay in float in transformers; the scores are measured with both quantized."
 FORMATS = {  # by the export's name of it
     "compressed-tensors": Format(
@@ -77,6 +85,9 @@ FORMATS = {  # by the export's name of it
         ("llama.cpp quantizes inputs to 8 bits in its own way, whatever the scheme says of them.",),
     ),
     "onnx": Format("onnx", ("onnxruntime", "onnxruntime-genai"), (GENAI,)),
+    "mlx": Format(
+        "mlx", ("mlx",), (MLX_LM,), ("mlx-lm leaves inputs and KV cache in float, whatever the scheme says.",)
+    ),
     "dequantized": Format(
         "transformers",
         (),
