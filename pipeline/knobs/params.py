@@ -20,6 +20,7 @@ from pipeline.knobs.sections import (
     Evaluate,
     Export,
     Inspect,
+    Prove,
     Report,
     Synthesize,
     Targets,
@@ -48,6 +49,7 @@ class Params:
     distill: Distill
     inspect: Inspect
     export: Export
+    prove: Prove
     evaluate: Evaluate
     report: Report
 
@@ -92,6 +94,8 @@ def _together(p: Params) -> list[str]:
         )
     if len(set(p.export.formats)) < len(p.export.formats):
         problems.append(f"export.formats: each once, got {p.export.formats}")
+    if len(set(p.prove.variants)) < len(p.prove.variants):
+        problems.append(f"prove.variants: each once, got {p.prove.variants}")
     if p.evaluate.limit == 1:
         problems.append("evaluate.limit: 1 item has no standard error; take 2 or more, or 0 for all")
     return [
@@ -141,6 +145,11 @@ def _of_sequences(p: Params) -> list[str]:
         f"(synthesize.sequences {p.synthesize.sequences} less synthesize.held_out {p.synthesize.held_out})"
         for name, count in asked.items()
         if count > train
+    ]
+    problems += [
+        f"prove.{name}: {count} are more than the {p.synthesize.held_out} of synthesize.held_out"
+        for name, count in (("sequences", p.prove.sequences), ("prompts", p.prove.prompts))
+        if count > p.synthesize.held_out
     ]
     few = {"analyze": p.analyze.sensitivity_sequences, "inspect": p.inspect.sensitivity_sequences}
     return problems + [
