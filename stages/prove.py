@@ -10,8 +10,6 @@ from pipeline.quant.model import QuantizedModel
 from pipeline.runtimes import proof, references, table
 from stages import run
 
-SPEEDS = Path("runs/speed")  # tokens a second and memory, which differ from run to run, as runs/usage does
-
 
 def work() -> None:
     args = run.begin("prove", "teacher", "corpus", "int4", "out", repeated="variant")
@@ -55,9 +53,10 @@ def told(proven: proof.Proof, format_name: str) -> str:
 
 
 def _note(speeds: dict[str, dict]) -> None:
-    SPEEDS.mkdir(parents=True, exist_ok=True)
+    """Tokens a second and memory, which differ from run to run."""
+    run.SPEEDS.mkdir(parents=True, exist_ok=True)
     for name, runtimes in speeds.items():
-        contract.write_text(SPEEDS / f"{name}.json", json.dumps(runtimes) + "\n")
+        contract.write_text(run.SPEEDS / f"{name}.json", json.dumps(runtimes) + "\n")
 
 
 if __name__ == "__main__":

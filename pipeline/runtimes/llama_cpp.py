@@ -1,9 +1,9 @@
 """llama.cpp, through xllamacpp's server on the loopback.
 
 It gives no logits of a prompt, but the log-probabilities of the token after one. So each prefix of a text is a prompt;
-the server keeps what it computed of the one before, and a prefix more costs one token. Several texts go in one request,
-a slot each, and step by step together, so that their products are the same in each run. Of all tokens the likeliest KEPT
-are asked for: JSON of the whole vocabulary takes forty times as long.
+the server keeps what it computed of the one before, and a prefix more costs one token. Several texts go in one
+request, a slot each, step by step together, so that their products are the same in each run. The likeliest KEPT tokens
+are asked for: JSON of the whole vocabulary takes forty times as long. Of SmolLM2's student they give 0.88 of the KL.
 """
 
 import http.client
@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, whole
 
 WEIGHTS = "model.gguf"
-KEPT = 128  # log-probabilities at a position
+KEPT = 256  # log-probabilities at a position
 LETTER = "a"  # is drawn after every prefix: of half a character the server tells nothing
 SURE = 1000.0  # what is added to its logit, after the log-probabilities were taken
 GREEDY: dict[str, Any] = {"temperature": 0, "top_k": 1, "samplers": ["top_k"], "return_tokens": True}
@@ -32,7 +32,8 @@ class InLlamaCpp:
         host, _, port = server.listening_address.removeprefix("http://").rpartition(":")
         self.connection = http.client.HTTPConnection(host, int(port))
         facts = self._ask("GET", "/v1/models")["data"][0]["meta"]
-        self.vocabulary, self.context = int(facts["n_vocab"]), int(facts["n_ctx_train"])
+        self.vocabulary = int(facts["n_vocab"])
+        self.context: int | None = int(facts["n_ctx_train"])
         (self.letter,) = (self.ids(LETTER) or [])[-1:]
 
     def predictions(self, tokens: Tensor) -> Iterator[Predictions]:

@@ -12,7 +12,7 @@ Messages = list[dict[str, str]]
 class Asked(NamedTuple):
     """What a runtime is opened for.
 
-    context: the longest text in tokens. sequences: the most that run at once. threads: of the processor, to compute with.
+    context: the longest text in tokens. sequences: the most that run at once. threads: to compute with.
     """
 
     context: int

@@ -88,8 +88,8 @@ def references(quantized: QuantizedModel, teacher: str | Path, asked: Text) -> R
     longest = context.context_length(model)
     if longest is not None and asked.context > longest:
         raise ValueError(
-            f"prove.tokens: a prompt of {asked.prompts.shape[1]} tokens and {asked.count} more are over the {longest} of "
-            "the model's context; lower it"
+            f"prove.tokens: a prompt of {asked.prompts.shape[1]} tokens and {asked.count} more are over the {longest} "
+            "of the model's context; lower it"
         )
     of_teacher = [*sequence_logits(model, asked.tokens)]
     undo = quantized.put_into(model)

@@ -1,5 +1,6 @@
 """The runtimes that exports are proven in."""
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def runtimes_of(format_name: str) -> dict[str, Runtime]:
     return {name: runtime for name, runtime in RUNTIMES.items() if format_name in runtime.formats}
 
 
-def versions(formats: list[str]) -> dict[str, str]:
+def versions(formats: Sequence[str]) -> dict[str, str]:
     """The version of each runtime that opens one of these formats.
 
     Raises:
