@@ -160,7 +160,7 @@ def _same_ids(opened: Opened, against: References) -> tuple[int, list[str]]:
         return 0, []
     chats = [_chat(tokenizer, messages) for messages in strings.conversations()]
     wrong_chats = [
-        f"a conversation is {theirs!r} in its chat template, where the teacher's gives {ours!r}"
+        f"it renders a conversation as {theirs!r}, where the teacher's chat template gives {ours!r}"
         for ours, messages in zip(chats, strings.conversations(), strict=True)
         if ours is not None and (theirs := opened.chat(messages)) != ours
     ]

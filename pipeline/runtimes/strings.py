@@ -65,14 +65,14 @@ def texts(special: list[str]) -> list[str]:
     Args:
         special: the tokenizer's special tokens.
     """
-    draw, made = random.Random(SEED), list[str]()
-    for number in range(COUNT):
+    draw, made = random.Random(SEED), dict[str, None]()
+    while len(made) < COUNT:
         parts = [draw.choice(KINDS)(draw) for _ in range(draw.randint(1, 12))]
         joined = draw.choice(("", " ")).join(parts)
-        if special and number % 8 == 0:
+        if special and len(made) % 8 == 0:
             joined = draw.choice(special) + joined + draw.choice(special)
-        made.append(joined)
-    return made
+        made[joined] = None
+    return [*made]
 
 
 def conversations() -> list[Messages]:

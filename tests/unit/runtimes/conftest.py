@@ -14,7 +14,7 @@ from tests.unit.export.quantized import quantized
 
 
 class Exported(Protocol):
-    def __call__(self, format_name: str, scheme: str = "vocabulary") -> Path: ...
+    def __call__(self, format_name: str, scheme: str = "blocks") -> Path: ...
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def exported(whole_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     """The folder of a scheme's export in a format."""
 
     @cache
-    def make(format_name: str, scheme: str = "vocabulary") -> Path:
+    def make(format_name: str, scheme: str = "blocks") -> Path:
         folder = tmp_path_factory.mktemp("export")
         export(quantized(scheme), whole_teacher, format_name, folder)
         return folder
@@ -45,4 +45,4 @@ def asked() -> Text:
 
 @pytest.fixture(scope="session")
 def against(whole_teacher: Path, asked: Text) -> References:
-    return references(quantized("vocabulary"), whole_teacher, asked)
+    return references(quantized("blocks"), whole_teacher, asked)

@@ -29,7 +29,7 @@ def test_text_of_which_no_sequence_is_long_enough_has_a_prompt_all_the_same():
 def test_the_student_is_looked_at_with_its_inputs_on_their_grids_and_in_float(against: References, asked: Text):
     model = tiny.llama()
     teacher = model(input_ids=asked.tokens).logits
-    undo = quantized("vocabulary").put_into(model)
+    undo = quantized("blocks").put_into(model)
     student = model(input_ids=asked.tokens).logits
     undo()
     in_float = model(input_ids=asked.tokens).logits
@@ -49,4 +49,4 @@ def test_without_grids_for_inputs_there_is_one_student(whole_teacher: Path, aske
 def test_a_text_beyond_the_models_context_is_refused(whole_teacher: Path):
     long = text(TOKENS, torch.tensor([32] * 4), 1, 1, 500)
     with pytest.raises(ValueError, match=r"prove.tokens: a prompt of 16 tokens and 500 more are over the 512 of"):
-        references(quantized("vocabulary"), whole_teacher, long)
+        references(quantized("blocks"), whole_teacher, long)

@@ -13,7 +13,7 @@ def test_texts_are_the_same_in_each_run_and_of_all_kinds():
     together = "".join(texts)
     categories = {unicodedata.category(character) for character in together}
     assert {"Lu", "Ll", "Lo", "Mn", "Nd", "No", "Sm", "So", "Zs", "Cc", "Cf"} <= categories
-    for part in ("\r\n", "\u200d", "e\u0301", "def f(", "<s>", "中"[:0] + "\u3000"):
+    for part in ("\r\n", "\u200d", "e\u0301", "def f(", "<s>", "\u3000"):
         assert part in together
     assert all(text.encode() for text in texts), "no lone surrogates"
 

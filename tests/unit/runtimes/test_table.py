@@ -20,7 +20,7 @@ def test_each_that_is_not_installed_is_named_with_the_command_that_brings_it(mon
     for name, install in (("llama.cpp", "pip install one"), ("transformers", "pip install two")):
         absent = table.RUNTIMES[name]._replace(package="no-such-package", install=install)
         monkeypatch.setitem(table.RUNTIMES, name, absent)
-    with pytest.raises(ValueError, match="llama.cpp is not installed") as caught:
+    with pytest.raises(ValueError, match=r"llama.cpp is not installed") as caught:
         table.versions(["gguf"])
     assert "pip install one" in str(caught.value)
     assert "transformers" not in str(caught.value)
