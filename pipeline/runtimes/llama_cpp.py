@@ -100,7 +100,8 @@ def open_export(folder: Path, asked: Asked) -> Opened:
     options = xllamacpp.CommonParams()
     options.model.path = str(file)
     options.n_parallel, options.n_ctx, options.kv_unified = asked.sequences, asked.sequences * asked.context, False
-    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = asked.threads
+    for processor in (options.cpuparams, options.cpuparams_batch):
+        processor.n_threads, processor.poll = asked.threads, 0  # threads that wait sleep: others may want the cores
     options.warmup, options.verbosity, options.check_tensors = False, -1, True
     try:
         server = xllamacpp.Server(options)
