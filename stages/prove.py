@@ -21,7 +21,7 @@ def work() -> None:
     for folder in folders.values():
         contract.reading(folder, contract.INT4)
     quantized = dict(pair.split("=", 1) for pair in args.variant)
-    text = references.text(*Corpus.load(args.corpus).test(), knobs.sequences, knobs.prompts, knobs.tokens)
+    text = references.text(*Corpus.load(args.corpus).test(), knobs.sequences, knobs.prompts, knobs.prompt, knobs.tokens)
 
     problems, speeds = list[str](), dict[str, dict]()
     with contract.writing(Path(args.out), contract.PROOF) as draft:

@@ -151,6 +151,8 @@ def _of_sequences(p: Params) -> list[str]:
         for name, count in (("sequences", p.prove.sequences), ("prompts", p.prove.prompts))
         if count > p.synthesize.held_out
     ]
+    if p.prove.prompt > p.synthesize.length:
+        problems.append(f"prove.prompt: {p.prove.prompt} tokens are more than the {p.synthesize.length} of a sequence")
     few = {"analyze": p.analyze.sensitivity_sequences, "inspect": p.inspect.sensitivity_sequences}
     return problems + [
         f"{name}.sensitivity_sequences: {count} are more than analyze.sequences, {p.analyze.sequences}"

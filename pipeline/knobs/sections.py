@@ -233,6 +233,7 @@ class Prove:
     prompts: Int = Field(
         ge=1, description="beginnings of held-out sequences, no two alike, that are continued greedily"
     )
+    prompt: Int = Field(ge=1, description="tokens of each prompt")
     tokens: Int = Field(ge=1, description="of each continuation")
 
 

@@ -15,15 +15,13 @@ from pipeline.models.vocabulary import special_tokens
 from pipeline.quant.model import QuantizedModel
 from pipeline.runtimes.hugging_face import greedy, sequence_logits
 
-PROMPT = 16  # tokens of a held-out sequence that a continuation begins with
-
 
 @dataclass(frozen=True)
 class Text:
     """What runtimes are asked of.
 
-    tokens: int64 [sequences, length]. valid: bool of the same shape. prompts: int64 [prompts, PROMPT or less], no two
-    alike. count: tokens that are written after each.
+    tokens: int64 [sequences, length]. valid: bool of the same shape. prompts: int64 [prompts, length of a prompt], no
+    two alike. count: tokens that are written after each.
     """
 
     tokens: Tensor
@@ -37,15 +35,15 @@ class Text:
         return max(self.tokens.shape[1], self.prompts.shape[1] + self.count)
 
 
-def text(tokens: Tensor, lengths: Tensor, sequences: int, prompts: int, count: int) -> Text:
+def text(tokens: Tensor, lengths: Tensor, sequences: int, prompts: int, prompt: int, count: int) -> Text:
     """The first sequences, and the beginnings of as many, or of the first that do not begin alike.
 
     Args:
-        tokens, lengths: the held-out split, int64 [held out, length] and [held out].
+        tokens, lengths: the held-out split, int64 [held out, length] and [held out]. prompt: tokens of one. count: that
+            are written after each.
     """
-    length = min(PROMPT, tokens.shape[1])
-    whole = [row[:length] for row, valid in zip(tokens, lengths, strict=True) if int(valid) >= length]
-    beginnings = {tuple(row.tolist()): row for row in whole} or {(): tokens[0, :length]}
+    whole = [row[:prompt] for row, valid in zip(tokens, lengths, strict=True) if int(valid) >= prompt]
+    beginnings = {tuple(row.tolist()): row for row in whole} or {(): tokens[0, :prompt]}
     valid = valid_mask(lengths, tokens.shape[1])[:sequences]
     return Text(tokens[:sequences], valid, torch.stack([*itertools.islice(beginnings.values(), prompts)]), count)
 

@@ -40,7 +40,7 @@ def exported(whole_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> E
 def asked() -> Text:
     """Two sequences of 24 tokens, of which one has 20, and three prompts of 16, continued by 12."""
     tokens = torch.randint(3, 258, (4, 24), generator=torch.Generator().manual_seed(5))
-    return text(tokens, torch.tensor([24, 20, 24, 24]), 2, 3, 12)
+    return text(tokens, torch.tensor([24, 20, 24, 24]), 2, 3, 16, 12)
 
 
 @pytest.fixture(scope="session")
