@@ -16,12 +16,12 @@ from pipeline.artifacts import contract
 from pipeline.evaluation.items import Items
 from pipeline.evaluation.provenance import READ
 from pipeline.knobs import params, yaml_1_2
-from pipeline.report import answers, notes, page, plots, signals, sweep_files, sweeps
+from pipeline.report import answers, notes, page, plots, proofs, signals, sweep_files, sweeps
 from pipeline.report import summary as summaries
 from stages import run
 
 FOLDERS = ("teacher", "corpus", "calibration", "rtn", "signals", "inspected", "targets", "student")
-OF_VARIANTS = ("int4", "scores", "items")
+OF_VARIANTS = ("int4", "proof", "scores", "items")
 MADE = ("page", "sweeps_page", "sizes", "summary", "tasks")
 LIBRARIES = (*contract.LIBRARIES, "datasets", "dvc", "pandas", "pyarrow")
 
@@ -31,7 +31,9 @@ def work() -> None:
     knobs = params.load()
     scores = {v: json.loads((Path(args.scores) / f"{v}.json").read_text()) for v in summaries.VARIANTS}
     items = {v: Items.load(Path(args.items) / v) for v in summaries.VARIANTS}
+    proven = proofs.read(args.proof)
     summary = summaries.summarize(scores, {v: variant_items.documents for v, variant_items in items.items()})
+    summary |= proofs.of_proofs(proven)
     facts = _facts(args)
     table, variants = _signals(args.signals, args.inspected, facts)
     log = pd.read_csv(Path(args.student) / "log.csv")
@@ -60,6 +62,8 @@ def work() -> None:
             exported,
         ),
         **_protocol(knobs, read, dtypes),
+        proofs=proofs.rows(proven),
+        proof_note=proofs.note(proven),
         **_training(folders, log, facts["student"], table, variants),
         **_origin(folders, dtypes),
     )
@@ -88,6 +92,7 @@ def _folders(args: argparse.Namespace, formats: Sequence[str]) -> dict[str, Path
     return {
         **{name: Path(getattr(args, name)) for name in FOLDERS},
         **{f"int4/{v}/{name}": Path(args.int4) / v / name for v in ("rtn", "ptq", "student") for name in formats},
+        "proof": Path(args.proof),
         **{f"scores/{v}": Path(args.scores) / f"{v}.json" for v in summaries.VARIANTS},
     }
 
@@ -190,10 +195,11 @@ def _signals(analyzed: str, inspected: str, facts: dict[str, dict]) -> tuple[pd.
 
 
 def _write_usage(file: Path) -> None:
-    """What each stage's last run took, for the page to show."""
+    """What each stage's last run took, and how fast exports ran, for the page to show."""
     stages = [{"stage": f.stem, **json.loads(f.read_text())} for f in sorted(run.USAGE.glob("*.json"), key=_order)]
+    speeds = {f.stem: json.loads(f.read_text()) for f in sorted(run.SPEEDS.glob("*.json"))}
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    contract.write_text(file, "USAGE = " + json.dumps({"stages": stages, "machine": machine}) + ";\n")
+    contract.write_text(file, "USAGE = " + json.dumps({"stages": stages, "speeds": speeds, "machine": machine}) + ";\n")
 
 
 def _order(file: Path) -> tuple[int, str]:

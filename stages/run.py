@@ -1,7 +1,7 @@
 """What every stage does around its work: a record of what it runs with, one error line instead of a traceback, and a
 note of what it took.
 
-Time and memory differ from run to run, so they go to runs/usage/, which no artifact holds and DVC does not track.
+Time, memory and speed differ from run to run, so they go to runs/, which no artifact holds and DVC does not track.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pipeline.models import float_type
 from stages import BEGAN_WITH, sources
 
 USAGE = Path("runs/usage")
+SPEEDS = Path("runs/speed")  # of exports in their runtimes
 _READ: dict[str, inputs.Inputs] = {}  # what a stage that began reads, by its name
 
 

@@ -35,6 +35,7 @@ TARGETS = Kind("targets", 1, "targets")
 QUANTIZED = Kind("quantized", 2, "calibrate or distill")
 SIGNALS = Kind("signals", 3, "analyze or inspect")
 INT4 = Kind("int4", 3, "export")
+PROOF = Kind("proof", 1, "prove")
 
 
 @dataclass

@@ -14,10 +14,11 @@ from pipeline.audit.finding import Finding
 from pipeline.audit.trees import WorkingTree
 from pipeline.audit.versions import EVALUATE, Version, summary_file
 from pipeline.evaluation.items import Items
-from pipeline.report import summary
+from pipeline.report import proofs, summary
 
 MODEL, TEACHER = "--model", "--teacher"  # before the paths of what is scored and of its teacher, in evaluate's command
 UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, ArithmeticError)  # what damaged files give
+GIVE = "what it was made from gives"
 CLOSE = 1e-9  # of a number that is worked out again, relative
 
 
@@ -44,7 +45,7 @@ def scores(root: Path, version: Version) -> Iterator[Finding]:
         sure = whole and folder and model and teacher
         unpacked = {numbers.SIZES[1]} - {*expected}  # of such weights the files do not tell it
         names = {*expected, *(actual if sure else ())} - unpacked
-        yield from _differing(file, actual, expected, sorted(names), "what it was made from gives")
+        yield from _differing(file, actual, expected, sorted(names), GIVE)
         left = sorted({*actual} - names) if whole else []
         if left:
             yield Finding(file, f"{', '.join(left)}: nothing that it was made from tells of it", checked=False)
@@ -76,17 +77,18 @@ def report(root: Path, version: Version) -> Iterator[Finding]:
         lost = [variant for variant, folder in folders.items() if folder is None]
         if lost:
             yield Finding(path, f"the gap won back: there are no items of {', '.join(lost)} to read", checked=False)
-            yield from _differing(path, actual, summary.of_scores(scores), summary.of_scores(scores), "the scores give")
+            yield from _differing(path, actual, summary.of_scores(scores), summary.of_scores(scores), GIVE)
             return
         documents = {variant: Items.load(root / (folder or "")).documents for variant, folder in folders.items()}
         expected = summary.summarize(scores, documents)
+        expected |= proofs.of_proofs(proofs.read(root / version.proofs)) if version.proofs else {}
     except KeyError as error:
         yield Finding(path, f"the scores that it is made from have no {error}")
         return
     except UNREADABLE as error:
-        yield Finding(path, f"it cannot be held against the scores and items: {error}")
+        yield Finding(path, f"it cannot be held against the scores, items and proofs: {error}")
         return
-    yield from _differing(path, actual, expected, [*expected, *actual], "the scores give")
+    yield from _differing(path, actual, expected, [*expected, *actual], GIVE)
 
 
 def _differing(

@@ -12,11 +12,11 @@ from pipeline.audit import locks, numbers
 from pipeline.audit.cache import Cache
 from pipeline.audit.locks import Lock
 from pipeline.audit.trees import Commit, Git, Tree, WorkingTree, md5
-from pipeline.report import summary
+from pipeline.report import proofs, summary
 
 HERE = "workspace"  # how DVC calls the working tree, too
 EXPERIMENTS = "refs/exps"
-EVALUATE, REPORT = "evaluate@", "report"
+EVALUATE, PROVE, REPORT = "evaluate@", "prove", "report"
 CONSTRAINTS = "constraints.txt"
 HASH = 10  # digits of a commit that stand for its name
 BASE = 7  # and before an experiment's name, where another has the same
@@ -64,8 +64,15 @@ class Version:
         stage = self.lock.stages.get(f"{EVALUATE}{variant}")
         return next((path for path, md5 in stage.made.items() if not md5.endswith(".dir")), None) if stage else None
 
+    @property
+    def proofs(self) -> str | None:
+        """The folder of the proofs of the exports."""
+        return next(iter(self.lock.stages[PROVE].made), None) if PROVE in self.lock.stages else None
+
     def sources(self, metric: str) -> list[str]:
-        """The scores that a metric was made from: those of the variant that it names, or of all variants."""
+        """What a metric was made from: the proofs, or the scores of the variant that it names, or of all variants."""
+        if metric.startswith(f"{proofs.PREFIX}."):
+            return [self.proofs] if self.proofs else []
         named = [variant for variant in self.variants if variant in metric.split(".")]
         every = metric.startswith(("recovered.", "gap.")) or not named
         return [*filter(None, map(self.scores, self.variants if every else named))]

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline.export.proof import others
 from pipeline.knobs.scheme import Weights
 from pipeline.models import layout
 from pipeline.quant.grid import stored_dtype
@@ -133,7 +134,7 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
     stored |= {key.removesuffix(".weight") for key, values in tensors.items() if values.dtype == torch.int8}
     if stored != quantized.codes.keys():
         raise ValueError(f"the export holds other weights: {sorted(stored ^ quantized.codes.keys())[:8]}")
-    wrong = []
+    wrong = {}
     for name, codes in quantized.codes.items():
         if f"{name}.weight" in tensors:
             theirs = tensors[f"{name}.weight"]
@@ -142,6 +143,6 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
             theirs = unpack_from_int32(tensors[f"{name}.weight_packed"], quantized.schemes[name].bits, shape)
         same_scale = torch.equal(tensors[f"{name}.weight_scale"].float(), quantized.steps[name].scale)
         if not torch.equal(theirs, codes) or not same_scale:
-            wrong.append(name)
+            wrong[name] = theirs, codes
     if wrong:
-        raise ValueError(f"codes or scales read back from the export differ in {len(wrong)} weights: {wrong[:8]}")
+        raise ValueError(f"codes or scales read back from the export differ in {len(wrong)} weights: {others(wrong)}")

@@ -10,6 +10,8 @@ from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, get_tensor_name_map
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+FREQUENCIES = "rope_freqs.weight"  # Llama 3.1's factors, which come of the config
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -88,7 +90,7 @@ def _llama3(writer: GGUFWriter, config: PreTrainedConfig, rope: dict[str, Any]) 
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
     turns = old * frequencies / (2 * math.pi)  # within the old context
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    writer.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / factor + smooth)).numpy())
+    writer.add_tensor(FREQUENCIES, (1 / ((1 - smooth) / factor + smooth)).numpy())
 
 
 ROPE: dict[str, Callable[[GGUFWriter, PreTrainedConfig, dict[str, Any]], None]] = {

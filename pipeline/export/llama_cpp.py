@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.export import gguf_blocks, gguf_model, gguf_tokenizer
+from pipeline.export.proof import others
 from pipeline.models import saved
 from pipeline.quant.model import QuantizedModel
 
@@ -80,20 +81,25 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
     """Read the file with gguf's own reader, and compare what its blocks stand for with codes times scales.
 
     Raises:
-        ValueError: tensors are missing, or not those that were quantized, bit for bit; names them.
+        ValueError: tensors are missing, foreign, or not those that were quantized, bit for bit; names them.
     """
     expected = dict(quantized.floats) | {f"{name}.weight": quantized.weight(name) for name in quantized.codes}
     names = gguf_model.tensor_names(model, list(expected))
     stored = {tensor.name: tensor for tensor in GGUFReader(folder / WEIGHTS).tensors}
     missing = [name for name in names.values() if name not in stored]
-    if missing:
-        raise ValueError(f"the file lacks {missing[:8]}")
-    wrong = []
+    foreign = sorted({*stored} - {*names.values(), gguf_model.FREQUENCIES})
+    problems = {"lacks": missing, "holds, which are none of the model's,": foreign}
+    told = [f"{what} {tensors[:8]}" for what, tensors in problems.items() if tensors]
+    if told:
+        raise ValueError(f"the file {' and '.join(told)}")
+    wrong = {}
     for key, values in expected.items():
         tensor = stored[names[key]]
         theirs = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
         ours = gguf_model.in_order(model.config, key, values).float()
-        if not torch.equal(theirs.view(ours.shape), ours):
-            wrong.append(key)
+        if theirs.numel() != ours.numel() or not torch.equal(theirs.view(ours.shape), ours):
+            wrong[key] = theirs, ours
     if wrong:
-        raise ValueError(f"{len(wrong)} tensors read back from the file are not those that were written: {wrong[:8]}")
+        raise ValueError(
+            f"{len(wrong)} tensors read back from the file are not those that were written: {others(wrong)}"
+        )

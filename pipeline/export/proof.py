@@ -67,6 +67,17 @@ def check_state(reference: PreTrainedModel, loaded: PreTrainedModel, quantized: 
         raise ValueError(f"the reloaded model's state differs in {len(wrong)} tensors: {wrong[:8]}")
 
 
+def others(wrong: dict[str, tuple[Tensor, Tensor]]) -> str:
+    """The first names of tensors that are others in a file, and which of them are constant there; each with ours."""
+    constant = [name for name, (theirs, ours) in wrong.items() if is_constant(theirs) and not is_constant(ours)]
+    return f"{[*wrong][:8]}" + (f"; constant in the file: {constant[:8]}" if constant else "")
+
+
+def is_constant(values: Tensor) -> bool:
+    """Whether all values of a tensor are the same."""
+    return bool((values == values.flatten()[0]).all())
+
+
 def _same(ours: Tensor, theirs: Tensor | None) -> bool:
     return theirs is not None and ours.shape == theirs.shape and torch.equal(ours, theirs.to(ours.dtype))
 

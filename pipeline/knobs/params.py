@@ -20,6 +20,7 @@ from pipeline.knobs.sections import (
     Evaluate,
     Export,
     Inspect,
+    Prove,
     Report,
     Synthesize,
     Targets,
@@ -50,6 +51,7 @@ class Params:
     distill: Distill
     inspect: Inspect
     export: Export
+    prove: Prove
     evaluate: Evaluate
     report: Report
 
@@ -94,6 +96,8 @@ def _together(p: Params) -> list[str]:
         )
     if len(set(p.export.formats)) < len(p.export.formats):
         problems.append(f"export.formats: each once, got {p.export.formats}")
+    if len(set(p.prove.variants)) < len(p.prove.variants):
+        problems.append(f"prove.variants: each once, got {p.prove.variants}")
     if p.evaluate.limit == 1:
         problems.append("evaluate.limit: 1 item has no standard error; take 2 or more, or 0 for all")
     return [
@@ -144,6 +148,13 @@ def _of_sequences(p: Params) -> list[str]:
         for name, count in asked.items()
         if count > train
     ]
+    problems += [
+        f"prove.{name}: {count} are more than the {p.synthesize.held_out} of synthesize.held_out"
+        for name, count in (("sequences", p.prove.sequences), ("prompts", p.prove.prompts))
+        if count > p.synthesize.held_out
+    ]
+    if p.prove.prompt > p.synthesize.length:
+        problems.append(f"prove.prompt: {p.prove.prompt} tokens are more than the {p.synthesize.length} of a sequence")
     few = {"analyze": p.analyze.sensitivity_sequences, "inspect": p.inspect.sensitivity_sequences}
     return problems + [
         f"{name}.sensitivity_sequences: {count} are more than analyze.sequences, {p.analyze.sequences}"

@@ -24,6 +24,7 @@ from pipeline.knobs.kinds import (
     Rate,
     Task,
     Text,
+    Variant,
 )
 
 
@@ -221,6 +222,20 @@ class Export:
         "onnxruntime-genai and OpenVINO; any scheme) | mlx (for mlx-lm; groups as gguf) | dequantized (a float32 model "
         "of the same numbers, for measuring; any scheme); the first two hold symmetric weights alone",
     )
+
+
+@dataclass(frozen=True, kw_only=True, config=FORBID)
+class Prove:
+    variants: Annotated[list[Variant], Field(min_length=1)] = Field(
+        description="whose exports are run in the runtimes that they are for: rtn | ptq | student; each in all of "
+        "export.formats",
+    )
+    sequences: Int = Field(ge=1, description="of the held-out text, on which predictions are compared")
+    prompts: Int = Field(
+        ge=1, description="beginnings of held-out sequences, no two alike, that are continued greedily"
+    )
+    prompt: Int = Field(ge=1, description="tokens of each prompt")
+    tokens: Int = Field(ge=1, description="of each continuation")
 
 
 @dataclass(frozen=True, kw_only=True, config=FORBID)

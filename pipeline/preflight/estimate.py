@@ -30,13 +30,16 @@ TEXT = 1.15  # evaluate, a model
 # Others.
 STATISTICS = 7000  # forwards of a token that a model's own tensors take in analyze and inspect, whatever the text
 PROOF = 10_000  # and the check of an export
+REFERENCES = 3.0  # prove: of the text that is compared, a variant
+PREDICTED = 5.0  # prove: of it, a format
+CONTINUED = 3.0  # prove: of a token that is written, by the student and in each format
 GPTQ = 370.0  # float32 operations for each weight and input of its linear: the search for scales, rounding, descent
 HEAD = 0.5  # the head's share of these, whose outputs do not make up for each other
 STEP = 1.1e-8  # seconds for a weight in a step of distill: it is rounded, and the optimizer moves it
 ITEM = 48  # tokens of a benchmark's item, all its answers, which share its question
 ITEMS = 2000  # of a task whose data set is not here to be counted
 START = 16.0  # seconds until a stage is at work
-STAGES = 14  # that a run starts
+STAGES = 15  # that a run starts
 VARIANTS = 2  # that analyze looks at beside the teacher
 EXPORTS = 3
 SCORED = 4  # evaluate's models
@@ -114,6 +117,9 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
     looked_at = p.analyze.sequences * length * GRADIENTS + STATISTICS
     layer_by_layer = pace.layers * length * SENSITIVITY
     scored = p.evaluate.windows * p.evaluate.window + 2 * p.synthesize.held_out * length
+    formats = len(p.export.formats)
+    proven = p.prove.sequences * length * (REFERENCES + formats * PREDICTED)
+    proven += p.prove.prompts * p.prove.tokens * (1 + formats) * CONTINUED
     stage_seconds = {
         "synthesize": DECODING * text / pace.decoding,
         "calibrate": forwards * calibration / pace.forward + gptq * GPTQ * products / pace.operations,
@@ -125,6 +131,7 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
         else p.distill.steps * (DISTILL * p.distill.batch * length / pace.forward + STEP * pace.weights),
         "inspect": (2 * looked_at + p.inspect.sensitivity_sequences * layer_by_layer) / pace.exact,
         "export": EXPORTS * PROOF / pace.exact,
+        "prove": len(p.prove.variants) * proven / pace.exact,
         "evaluate": SCORED * (TEXT * scored + ITEM * _items(p)) / pace.exact,
     }
     return {stage: took for stage, took in stage_seconds.items() if took}

@@ -61,6 +61,7 @@ def _lengths(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[
     for name, value in (
         ("synthesize.length", knobs.synthesize.length),
         ("evaluate.window", knobs.evaluate.window),
+        ("prove.prompt and prove.tokens", knobs.prove.prompt + knobs.prove.tokens),
     ):
         if value > most:
             yield f"{name}: {value} tokens are more than the {most} of the model's context; lower it"

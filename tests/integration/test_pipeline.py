@@ -111,7 +111,7 @@ def test_a_changed_freeze_policy_reruns_the_student_alone(pipeline: Path, tmp_pa
     shutil.copytree(pipeline, copy, symlinks=True)
     done = run(["dvc", "exp", "run", "-S", "distill.freeze=none"], copy)
     stages = ran(done.stdout)
-    assert sorted(stages) == ["distill", "evaluate@student", "export@student", "inspect", "report"]
+    assert sorted(stages) == ["distill", "evaluate@student", "export@student", "inspect", "prove", "report"]
     assert (stages[0], stages[-1]) == ("distill", "report")
     shown = json.loads(run(["dvc", "metrics", "diff", "--json"], copy).stdout)
     changed = shown["data/report/summary.json"]

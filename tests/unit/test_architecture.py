@@ -11,7 +11,7 @@ LAYERS = [
     {"models", "corpus", "quant", "losses", "statistics"},
     {"rounding"},
     {"calibration"},
-    {"signals", "distill", "export", "evaluation"},
+    {"signals", "distill", "export", "runtimes", "evaluation"},
     {"preflight", "report"},
     {"audit", "chat"},
     {"publish"},

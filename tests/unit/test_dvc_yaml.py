@@ -58,7 +58,7 @@ def test_a_stage_depends_on_its_script_and_on_every_room_that_its_numbers_come_f
 
 
 def test_the_flow_is_read_in_one_look():
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 220
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 230
     assert [name for name, stage in STAGES.items() if not stage.get("desc")] == []
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.audit import picture, trace
 from pipeline.audit.cache import Cache
@@ -45,6 +46,21 @@ def test_a_chain_ends_with_the_sha256_of_the_file_it_all_began_with(files: dict[
     assert "with torch 2.0" in below
     assert "from source path" in below
     assert f"as model.safetensors sha256 {SHA}" in below
+
+
+def test_a_number_of_a_proof_comes_from_the_proofs(files: dict[str, bytes], version, cache: Cache):
+    lock, name = yaml.safe_load(files["dvc.lock"]), "proof.gguf.llama.cpp.kl_student.student"
+    corpus, proof = (
+        {"path": f"data/{folder}", "md5": f"{digit * 32}.dir"} for folder, digit in (("corpus", "c"), ("proof", "7"))
+    )
+    lock["stages"]["prove"] = {"cmd": "prove", "deps": [corpus], "outs": [proof]}
+    proven = version("a", {**files, "dvc.lock": yaml.safe_dump(lock).encode()}, {name: 0.25})
+    assert [line.strip() for line in trace.lines(proven, name, cache) if " <- " in line] == [
+        f"data/report/summary.json  {'6' * 12}  <- report",
+        f"data/proof  {'7' * 12}  <- prove",
+        f"data/corpus  {'c' * 12}  <- make",
+    ]
+    assert version("b", files, {name: 0.25}).sources(name) == []
 
 
 def test_what_the_cache_does_not_have_is_said(files: dict[str, bytes], version, tmp_path: Path):

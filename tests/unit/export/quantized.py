@@ -23,6 +23,7 @@ SCHEMES = {
     "mixed": Scheme(Weights(4), Activations(8, symmetric=False), KVCache(4, group=4), OVERRIDES, head=HEAD),
     "head": Scheme(Weights(2), head=HEAD),
     "embedding": Scheme(Weights(4), embedding=Weights(6)),
+    "blocks": from_short("W4A16E8H6"),
     "vocabulary": from_short("W4A16E8g16H6"),
     "asymmetric": Scheme(
         Weights(3, symmetric=False, group=8), Activations(8, symmetric=False), KVCache(3, symmetric=False), ()

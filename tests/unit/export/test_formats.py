@@ -166,8 +166,9 @@ def test_the_facts_are_sizes_of_the_file(exported: Exported, format_name: str, s
         bits, weights = 2 * LINEARS + 16 * ROWS + 8 * head + 16 * head // 16, LINEARS + head
     elif scheme == "embedding":  # the head is a weight of its own, in float
         bits, weights = 4 * LINEARS + 16 * ROWS + (6 * 32 + 16) * 259, LINEARS + 259 * 32
-    elif scheme == "vocabulary":  # one weight, on the finer grid
-        bits, weights = 4 * LINEARS + 16 * ROWS + (8 * 32 + 2 * 16) * 259, LINEARS + 259 * 32
+    elif scheme in ("vocabulary", "blocks"):  # one weight, on the finer grid
+        row = 8 * 32 + (2 if scheme == "vocabulary" else 1) * 16
+        bits, weights = 4 * LINEARS + 16 * ROWS + row * 259, LINEARS + 259 * 32
     elif scheme == "mixed":
         head, down, v = 259 * 32, 2 * 32 * 64, 2 * 16 * 32
         half = (LINEARS - down - v) // 2

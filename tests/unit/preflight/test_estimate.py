@@ -52,6 +52,8 @@ def knobs(monkeypatch: pytest.MonkeyPatch) -> params.Params:
         "targets": {"share": 0.0},
         "distill": {"steps": 44, "batch": 4},
         "inspect": {"sensitivity_sequences": 0},
+        "export": {"formats": ["compressed-tensors", "gguf"]},
+        "prove": {"variants": ["student"], "sequences": 4, "prompts": 16, "tokens": 64},
         "evaluate": {"windows": 8, "window": 1024, "source": "folder", "limit": 0},
     }
     return dataclasses.replace(changed(params.load(), changes), scheme=from_short("W4A16"))
@@ -67,6 +69,15 @@ def changed(known: params.Params, changes: dict[str, dict]) -> params.Params:
 def test_stages_take_what_was_measured(machine: str, stage: str, knobs: params.Params):
     pace = {"AVX2": AVX2, "AMX": AMX}[machine]
     assert estimate.seconds(knobs, pace, on_gpu=False)[stage] == pytest.approx(TOOK[machine][stage], rel=0.3)
+
+
+def test_the_proofs_take_what_was_measured(knobs: params.Params):
+    """63 seconds of work for one variant in two formats, on two cores with AVX-512, in float32."""
+    pace = dataclasses.replace(AMX, exact=445)
+    took = estimate.seconds(knobs, pace, on_gpu=False)["prove"]
+    assert took == pytest.approx(63, rel=0.3)
+    three = changed(knobs, {"prove": {"variants": ["rtn", "ptq", "student"]}})
+    assert estimate.seconds(three, pace, on_gpu=False)["prove"] == pytest.approx(3 * took)
 
 
 @pytest.mark.parametrize("stage", MORE)

@@ -21,6 +21,8 @@ CONTENT: dict[str, Any] = {
     "dtypes": {"distill": "bfloat16", "evaluate@student": "float32"},
     "scores": [["", "perplexity"], ["teacher", "20.00"], ["student", "26.00"]],
     "protocol": "windows",
+    "proofs": [["", "runtime"], ["student", "a runtime 1.0"]],
+    "proof_note": "bit for bit",
     "task_plot": '<svg id="tasks"></svg>',
     "benchmark_note": "note",
     "training_text": "text",

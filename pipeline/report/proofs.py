@@ -1,0 +1,108 @@
+"""What the proofs of the exports say: a table to read, and the few numbers that dvc compares."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifacts import contract
+
+PREFIX = "proof"  # of their numbers in the summary
+COMPARED = ("top1_student", "kl_student")  # in the summary
+EXPORTED, INSTANCE = "{variant}-{format}.json", "{variant}.json"  # files of the artifact
+
+
+@dataclass(frozen=True)
+class Proofs:
+    """versions: of each runtime. exports: the numbers of each export, by variant and format, as `prove` makes them.
+    students: those of each variant itself, before it was exported."""
+
+    versions: Mapping[str, str]
+    exports: Mapping[tuple[str, str], Mapping[str, float]]
+    students: Mapping[str, Mapping[str, float]]
+
+
+def read(folder: str | Path) -> Proofs:
+    """The proofs in an artifact of `prove`.
+
+    Raises:
+        ValueError: it is none, or was changed.
+    """
+    facts = contract.reading(folder, contract.PROOF)
+    variants, formats = facts["variants"], facts["formats"]
+
+    def numbers(name: str) -> dict[str, float]:
+        return json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+
+    return Proofs(
+        facts["runtimes"],
+        {(v, name): numbers(EXPORTED.format(variant=v, format=name)) for v in variants for name in formats},
+        {v: numbers(INSTANCE.format(variant=v)) for v in variants},
+    )
+
+
+def of_proofs(proofs: Proofs) -> dict[str, float]:
+    """For the summary: COMPARED, as proof.{format}.{runtime}.{measure}.{variant}."""
+    return {
+        f"{PREFIX}.{name}.{runtime}.{measure}.{variant}": numbers[f"{measure}.{runtime}"]
+        for (variant, name), numbers in proofs.exports.items()
+        for runtime in runtimes(numbers)
+        for measure in COMPARED
+    }
+
+
+def runtimes(numbers: Mapping[str, float]) -> list[str]:
+    """The runtimes that an export was run in."""
+    return [name.partition(".")[2] for name in numbers if name.startswith("positions.")]
+
+
+def rows(proofs: Proofs) -> list[list[str]]:
+    """A row a variant before its export, and one for each runtime of each format; a header first."""
+    table = [
+        ["", "format", "runtime", "same numbers", "KL", "top-1 %", "KL to teacher", "top-1 % of teacher",
+         "largest difference", "same tokens", "same token ids", "MB"]
+    ]  # fmt: skip
+    for variant, own in proofs.students.items():
+        of_teacher = [f"{own['student.kl_teacher']:.3f}", f"{100 * own['student.top1_teacher']:.1f}"]
+        table.append([variant, "-", "as trained", "-", "-", "-", *of_teacher, "-", "-", "-", "-"])
+        for (other, name), numbers in proofs.exports.items():
+            if other == variant:
+                for runtime in runtimes(numbers):
+                    about = [variant, name, f"{runtime} {proofs.versions[runtime]}"]
+                    table.append([*about, *_cells(numbers, runtime)])
+    return table
+
+
+def _cells(numbers: Mapping[str, float], runtime: str) -> list[str]:
+    mine = {name.removesuffix(f".{runtime}"): v for name, v in numbers.items() if name.endswith(f".{runtime}")}
+    bound = "" if "logit_difference" in mine else "≥ "  # where the likeliest tokens alone are told
+    kl, kl_teacher = (f"{bound}{mine[f'kl_{of}']:.{digits}f}" for of, digits in (("student", 4), ("teacher", 3)))
+    top1, top1_teacher = (f"{100 * mine[f'top1_{of}']:.1f}" for of in ("student", "teacher"))
+    apart = (
+        f"{mine['logit_difference']:.1e} of the largest logit"
+        if "logit_difference" in mine
+        else f"{mine['log_probability_difference']:.2f} nats"
+    )
+    same = f"{mine['same_tokens']:.0f} (least {mine['same_tokens_least']:.0f})"
+    texts = f"{mine['texts']:.0f} texts" if "texts" in mine else "no tokenizer"
+    stored = numbers["weight_bytes"] / 1e6
+    megabytes = f"{stored:.0f}" if stored >= 10 else f"{stored:.2g}"
+    return [
+        f"all {numbers['tensors']:.0f} tensors", kl, top1, kl_teacher, top1_teacher, apart, same, texts, megabytes
+    ]  # fmt: skip
+
+
+def note(proofs: Proofs) -> str:
+    """What the table's columns are."""
+    first = next(iter(proofs.exports.values()))
+    positions = first[next(name for name in first if name.startswith("positions."))]
+    (own, *_) = proofs.students.values()
+    return (
+        "Every tensor of each file is the trained one, bit for bit; what falls short stops the pipeline. KL (nats a "
+        "token) and top-1 agreement are with the student as it was trained, its inputs and KV cache on their grids, on "
+        f"{positions:.0f} positions of held-out text. With these in float, as runtimes have them, the student is "
+        f"at a KL of {own['in_float.kl_student']:.4f} and agrees in {100 * own['in_float.top1_student']:.1f} %: in "
+        "sampled text two tokens are often all but equally likely. The largest difference, and how many tokens of a "
+        "greedy continuation are the same, are against the student with these in float. ≥: llama.cpp tells of the "
+        "likeliest tokens alone, all others count as one, so its KL is a lower bound."
+    )

@@ -1,0 +1,66 @@
+"""The table of the proofs, and their numbers in the summary."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import contract
+from pipeline.report import proofs
+
+DENSE = {
+    "weight_bytes": 103.3e6, "tensors": 273.0, "positions.transformers": 1020.0, "kl_student.transformers": 0.00265,
+    "top1_student.transformers": 0.9559, "kl_teacher.transformers": 0.131, "top1_teacher.transformers": 0.796,
+    "logit_difference.transformers": 2e-6, "same_tokens.transformers": 64.0, "same_tokens_least.transformers": 64.0,
+    "texts.transformers": 203.0,
+}  # fmt: skip
+PARTS = {
+    **{name.replace("transformers", "llama.cpp"): value for name, value in DENSE.items() if "logit_" not in name},
+    "log_probability_difference.llama.cpp": 1.14, "weight_bytes": 95e3,
+}  # fmt: skip
+OWN = {
+    "student.kl_teacher": 0.1326, "student.top1_teacher": 0.802, "in_float.kl_student": 0.00265,
+    "in_float.top1_student": 0.9559, "in_float.kl_teacher": 0.131, "in_float.top1_teacher": 0.796,
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with contract.writing(tmp_path / "proof", contract.PROOF) as draft:
+        contract.write_scores(draft.path / "student-dequantized.json", DENSE)
+        contract.write_scores(draft.path / "student-gguf.json", PARTS)
+        contract.write_scores(draft.path / "student.json", OWN)
+        draft.facts = {
+            "runtimes": {"transformers": "5.0", "llama.cpp": "1.2"},
+            "variants": ["student"],
+            "formats": ["dequantized", "gguf"],
+        }
+    return tmp_path / "proof"
+
+
+def test_a_row_a_runtime_and_one_of_the_student_itself(folder: Path):
+    header, own, dense, parts = proofs.rows(proofs.read(folder))
+    assert len(header) == len(own) == len(dense) == len(parts)
+    assert own[:3] == ["student", "-", "as trained"]
+    assert own[6:8] == ["0.133", "80.2"]
+    assert dense == [
+        "student", "dequantized", "transformers 5.0", "all 273 tensors", "0.0027", "95.6", "0.131", "79.6",
+        "2.0e-06 of the largest logit", "64 (least 64)", "203 texts", "103",
+    ]  # fmt: skip
+    assert parts[2] == "llama.cpp 1.2"
+    assert (parts[4], parts[6], parts[8], parts[-1]) == ("≥ 0.0027", "≥ 0.131", "1.14 nats", "0.095")
+    assert "1020 positions" in proofs.note(proofs.read(folder))
+
+
+def test_the_summary_has_each_runtimes_agreement(folder: Path):
+    assert proofs.of_proofs(proofs.read(folder)) == {
+        "proof.dequantized.transformers.top1_student.student": 0.9559,
+        "proof.dequantized.transformers.kl_student.student": 0.00265,
+        "proof.gguf.llama.cpp.top1_student.student": 0.9559,
+        "proof.gguf.llama.cpp.kl_student.student": 0.00265,
+    }
+
+
+def test_what_was_edited_is_refused(folder: Path):
+    (folder / "student.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"(?s)is not as it was written.*stage: prove.*student.json"):
+        proofs.read(folder)

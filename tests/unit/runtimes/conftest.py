@@ -1,0 +1,48 @@
+"""The tiny model exported, and what its exports are held against; each made once."""
+
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import torch
+
+from pipeline.export.formats import export
+from pipeline.runtimes.references import References, Text, references, text
+from tests import tiny
+from tests.unit.export.quantized import quantized
+
+
+class Exported(Protocol):
+    def __call__(self, format_name: str, scheme: str = "blocks") -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def whole_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that every format holds."""
+    return tiny.save_whole(tmp_path_factory.mktemp("teacher") / "whole")
+
+
+@pytest.fixture(scope="session")
+def exported(whole_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The folder of a scheme's export in a format."""
+
+    @cache
+    def make(format_name: str, scheme: str = "blocks") -> Path:
+        folder = tmp_path_factory.mktemp("export")
+        export(quantized(scheme), whole_teacher, format_name, folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def asked() -> Text:
+    """Two sequences of 24 tokens, of which one has 20, and three prompts of 16, continued by 12."""
+    tokens = torch.randint(3, 258, (4, 24), generator=torch.Generator().manual_seed(5))
+    return text(tokens, torch.tensor([24, 20, 24, 24]), 2, 3, 16, 12)
+
+
+@pytest.fixture(scope="session")
+def against(whole_teacher: Path, asked: Text) -> References:
+    return references(quantized("blocks"), whole_teacher, asked)
