@@ -107,11 +107,11 @@ def on_grid(graph: Graph, x: str, quantizer: Quantizer) -> str:
     scheme, grid = quantizer.scheme, Grid(quantizer.scheme.bits, quantizer.scheme.symmetric)
     if quantizer.step is None:
         return _by_token(graph, x, grid, half=False)
-    inner = _static(graph, x, scheme, quantizer.step)
     if quantizer.outer is None:
-        return inner
+        return _static(graph, x, scheme, quantizer.step)
     held = graph.add("Clip", x, *(graph.constant(float(bound)) for bound in bounds(quantizer.step, grid)))
-    return graph.add("Add", inner, _static(graph, graph.add("Sub", x, held), scheme, quantizer.outer))
+    beyond = _static(graph, graph.add("Sub", x, held), scheme, quantizer.outer)
+    return graph.add("Add", _static(graph, held, scheme, quantizer.step), beyond)
 
 
 def _static(graph: Graph, x: str, scheme: Activations, step: Step) -> str:

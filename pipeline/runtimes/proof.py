@@ -3,7 +3,8 @@
 A runtime that computes in float32 is held to the student's logits. One that computes in fewer bits cannot be: in text
 that was sampled two tokens are often all but equally likely, and the least error changes which of them comes first.
 llama.cpp's 8 bits of inputs, put into torch, change 3.5 % of SmolLM2's, as llama.cpp does. It is held to the likeliest
-token where that leads, and to a KL.
+token where that leads, and to a KL; so is a runtime that puts inputs on their grids, where another order of sums ends
+on the next number.
 """
 
 import os
@@ -49,10 +50,10 @@ def prove(folder: Path, format_name: str, against: References) -> Proof:
     """Read a folder's file, and run it in each runtime that opens it.
 
     All numbers are of the same text. Of a runtime: `kl_` and `top1_` to `student` (inputs and KV cache on their grids,
-    as trained), `in_float` (these in float) and `teacher`; `top1_clear` (in_float's, where it leads, a share `clear` of
-    the positions); `logit_difference`, a share of the largest, or, where the likeliest tokens alone are told,
-    `log_probability_difference` in nats; `same_tokens`, mean and least over the continuations; `same_continuations`, a
-    share; `texts` with the same ids.
+    as trained), `in_float` (these in float) and `teacher`; `top1_clear` (of the one that the runtime is held to, where
+    it leads, a share `clear` of the positions); `logit_difference`, a share of the largest, or, where the likeliest
+    tokens alone are told, `log_probability_difference` in nats; `same_tokens`, mean and least over the continuations;
+    `same_continuations`, a share; `texts` with the same ids.
     """
     proof = Proof({"weight_bytes": float(stored_bytes(folder)), "tensors": float(_tensors(against))})
     proof.problems += [*_other_tensors(folder, format_name, against)]
@@ -100,20 +101,20 @@ def _run(proof: Proof, name: str, runtime: Runtime, opened: Opened, against: Ref
     if isinstance(model, PreTrainedModel):
         check_state(against.model, model, quantized)
     predictions = [*opened.predictions(text.tokens)]
-    in_float = compared(against.in_float, predictions, text.valid)
-    numbers = {f"{measure}_in_float": value for measure, value in _agreement(in_float).items()}
-    for reference in ("student", "teacher"):
-        agreed = _agreement(compared(getattr(against, reference), predictions, text.valid))
-        numbers |= {f"{measure}_{reference}": value for measure, value in agreed.items()}
-    numbers |= {"top1_clear": in_float.agreement.top1_clear, "clear": in_float.agreement.clear}
-    share = in_float.difference / in_float.largest
-    numbers |= {"log_probability_difference": in_float.difference} if in_float.parts else {"logit_difference": share}
-    numbers["positions"] = float(in_float.positions)
+    numbers, compare = dict[str, float](), dict[str, Comparison]()
+    for reference in ("in_float", "student", "teacher"):
+        compare[reference] = compared(getattr(against, reference), predictions, text.valid)
+        numbers |= {f"{measure}_{reference}": value for measure, value in _agreement(compare[reference]).items()}
+    held_to = compare["student" if runtime.on_grids else "in_float"]
+    numbers |= {"top1_clear": held_to.agreement.top1_clear, "clear": held_to.agreement.clear}
+    share = held_to.difference / held_to.largest
+    numbers |= {"log_probability_difference": held_to.difference} if held_to.parts else {"logit_difference": share}
+    numbers["positions"] = float(held_to.positions)
     numbers |= _continued(opened, against)
     texts, other = _same_ids(opened, against)
     numbers |= {"texts": float(texts)} if texts else {}
     proof.numbers |= {f"{measure}.{name}": value for measure, value in numbers.items()}
-    proof.problems += [f"{name}: {problem}" for problem in [*_short(runtime, in_float), *other]]
+    proof.problems += [f"{name}: {problem}" for problem in [*_short(runtime, held_to), *other]]
     speed = opened.speed(text.tokens[0, : text.context - text.count], text.count)
     proof.speeds[name] = {"prompt": speed.prompt, "decode": speed.decode, "threads": torch.get_num_threads()}
 
@@ -183,10 +184,10 @@ def _chat(tokenizer: object, messages: list[dict[str, str]]) -> str | None:
         return None
 
 
-def _short(runtime: Runtime, in_float: Comparison) -> Iterator[str]:
-    """Where a runtime's predictions fall short of the student's, with inputs in float as it has them."""
-    agreed, share = in_float.agreement, in_float.difference / in_float.largest
-    if not in_float.positions:
+def _short(runtime: Runtime, held_to: Comparison) -> Iterator[str]:
+    """Where a runtime's predictions fall short of the student's, with inputs as it has them, in float or on grids."""
+    agreed, share = held_to.agreement, held_to.difference / held_to.largest
+    if not held_to.positions:
         yield "the text has no position to compare"
     elif runtime.exact and not share <= LOGITS_TOLERANCE:
         yield f"its logits differ from the student's by {share:.2e} of the largest, over {LOGITS_TOLERANCE}"

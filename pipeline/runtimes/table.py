@@ -4,30 +4,35 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-from pipeline.runtimes import hugging_face, llama_cpp
+from pipeline.runtimes import genai, hugging_face, in_mlx, llama_cpp, onnx_runtime
 from pipeline.runtimes.opened import Open
+
+INSTALL = "pip install --constraint constraints.txt --editable ."
 
 
 class Runtime(NamedTuple):
     """A runtime, and what is asked of it.
 
     formats: that it opens. exact: it computes in float32 with the trained numbers, so its logits are the student's.
-    package: by whose version it is told. install: the command that brings it.
+    package: by whose version it is told. on_grids: whether it is held to the student with inputs and KV cache on their
+    grids, or in float. install: the command that brings it.
     """
 
     formats: tuple[str, ...]
     open: Open
     exact: bool
     package: str
-    install: str
+    on_grids: bool = False
+    install: str = INSTALL
 
 
-INSTALL = "pip install --constraint constraints.txt --editable ."
 RUNTIMES = {
-    "transformers": Runtime(
-        ("compressed-tensors", "dequantized"), hugging_face.open_export, True, "transformers", INSTALL
-    ),
-    "llama.cpp": Runtime(("gguf",), llama_cpp.open_export, False, "xllamacpp", INSTALL),
+    "transformers": Runtime(("compressed-tensors", "dequantized"), hugging_face.open_export, True, "transformers"),
+    "llama.cpp": Runtime(("gguf",), llama_cpp.open_export, False, "xllamacpp"),
+    "onnxruntime": Runtime(("onnx",), onnx_runtime.open_export, False, "onnxruntime", on_grids=True),
+    "onnxruntime-float": Runtime(("onnx",), onnx_runtime.open_in_float, True, "onnxruntime"),
+    "onnxruntime-genai": Runtime(("onnx",), genai.open_export, False, "onnxruntime-genai", on_grids=True),
+    "mlx": Runtime(("mlx",), in_mlx.open_export, True, "mlx-lm", install=f"{INSTALL[:-1]}'.[mlx]'"),
 }
 
 

@@ -32,13 +32,16 @@ def test_a_sound_export_passes_with_all_its_numbers(
     numbers = {key.removesuffix(f".{name}"): value for key, value in proven.numbers.items()}
     assert numbers["positions"] == 23 + 19
     assert numbers["texts"] == 200
-    assert numbers["kl_in_float"] < numbers["kl_teacher"]
-    assert 0 <= numbers["kl_in_float"] < 2e-3
+    held_to = "student" if table.RUNTIMES[name].on_grids else "in_float"
+    assert numbers[f"kl_{held_to}"] < numbers["kl_teacher"]
+    assert -1e-6 <= numbers[f"kl_{held_to}"] < 2e-3
     if table.RUNTIMES[name].exact:
         assert numbers["logit_difference"] < 1e-5
         assert (numbers["top1_in_float"], numbers["same_continuations"]) == (1, 1)
-    else:
+    elif name == "llama.cpp":
         assert 0 < numbers["log_probability_difference"] < 1
+    else:
+        assert numbers["logit_difference"] < 1e-2
     assert proven.speeds[name].keys() == {"prompt", "decode", "threads", "megabytes"}
     again = proof.prove(exported(format_name), format_name, against)
     assert again.numbers == proven.numbers

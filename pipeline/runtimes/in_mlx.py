@@ -1,0 +1,89 @@
+"""mlx-lm, its arithmetic set to float32, so that the file's codes and scales are all that counts.
+
+On a CPU it is slow, some hundred milliseconds a token of a small model; a Mac's GPU is what it is for.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.models import saved
+from pipeline.runtimes.hugging_face import rendered
+from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed
+
+CONFIG = "config.json"
+
+
+class InMlx:
+    """A model of mlx-lm as an opened export; what it offers is as `Opened` says."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: dict[str, Any]) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.vocabulary: int = config["vocab_size"]
+        self.context: int | None = config["max_position_embeddings"]
+
+    def predictions(self, tokens: Tensor) -> Iterator[Predictions]:
+        for sequence in tokens.split(1):
+            logits = torch.from_numpy(self._run(sequence.numpy())[0])
+            yield Predictions(torch.arange(len(logits)), logits)
+
+    def continuations(self, prompts: Tensor, count: int) -> list[list[int]]:
+        """All prompts at once, through a text's end."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache, tokens, written = make_prompt_cache(self.model), prompts.numpy(), list[np.ndarray]()
+        for _ in range(count):
+            tokens = self._run(tokens, cache)[:, -1:].argmax(axis=-1)
+            written.append(tokens)
+        together: list[list[int]] = np.concatenate(written, axis=1).tolist()
+        return together
+
+    def speed(self, prompt: Tensor, count: int) -> Speed:
+        began = time.perf_counter()
+        self.continuations(prompt[None], 1)
+        first = time.perf_counter() - began
+        began = time.perf_counter()
+        self.continuations(prompt[None], 1 + count)
+        return Speed(len(prompt) / first, count / max(time.perf_counter() - began - first, 1e-9))
+
+    def ids(self, text: str) -> list[int] | None:
+        return listed(self.tokenizer(text))
+
+    def chat(self, messages: Messages) -> str | None:
+        return rendered(self.tokenizer, messages)
+
+    def close(self) -> None:
+        del self.model
+
+    def _run(self, tokens: np.ndarray, cache: Any = None) -> np.ndarray:
+        """Logits, float32 [sequences, length, vocabulary]."""
+        import mlx.core as mx
+
+        return np.array(self.model(mx.array(tokens), cache=cache))
+
+
+def open_export(folder: Path, asked: Asked) -> Opened:
+    """Load a folder.
+
+    Raises:
+        ValueError: there is none, or mlx-lm does not load it.
+    """
+    import mlx.core as mx
+    import mlx_lm
+
+    file = folder / CONFIG
+    if not file.is_file():
+        raise ValueError(f"{folder} has no {CONFIG}; it is no export for mlx-lm")
+    try:
+        model, *_ = mlx_lm.load(str(folder))
+    except Exception as error:  # mlx has no class of its own for a damaged file
+        reason = " ".join(str(error).split())
+        raise ValueError(f"mlx-lm does not load {folder}, it may be truncated: {reason}") from None
+    model.set_dtype(mx.float32)
+    return InMlx(model, saved.load_tokenizer(folder), json.loads(file.read_text(encoding="utf-8")))

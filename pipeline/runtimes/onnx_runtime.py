@@ -1,0 +1,116 @@
+"""onnxruntime on a CPU, told to compute in float32: with the signals on the scheme's grids, as the file has them, and,
+to the last digits, with these left out.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from pipeline.export.onnx_genai import EXACT, WEIGHTS
+from pipeline.export.onnx_in_float import without_grids
+from pipeline.models import saved
+from pipeline.runtimes.hugging_face import rendered
+from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed
+
+FOLDER = "session.model_external_initializers_file_folder_path"  # of the tensors of a graph that is no file
+Arrays = dict[str, np.ndarray]
+
+
+class InOnnxRuntime:
+    """A session of onnxruntime as an opened export; what it offers is as `Opened` says."""
+
+    context: int | None = None  # the graph is for texts of any length
+
+    def __init__(self, session: Any, tokenizer: Any) -> None:
+        self.session, self.tokenizer = session, tokenizer
+        self.past = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past")}
+        self.outputs = [value.name for value in session.get_outputs()]
+        self.vocabulary = int(session.get_outputs()[self.outputs.index("logits")].shape[-1])
+
+    def predictions(self, tokens: Tensor) -> Iterator[Predictions]:
+        for sequence in tokens.split(1):
+            logits = torch.from_numpy(self._run(sequence.numpy(), {})["logits"][0])
+            yield Predictions(torch.arange(len(logits)), logits)
+
+    def continuations(self, prompts: Tensor, count: int) -> list[list[int]]:
+        """All prompts at once, through a text's end."""
+        tokens, written, past = prompts.numpy(), list[np.ndarray](), Arrays()
+        for _ in range(count):
+            past = self._run(tokens, past)
+            tokens = past["logits"][:, -1:].argmax(axis=-1)
+            written.append(tokens)
+        together: list[list[int]] = np.concatenate(written, axis=1).tolist()
+        return together
+
+    def speed(self, prompt: Tensor, count: int) -> Speed:
+        began = time.perf_counter()
+        self.continuations(prompt[None], 1)
+        first = time.perf_counter() - began
+        began = time.perf_counter()
+        self.continuations(prompt[None], 1 + count)
+        return Speed(len(prompt) / first, count / max(time.perf_counter() - began - first, 1e-9))
+
+    def ids(self, text: str) -> list[int] | None:
+        return listed(self.tokenizer(text))
+
+    def chat(self, messages: Messages) -> str | None:
+        return rendered(self.tokenizer, messages)
+
+    def close(self) -> None:
+        del self.session
+
+    def _run(self, tokens: np.ndarray, before: Arrays) -> Arrays:
+        """Logits, and keys and values, of tokens [sequences, length] after those that a call before has seen."""
+        sequences, length = tokens.shape
+        past = {
+            name: before.get(name.replace("past_key_values", "present"), np.zeros((sequences, h, 0, size), np.float32))
+            for name, (_, h, _, size) in self.past.items()
+        }
+        seen = next(iter(past.values())).shape[2]
+        positions = np.broadcast_to(np.arange(seen, seen + length), tokens.shape)
+        mask = np.ones((sequences, seen + length), dtype=np.int64)
+        asked = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **past}
+        return dict(zip(self.outputs, self.session.run(self.outputs, asked), strict=True))
+
+
+def open_export(folder: Path, asked: Asked) -> Opened:
+    """Open a folder's graph as it is.
+
+    Raises:
+        ValueError: there is none, or onnxruntime does not load it.
+    """
+    return _opened(folder, asked, str(folder / WEIGHTS), {})
+
+
+def open_in_float(folder: Path, asked: Asked) -> Opened:
+    """Open a folder's graph without the grids of its signals.
+
+    Raises:
+        ValueError: there is none, or onnxruntime does not load it.
+    """
+    file = folder / WEIGHTS
+    plain = without_grids(onnx.load(file, load_external_data=False)) if file.is_file() else onnx.ModelProto()
+    return _opened(folder, asked, plain.SerializeToString(), {FOLDER: str(folder)})
+
+
+def _opened(folder: Path, asked: Asked, graph: str | bytes, entries: dict[str, str]) -> Opened:
+    import onnxruntime  # here: other runtimes do without it
+
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} has no {WEIGHTS}; it is no export for onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = asked.threads
+    for key, value in {**EXACT, **entries, "session.intra_op.allow_spinning": "0"}.items():
+        options.add_session_config_entry(key, value)
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has classes of its own for it, under no common one
+        reason = " ".join(str(error).split())
+        raise ValueError(f"onnxruntime does not load {folder / WEIGHTS}, it may be truncated: {reason}") from None
+    return InOnnxRuntime(session, saved.load_tokenizer(folder))
