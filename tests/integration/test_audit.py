@@ -53,7 +53,8 @@ def test_versions_are_compared_in_pairs(versions: Path) -> None:
     assert not table["stale"].any()
     broken = table[(table["version"] == "broken") & (table["kind"] == "metric")].set_index("name")["value"]
     assert broken["kl.student"] == pytest.approx(pairs.loc[("broken", head, "student", "kl"), "value"])
-    assert {*broken.index} == {*metrics.index}, "what the report would say of the scores"
+    of_scores = {metric for metric in metrics.index if not metric.startswith("proof.")}  # which it did not run
+    assert {*broken.index} == of_scores < {*metrics.index}, "what the report would say of the scores"
     page = (versions / "runs/audit/index.html").read_text()
     assert "Left out, as they were made from another model: freezing" in page
     assert "Lineage of perplexity.student" in page
