@@ -46,9 +46,11 @@ def told(proven: proof.Proof, format_name: str) -> str:
     if proven.problems:
         return "it falls short"
     said = ["the file holds the trained numbers"]
-    for name in table.runtimes_of(format_name):
-        top1, kl = (proven.numbers[f"{measure}.{name}"] for measure in ("top1_student", "kl_student"))
-        said.append(f"{name} predicts the student's likeliest token at {top1:.1%}, KL {kl:.2g}")
+    for name, runtime in table.runtimes_of(format_name).items():
+        held_to = "student" if runtime.on_grids else "in_float"
+        top1, kl = (proven.numbers[f"{measure}_{held_to}.{name}"] for measure in ("top1", "kl"))
+        exact = ", in float" if runtime.exact else ""
+        said.append(f"{name}{exact}: the student's likeliest token at {top1:.1%} of the positions, KL {abs(kl):.2g}")
     return "; ".join(said)
 
 

@@ -19,6 +19,7 @@ from pipeline.runtimes.hugging_face import rendered
 from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed
 
 FOLDER = "session.model_external_initializers_file_folder_path"  # of the tensors of a graph that is no file
+ERRORS = 3  # and nothing less serious is told
 Arrays = dict[str, np.ndarray]
 
 
@@ -105,7 +106,7 @@ def _opened(folder: Path, asked: Asked, graph: str | bytes, entries: dict[str, s
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}; it is no export for onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = asked.threads
+    options.intra_op_num_threads, options.log_severity_level = asked.threads, ERRORS
     for key, value in {**EXACT, **entries, "session.intra_op.allow_spinning": "0"}.items():
         options.add_session_config_entry(key, value)
     try:
