@@ -1,7 +1,7 @@
 """The card of an exported folder: the README.md that the Hugging Face hub shows, with its YAML header."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,13 @@ class Told:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is about: the repository's name, the export's facts, library versions, and what is behind it.
-
-    parity: of each runtime what was measured of the file in it, by name: top1_student, kl_student.
-    """
+    """What a card is about: the repository's name, the export's facts, library versions, and what is behind it."""
 
     repo: str
     facts: Mapping[str, Any]
     libraries: Mapping[str, str]
     origin: Origin
     told: Told = Told()
-    parity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def render(subject: Subject) -> str:
@@ -79,7 +75,7 @@ def render(subject: Subject) -> str:
         facts=subject.facts,
         scores=scores(origin),
         scored=origin.scored.rpartition("/")[2],
-        parity=parity(subject.parity),
+        parity=parity(origin.parity),
         runs=[(run, run.lines.format(repo=subject.repo)) for run in known.runs],
         limits=known.limits,
         in_float=listed({part: f"{100 * share:.2f}" for part, share in subject.facts.get("in_float", {}).items()}),
@@ -137,14 +133,13 @@ def parity(measured: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
 
     Args:
         measured: of each runtime its top1_student, the share of tokens whose most likely next one is the same, and its
-            kl_student, in nats a token; what is missing stays empty.
+            kl_student, in nats a token.
     """
     if not measured:
         return []
     rows = [["runtime", "top-1 agreement with the model as trained, %", "KL to it, nats a token"]]
     for runtime, numbers in measured.items():
-        top1, kl = numbers.get("top1_student"), numbers.get("kl_student")
-        rows.append([runtime, "" if top1 is None else f"{100 * top1:.2f}", "" if kl is None else f"{kl:.2g}"])
+        rows.append([runtime, f"{100 * numbers['top1_student']:.2f}", f"{numbers['kl_student']:.2g}"])
     return rows
 
 

@@ -19,10 +19,11 @@ from pipeline.audit import changes, trace, versions
 from pipeline.audit.cache import Cache
 from pipeline.audit.locks import Stage
 from pipeline.audit.trees import Git
-from pipeline.audit.versions import EVALUATE, HERE, Version
+from pipeline.audit.versions import EVALUATE, HERE, PROVE, Version
 from pipeline.evaluation import provenance
 from pipeline.knobs.long_scheme import AnyScheme
 from pipeline.knobs.scheme import Scheme
+from pipeline.report import proofs
 
 TEACHER = "teacher"
 
@@ -46,7 +47,8 @@ class Origin:
 
     variant: rtn, ptq or student; empty where the folder lies in no project. steps: from the teacher on. teacher: the
     facts of where it comes from. scheme: None where it is not known. scores: of the variant and of the teacher, as
-    `evaluate` wrote them. scored: the folder that was scored. notes: why something is missing.
+    `evaluate` wrote them. scored: the folder that was scored. parity: of each runtime that `prove` ran the file in, its
+    top1_student and kl_student. notes: why something is missing.
     """
 
     variant: str = ""
@@ -55,6 +57,7 @@ class Origin:
     scheme: Scheme | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     scored: str = ""
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -94,6 +97,10 @@ def _origin(version: Version, cache: Cache, root: Path, path: str) -> Origin:
         origin.scored, origin.scores = _scores(version, root, origin.variant, made)
     except ValueError as error:
         origin.notes.append(f"Scores are left out: {error}.")
+    try:
+        origin.parity = _parity(version, root, origin.variant, Path(path).name, made)
+    except ValueError as error:
+        origin.notes.append(f"What runtimes made of the file is left out: {error}.")
     return origin
 
 
@@ -170,10 +177,38 @@ def _scores(version: Version, root: Path, variant: str, made: dict[str, str]) ->
         if dvc_hashes.path_md5(root / file) != version.lock.stages[f"{EVALUATE}{name}"].made[file]:
             raise ValueError(f"{file} is not what {EVALUATE}{name} made")
         scores[name] = contract.read_json(root / file)
-    deps = version.lock.stages[f"{EVALUATE}{variant}"].deps
-    mine = {dep: md5 for dep, md5 in dvc_hashes.of_deps(deps, made).items() if made}
-    if not mine or any(deps[dep] != md5 for dep, md5 in mine.items()):
-        raise ValueError(f"{EVALUATE}{variant} scored another state of the export")
+    scored = _read(version, f"{EVALUATE}{variant}", made)
     if problems := provenance.mixed({name: scores[name].get(provenance.READ) for name in scores}, [*scores]):
         raise ValueError(f"they were not read from the same ({'; '.join(problems)})")
-    return next(iter(mine)), scores
+    return scored, scores
+
+
+def _parity(
+    version: Version, root: Path, variant: str, format_name: str, made: dict[str, str]
+) -> dict[str, dict[str, float]]:
+    """What runtimes made of a format's file; nothing where none was asked.
+
+    Raises:
+        ValueError: they were asked about another state of the folder, or the proofs are damaged.
+    """
+    measured = proofs.read(root / version.proofs).exports.get((variant, format_name)) if version.proofs else None
+    if measured is None:
+        return {}
+    _read(version, PROVE, made)
+    return {
+        runtime: {name: measured[f"{name}.{runtime}"] for name in proofs.COMPARED}
+        for runtime in proofs.runtimes(measured)
+    }
+
+
+def _read(version: Version, stage: str, made: dict[str, str]) -> str:
+    """The folder among these files that a stage read.
+
+    Raises:
+        ValueError: it read another state of them.
+    """
+    deps = version.lock.stages[stage].deps
+    mine = {dep: md5 for dep, md5 in dvc_hashes.of_deps(deps, made).items() if made}
+    if not mine or any(deps[dep] != md5 for dep, md5 in mine.items()):
+        raise ValueError(f"{stage} read another state of the export")
+    return next(iter(mine))

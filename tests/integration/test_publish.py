@@ -54,6 +54,7 @@ def test_a_dry_run_lists_the_files_and_writes_the_card_with_what_the_run_scored(
     assert stages[0] == "teacher"
     assert stages[-1] == f"export@{variant}"
     assert ("distill" in stages) == (variant == "student")
+    assert ("| llama.cpp | " in card) == (variant == "student")  # which alone is proven
     assert "INT4 per-channel weights" in card
     assert "teacher.path" not in card
     assert "path=…/" in card  # and no place on this machine
