@@ -100,9 +100,10 @@ def note(proofs: Proofs) -> str:
     return (
         "Every tensor of each file is the trained one, bit for bit; what falls short stops the pipeline. KL (nats a "
         "token) and top-1 agreement are with the student as it was trained, its inputs and KV cache on their grids, on "
-        f"{positions:.0f} positions of held-out text. With these in float, as runtimes have them, the student is "
+        f"{positions:.0f} positions of held-out text. With these in float, as most runtimes have them, the student is "
         f"at a KL of {own['in_float.kl_student']:.4f} and agrees in {100 * own['in_float.top1_student']:.1f} %: in "
-        "sampled text two tokens are often all but equally likely. The largest difference, and how many tokens of a "
-        "greedy continuation are the same, are against the student with these in float. ≥: llama.cpp tells of the "
-        "likeliest tokens alone, all others count as one, so its KL is a lower bound."
+        "sampled text two tokens are often all but equally likely. The largest difference is to the student with these "
+        "in float, or, of a runtime that has the grids, as onnxruntime, to the student as it was trained. How many "
+        "tokens of a greedy continuation are the same is against the student with these in float. ≥: llama.cpp tells "
+        "of the likeliest tokens alone, all others count as one, so its KL is a lower bound."
     )
