@@ -44,7 +44,8 @@ def genai_config(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
     """What onnxruntime-genai has to know of a model: names of inputs and outputs, sizes, tokens, greedy search."""
     config, ends = model.config, vocabulary.end_tokens(model)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    pad = tokenizer.pad_token_id
+    usual = ends[0] if ends else 0
+    bos, pad = (usual if token is None else token for token in (tokenizer.bos_token_id, tokenizer.pad_token_id))
     decoder = {
         "filename": WEIGHTS,
         "head_size": size,
@@ -70,9 +71,9 @@ def genai_config(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
             "type": config.model_type,
             "vocab_size": config.vocab_size,
             "context_length": longest,
-            "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id is not None else ends[0],
+            "bos_token_id": bos,
             "eos_token_id": ends,
-            "pad_token_id": pad if pad is not None else ends[0],
+            "pad_token_id": pad,
             "decoder": decoder,
         },
         "search": {"do_sample": False, "max_length": longest, "past_present_share_buffer": False},

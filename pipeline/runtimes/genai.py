@@ -1,7 +1,6 @@
 """onnxruntime-genai: onnxruntime with its own loop of generation, its own tokenizer and chat template."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models import saved
-from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed
+from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, timed
 
 CONFIG = "genai_config.json"
 
@@ -35,12 +34,7 @@ class InGenai:
         return [self._written(prompt, count) for prompt in prompts]
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        began = time.perf_counter()
-        self._after(prompt, 1)
-        first = time.perf_counter() - began
-        began = time.perf_counter()
-        written = len(self._written(prompt, count))
-        return Speed(len(prompt) / first, written / max(time.perf_counter() - began - first, 1e-9))
+        return timed(self, prompt, count)
 
     def ids(self, text: str) -> list[int] | None:
         return [int(number) for number in self.tokenizer.encode(text)]

@@ -1,6 +1,5 @@
 """transformers, in float32: weights are codes times scales, exactly, and inputs and KV cache stay in float."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.export.sizes import stored_bytes
 from pipeline.models import context, memory, saved
-from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed
+from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed, timed
 
 
 class InTransformers:
@@ -29,12 +28,7 @@ class InTransformers:
         return greedy(self.model, prompts, count)
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        began = time.perf_counter()
-        greedy(self.model, prompt[None], 1)
-        first = time.perf_counter() - began
-        began = time.perf_counter()
-        greedy(self.model, prompt[None], 1 + count)
-        return Speed(len(prompt) / first, count / max(time.perf_counter() - began - first, 1e-9))
+        return timed(self, prompt, count)
 
     def ids(self, text: str) -> list[int] | None:
         return listed(self.tokenizer(text))

@@ -4,7 +4,6 @@ On a CPU it is slow, some hundred milliseconds a token of a small model; a Mac's
 """
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from pipeline.models import saved
 from pipeline.runtimes.hugging_face import rendered
-from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed
+from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed, timed
 
 CONFIG = "config.json"
 
@@ -45,12 +44,7 @@ class InMlx:
         return together
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        began = time.perf_counter()
-        self.continuations(prompt[None], 1)
-        first = time.perf_counter() - began
-        began = time.perf_counter()
-        self.continuations(prompt[None], 1 + count)
-        return Speed(len(prompt) / first, count / max(time.perf_counter() - began - first, 1e-9))
+        return timed(self, prompt, count)
 
     def ids(self, text: str) -> list[int] | None:
         return listed(self.tokenizer(text))

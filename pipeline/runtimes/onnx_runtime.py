@@ -2,7 +2,6 @@
 to the last digits, with these left out.
 """
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pipeline.export.onnx_genai import EXACT, WEIGHTS
 from pipeline.export.onnx_in_float import without_grids
 from pipeline.models import saved
 from pipeline.runtimes.hugging_face import rendered
-from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed
+from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed, timed
 
 FOLDER = "session.model_external_initializers_file_folder_path"  # of the tensors of a graph that is no file
 ERRORS = 3  # and nothing less serious is told
@@ -50,12 +49,7 @@ class InOnnxRuntime:
         return together
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        began = time.perf_counter()
-        self.continuations(prompt[None], 1)
-        first = time.perf_counter() - began
-        began = time.perf_counter()
-        self.continuations(prompt[None], 1 + count)
-        return Speed(len(prompt) / first, count / max(time.perf_counter() - began - first, 1e-9))
+        return timed(self, prompt, count)
 
     def ids(self, text: str) -> list[int] | None:
         return listed(self.tokenizer(text))

@@ -95,8 +95,14 @@ def kl(logits: np.ndarray, expected: Tensor) -> float:
     return float((p.exp() * (p - q)).sum(dim=-1).mean())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(("name", "turned"), [*((name, False) for name in WRITTEN), ("llama", True), ("qwen3", True)])
+@pytest.mark.parametrize(
+    ("name", "turned", "scheme"),
+    [
+        *(("llama", False, scheme) for scheme in SCHEMES),
+        *((name, False, scheme) for name in WRITTEN for scheme in ("W4", "W8A16E8g16H8g16")),
+        *((name, True, "W4g16A8KV8E8H6") for name in ("llama", "qwen3")),
+    ],
+)
 def test_onnxruntime_computes_what_the_quantized_model_does(
     name: str, turned: bool, scheme: str, tokens: Tensor, valid: Tensor, tmp_path: Path
 ):
@@ -121,7 +127,7 @@ def test_padding_in_front_is_not_seen(tokens: Tensor, valid: Tensor, tmp_path: P
     assert 0 <= kl(logits[seen.numpy()], expected[seen]) < CLOSE
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
 def test_onnxruntime_genai_continues_as_the_quantized_model_does(
     name: str, tokens: Tensor, valid: Tensor, tmp_path: Path
 ):
@@ -196,4 +202,23 @@ def test_what_the_graph_does_not_compute_is_refused_by_name():
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     (problem,) = refusals.problems("onnx", model, tiny.tokenizer(), {})
     assert problem.startswith("its rotary embedding is 'dynamic'")
+    model.config.rope_parameters = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4}
+    (problem,) = refusals.problems("onnx", model, tiny.tokenizer(), {})
+    assert problem.startswith("its rotary embedding turns a part of each head")
     assert not list(refusals.problems("onnx", family("qwen3"), tiny.tokenizer(), {}))
+
+
+def test_a_model_without_an_end_is_continued_to_the_length_that_is_asked_for(
+    tokens: Tensor, valid: Tensor, tmp_path: Path
+):
+    quantized, teacher = rounded(family("llama"), from_short("W4"), tokens, valid), family("llama")
+    teacher.generation_config.eos_token_id = teacher.config.eos_token_id = None
+    folder = written(quantized, teacher, tmp_path)
+    model = onnxruntime_genai.Model(str(folder))
+    parameters = onnxruntime_genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=40)
+    generator = onnxruntime_genai.Generator(model, parameters)
+    generator.append_tokens(tokens[:1].numpy().astype(np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    assert len(generator.get_sequence(0)) == 40
