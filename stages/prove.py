@@ -36,7 +36,8 @@ def work() -> None:
                 if not proven.problems:
                     contract.write_scores(draft.path / f"{variant}-{name}.json", proven.numbers)
         if problems:
-            raise ValueError("\n  ".join([f"{len(problems)} proof(s) fall short:", *problems]))
+            way_out = "a format that is not needed may be left out of export.formats"
+            raise ValueError("\n  ".join([f"{len(problems)} proof(s) fall short; {way_out}:", *problems]))
         draft.facts = {"runtimes": versions, "variants": knobs.variants, "formats": formats}
     _note(speeds)
 
@@ -47,10 +48,13 @@ def told(proven: proof.Proof, format_name: str) -> str:
         return "it falls short"
     said = ["the file holds the trained numbers"]
     for name, runtime in table.runtimes_of(format_name).items():
-        held_to = "student" if runtime.on_grids else "in_float"
+        held_to, inputs = ("student", "on grids") if runtime.on_grids else ("in_float", "in float")
         top1, kl = (proven.numbers[f"{measure}_{held_to}.{name}"] for measure in ("top1", "kl"))
-        exact = ", in float" if runtime.exact else ""
-        said.append(f"{name}{exact}: the student's likeliest token at {top1:.1%} of the positions, KL {abs(kl):.2g}")
+        least = "" if f"logit_difference.{name}" in proven.numbers else "at least "
+        said.append(
+            f"{name}, to the student with inputs {inputs}: the same likeliest token at {top1:.1%} of the positions, KL "
+            f"{least}{kl:.2g}"
+        )
     return "; ".join(said)
 
 

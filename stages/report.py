@@ -162,7 +162,8 @@ def _write(
     contract.write_json(Path(args.summary), summary)
     bars = pd.DataFrame(summaries.bars(summary, tasks), columns=["task", "accuracy"])
     contract.write_text(Path(args.tasks), bars.to_csv(index=False, lineterminator="\n"))
-    _write_usage(Path(args.page).with_name("usage.js"))
+    exports = {f"{variant}-{name}" for variant, name in proofs.read(args.proof).exports}
+    _write_usage(Path(args.page).with_name("usage.js"), exports)
 
 
 def _subtitle(knobs: params.Params, teacher: Path) -> str:
@@ -194,10 +195,13 @@ def _signals(analyzed: str, inspected: str, facts: dict[str, dict]) -> tuple[pd.
     return pd.concat([first, more[more.variant.isin(added)]], ignore_index=True), [*known, *added]
 
 
-def _write_usage(file: Path) -> None:
-    """What each stage's last run took, and how fast exports ran, for the page to show."""
+def _write_usage(file: Path, proven: set[str]) -> None:
+    """What each stage's last run took, and how fast exports ran, for the page to show.
+
+    proven: each export that was, as variant-format.
+    """
     stages = [{"stage": f.stem, **json.loads(f.read_text())} for f in sorted(run.USAGE.glob("*.json"), key=_order)]
-    speeds = {f.stem: json.loads(f.read_text()) for f in sorted(run.SPEEDS.glob("*.json"))}
+    speeds = {f.stem: json.loads(f.read_text()) for f in sorted(run.SPEEDS.glob("*.json")) if f.stem in proven}
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     contract.write_text(file, "USAGE = " + json.dumps({"stages": stages, "speeds": speeds, "machine": machine}) + ";\n")
 

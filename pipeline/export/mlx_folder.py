@@ -85,15 +85,9 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
             continue
         bits = 32 * words.shape[1] // codes.shape[1]
         theirs = unpack_from_int32(words.view(torch.int32), bits, codes.shape).short()
-        zero = -bias.float() / scale.float()
-        if scheme.symmetric:
-            zero -= 2 ** (bits - 1)
-        else:
-            theirs += 2 ** (bits - 1)
-        ours = [part.repeat_interleave(scale.shape[1] // part.shape[1], dim=1) for part in step]
-        if not (
-            torch.equal(theirs, codes.short()) and torch.equal(scale.float(), ours[0]) and torch.equal(zero, ours[1])
-        ):
+        theirs += 0 if scheme.symmetric else 2 ** (bits - 1)
+        affine = _affine(step, scheme.symmetric, bits, scale.shape[1])
+        if not (torch.equal(theirs, codes.short()) and all(map(_same, (scale, bias), affine))):
             wrong.append(name)
     if wrong or stored:
         raise ValueError(

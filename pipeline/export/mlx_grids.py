@@ -14,9 +14,16 @@ def architecture_problem(config: PreTrainedConfig) -> str:
     """Why mlx-lm does not compute a model as transformers does; empty where it does."""
     if config.model_type not in ARCHITECTURES:
         return f"{config.model_type} models are not written for mlx-lm; {', '.join(ARCHITECTURES)} are"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in ROPES:
-        return f"its rotary embedding is {rope!r}; mlx-lm gets {', '.join(ROPES)}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") not in ROPES:
+        return f"its rotary embedding is {rope['rope_type']!r}; mlx-lm gets {', '.join(ROPES)}"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        return "its rotary embedding turns a part of each head, where mlx-lm turns all of it"
+    if config.model_type == "qwen3" and config.attention_bias:
+        return "its attention has biases, which mlx-lm's qwen3 has no place for"
+    heads = config.hidden_size // config.num_attention_heads
+    if config.model_type == "qwen2" and (getattr(config, "head_dim", None) or heads) != heads:
+        return f"its heads have {config.head_dim} values, where mlx-lm's qwen2 computes with {heads}"
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
     if getattr(config, "sliding_window", None) and "sliding_attention" in kinds:
         return f"it has a sliding window, which mlx-lm's {config.model_type} does not compute"

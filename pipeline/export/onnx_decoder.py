@@ -148,5 +148,5 @@ class Decoder:
 def _window(config: PreTrainedConfig, number: int) -> int:
     """How many tokens a layer sees, its own included; 0: all."""
     kinds = getattr(config, "layer_types", None)
-    slides = kinds[number] == "sliding_attention" if kinds else True
+    slides = kinds[number] == "sliding_attention" if kinds else config.model_type == "mistral"
     return (getattr(config, "sliding_window", None) or 0) if slides else 0

@@ -86,15 +86,15 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
     Raises:
         ValueError: tensors are missing, foreign, or not those that were quantized, bit for bit; names them.
     """
-    tensors = {tensor.name: tensor for tensor in onnx.load(folder / WEIGHTS).graph.initializer}
-    stored = {name: _array(tensor) for name, tensor in tensors.items() if not name.startswith(CONSTANT)}
+    tensors = onnx.load(folder / WEIGHTS).graph.initializer
+    stored = {tensor.name: tensor for tensor in tensors if not tensor.name.startswith(CONSTANT)}
     embedding = layout.embedding(model)
     wrong, missing = [], []
     for name, values in quantized.floats.items():
         is_rows = embedding is not None and name == f"{embedding.name}.weight"
         if name not in stored:
             missing.append(name)
-        elif not np.array_equal(stored.pop(name), onnx_tensors.stored(values, is_rows).float().numpy()):
+        elif not np.array_equal(_array(stored.pop(name)), onnx_tensors.stored(values, is_rows).float().numpy()):
             wrong.append(name)
     for name, codes in quantized.codes.items():
         try:
@@ -110,7 +110,7 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
         raise ValueError(f"tensors read back from {WEIGHTS} are not those that were written; {told}")
 
 
-def _read(stored: dict[str, np.ndarray], name: str, columns: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read(stored: dict[str, TensorProto], name: str, columns: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes [out, in], scales and zero points [out, groups] of a weight, whose tensors are taken out of `stored`.
 
     columns: whether an output's codes are a column in the file, or a row.
@@ -125,8 +125,9 @@ def _read(stored: dict[str, np.ndarray], name: str, columns: bool) -> tuple[np.n
         if not np.array_equal(scale, 16 * low_scale):
             low_scale = np.full_like(scale, np.nan)
         return 16 * high + low, low_scale, 16 * high_zero + low_zero
-    codes, scale = (stored.pop(f"{name}.{part}") for part in ("weight", "weight_scale"))
-    zero = stored.pop(f"{name}.weight_zero_point", np.zeros_like(scale))
+    codes, scale = (_array(stored.pop(f"{name}.{part}")) for part in ("weight", "weight_scale"))
+    zero_point = stored.pop(f"{name}.weight_zero_point", None)
+    zero = np.zeros_like(scale) if zero_point is None else _array(zero_point)
     if scale.ndim == 1:
         scale, zero = scale[:, None], zero[:, None]
     elif columns:

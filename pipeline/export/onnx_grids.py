@@ -136,14 +136,14 @@ def on_cache_grid(graph: Graph, x: str, scheme: KVCache, width: int) -> str:
 
 def _by_token(graph: Graph, x: str, grid: Grid, half: bool) -> str:
     """x with a min-max grid for each row of its last dimension, the scale in float16 where `half` says so."""
-    (low, high), last = grid.range, graph.constant([-1], np.int64)
+    (low, high), by_row = grid.range, graph.constant([-1], np.int64)
     zero = graph.constant(0.0)
     if grid.symmetric:
-        span = graph.add("ReduceMax", graph.add("Abs", x), last, keepdims=1)
+        span = graph.add("ReduceMax", graph.add("Abs", x), by_row, keepdims=1)
         scale = graph.add("Div", span, graph.constant(float(high)))
     else:
-        least = graph.add("Min", graph.add("ReduceMin", x, last, keepdims=1), zero)
-        greatest = graph.add("Max", graph.add("ReduceMax", x, last, keepdims=1), zero)
+        least = graph.add("Min", graph.add("ReduceMin", x, by_row, keepdims=1), zero)
+        greatest = graph.add("Max", graph.add("ReduceMax", x, by_row, keepdims=1), zero)
         span = graph.add("Sub", greatest, least)
         scale = graph.add("Div", span, graph.constant(float(high - low)))
     if half:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -46,8 +47,17 @@ def _onnx(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) 
         yield problem
 
 
+def _installed(package: str, install: str) -> Iterator[str]:
+    """A runtime that `prove` opens the format in, where it is not there."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        yield f"{package}, in which it is proven, is not installed: `{install}`"
+
+
 def _mlx(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
-    """Architecture, and the width of each weight."""
+    """Architecture, the width of each weight, and mlx-lm itself, which is no default dependency."""
+    yield from _installed("mlx-lm", "pip install --constraint constraints.txt --editable '.[mlx]'")
     problem = mlx_grids.architecture_problem(model.config)
     if problem:
         yield problem

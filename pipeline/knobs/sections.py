@@ -218,8 +218,8 @@ class Inspect:
 class Export:
     formats: Annotated[list[Format], Field(min_length=1)] = Field(
         description="a folder each: compressed-tensors (packed integers, as transformers and vLLM load them) | gguf "
-        "(for llama.cpp; groups of 32, 64, 128 or a whole row; byte-level BPE tokenizers) | onnx (for onnxruntime, "
-        "onnxruntime-genai and OpenVINO; any scheme) | mlx (for mlx-lm; groups as gguf) | dequantized (a float32 model "
+        "(for llama.cpp; groups of 32, 64, 128 or a whole row; byte-level BPE tokenizers) | onnx (for onnxruntime and "
+        "onnxruntime-genai; any scheme) | mlx (for mlx-lm; groups as gguf) | dequantized (a float32 model "
         "of the same numbers, for measuring; any scheme); the first two hold symmetric weights alone",
     )
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
-from pipeline.export import refusals
+from pipeline.export import gguf_model, refusals
 from pipeline.knobs.freezing import AUTO
 from pipeline.knobs.params import Params
 from pipeline.knobs.sections import Evaluate
@@ -144,6 +144,14 @@ def _formats(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[
     for name in knobs.export.formats:
         for problem in refusals.problems(name, model, tokenizer, grids):
             yield f"export.formats: {name} cannot hold this model: {problem}; or leave {name} out"
+    if "gguf" in knobs.export.formats and model.config.model_type in gguf_model.ARCHITECTURES:
+        most = gguf_model.context(model.config)
+        longest = max(knobs.synthesize.length, knobs.prove.prompt + knobs.prove.tokens)
+        if longest > most:
+            yield (
+                f"export.formats: llama.cpp sees {most} tokens of this model, prove holds it to texts of {longest}; "
+                "lower synthesize.length, prove.prompt or prove.tokens, or leave gguf out"
+            )
 
 
 @torch.no_grad()

@@ -133,13 +133,14 @@ def parity(measured: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
 
     Args:
         measured: of each runtime its top1_student, the share of tokens whose most likely next one is the same, and its
-            kl_student, in nats a token.
+            kl_student, in nats a token, a lower bound where `bound` is 1.
     """
     if not measured:
         return []
     rows = [["runtime", "top-1 agreement with the model as trained, %", "KL to it, nats a token"]]
     for runtime, numbers in measured.items():
-        rows.append([runtime, f"{100 * numbers['top1_student']:.2f}", f"{numbers['kl_student']:.2g}"])
+        at_least = "≥ " if numbers["bound"] else ""
+        rows.append([runtime, f"{100 * numbers['top1_student']:.2f}", f"{at_least}{numbers['kl_student']:.2g}"])
     return rows
 
 

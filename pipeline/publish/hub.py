@@ -1,5 +1,6 @@
 """The Hugging Face hub: what goes up, and what is said where it cannot."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -53,6 +54,8 @@ def upload(folder: Path, repo: str, text: str, public: bool) -> str:
     except HfHubHTTPError as error:
         raise ValueError(f"the hub refuses {repo}: {str(error).strip().splitlines()[0]}") from None
     except (httpx2.TransportError, OSError) as error:
+        if getattr(error, "filename", None) or getattr(error, "errno", None) == errno.ENOSPC:
+            raise  # a file's trouble, and none of the hub's
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"the hub at {api.endpoint} is out of reach: {reason[0]}") from None
     return str(commit.repo_url)

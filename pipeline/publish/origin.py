@@ -48,7 +48,7 @@ class Origin:
     variant: rtn, ptq or student; empty where the folder lies in no project. steps: from the teacher on. teacher: the
     facts of where it comes from. scheme: None where it is not known. scores: of the variant and of the teacher, as
     `evaluate` wrote them. scored: the folder that was scored. parity: of each runtime that `prove` ran the file in, its
-    top1_student and kl_student. notes: why something is missing.
+    top1_student, kl_student, and `bound`, whether that is a lower bound. notes: why something is missing.
     """
 
     variant: str = ""
@@ -98,7 +98,7 @@ def _origin(version: Version, cache: Cache, root: Path, path: str) -> Origin:
     except ValueError as error:
         origin.notes.append(f"Scores are left out: {error}.")
     try:
-        origin.parity = _parity(version, root, origin.variant, Path(path).name, made)
+        origin.parity = _parity(version, cache, root, origin.variant, Path(path).name, made)
     except ValueError as error:
         origin.notes.append(f"What runtimes made of the file is left out: {error}.")
     return origin
@@ -155,11 +155,11 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Knobs by dotted names as a tree."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
-        *folders, last = name.split(".")
+        *folders, leaf = name.split(".")
         branch = tree
         for part in folders:
             branch = branch.setdefault(part, {})
-        branch[last] = value
+        branch[leaf] = value
     return tree
 
 
@@ -184,20 +184,26 @@ def _scores(version: Version, root: Path, variant: str, made: dict[str, str]) ->
 
 
 def _parity(
-    version: Version, root: Path, variant: str, format_name: str, made: dict[str, str]
+    version: Version, cache: Cache, root: Path, variant: str, format_name: str, made: dict[str, str]
 ) -> dict[str, dict[str, float]]:
     """What runtimes made of a format's file; nothing where none was asked.
 
     Raises:
         ValueError: they were asked about another state of the folder, or the proofs are damaged.
     """
-    measured = proofs.read(root / version.proofs).exports.get((variant, format_name)) if version.proofs else None
+    if version.proofs is None:
+        return {}
+    listing = cache.listing(version.lock.stages[PROVE].made[version.proofs]) or {}
+    if listing.get(contract.MANIFEST) != dvc_hashes.path_md5(root / version.proofs / contract.MANIFEST):
+        raise ValueError(f"{version.proofs} is not what {PROVE} made")
+    measured = proofs.read(root / version.proofs).exports.get((variant, format_name))
     if measured is None:
         return {}
     _read(version, PROVE, made)
+    parts = {runtime: proofs.of_runtime(measured, runtime) for runtime in proofs.runtimes(measured)}
     return {
-        runtime: {name: measured[f"{name}.{runtime}"] for name in proofs.COMPARED}
-        for runtime in proofs.runtimes(measured)
+        runtime: {**{name: numbers[name] for name in proofs.COMPARED}, "bound": float(proofs.is_bound(numbers))}
+        for runtime, numbers in parts.items()
     }
 
 

@@ -12,7 +12,7 @@ MEGA = 1e6
 RUN = {  # what is said of each format
     "compressed-tensors": "plain transformers reads it, the weights packed as integers (compressed-tensors).",
     "gguf": "llama.cpp runs it, the same codes and scales in its blocks.",
-    "onnx": "onnxruntime-genai, onnxruntime and OpenVINO run it, the same codes and scales in front of each product.",
+    "onnx": "onnxruntime-genai and onnxruntime run it, the same codes and scales in front of each product.",
     "mlx": "mlx-lm loads it, the same codes and scales in its groups.",
     "dequantized": "plain transformers reads it, as a float32 model of the same numbers; nothing is packed.",
 }

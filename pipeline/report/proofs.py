@@ -73,9 +73,19 @@ def rows(proofs: Proofs) -> list[list[str]]:
     return table
 
 
+def of_runtime(numbers: Mapping[str, float], runtime: str) -> dict[str, float]:
+    """An export's numbers in one runtime, by their own names."""
+    return {name.removesuffix(f".{runtime}"): v for name, v in numbers.items() if name.endswith(f".{runtime}")}
+
+
+def is_bound(numbers: Mapping[str, float]) -> bool:
+    """Whether a runtime's KLs are lower bounds, as it tells of the likeliest tokens alone."""
+    return "logit_difference" not in numbers
+
+
 def _cells(numbers: Mapping[str, float], runtime: str) -> list[str]:
-    mine = {name.removesuffix(f".{runtime}"): v for name, v in numbers.items() if name.endswith(f".{runtime}")}
-    bound = "" if "logit_difference" in mine else "≥ "  # where the likeliest tokens alone are told
+    mine = of_runtime(numbers, runtime)
+    bound = "≥ " if is_bound(mine) else ""
     kl, kl_teacher = (f"{bound}{mine[f'kl_{of}']:.{digits}f}" for of, digits in (("student", 4), ("teacher", 3)))
     top1, top1_teacher = (f"{100 * mine[f'top1_{of}']:.1f}" for of in ("student", "teacher"))
     apart = (
@@ -96,14 +106,15 @@ def note(proofs: Proofs) -> str:
     """What the table's columns are."""
     first = next(iter(proofs.exports.values()))
     positions = first[next(name for name in first if name.startswith("positions."))]
-    (own, *_) = proofs.students.values()
+    name, own = max(proofs.students.items(), key=lambda item: item[0] == "student")
     return (
         "Every tensor of each file is the trained one, bit for bit; what falls short stops the pipeline. KL (nats a "
-        "token) and top-1 agreement are with the student as it was trained, its inputs and KV cache on their grids, on "
-        f"{positions:.0f} positions of held-out text. With these in float, as most runtimes have them, the student is "
-        f"at a KL of {own['in_float.kl_student']:.4f} and agrees in {100 * own['in_float.top1_student']:.1f} %: in "
-        "sampled text two tokens are often all but equally likely. The largest difference is to the student with these "
-        "in float, or, of a runtime that has the grids, as onnxruntime, to the student as it was trained. How many "
-        "tokens of a greedy continuation are the same is against the student with these in float. ≥: llama.cpp tells "
-        "of the likeliest tokens alone, all others count as one, so its KL is a lower bound."
+        "token) and top-1 agreement are with the variant as it was made, its inputs and KV cache on their grids, on "
+        f"{positions:.0f} positions of held-out text. With these in float, as most runtimes have them, the {name} "
+        f"itself is at a KL of {own['in_float.kl_student']:.4f} and agrees in "
+        f"{100 * own['in_float.top1_student']:.1f} %: in sampled text two tokens are often all but equally likely. "
+        "onnxruntime and onnxruntime-genai have the grids, and their largest difference is to the variant as it was "
+        "made. All others, onnxruntime-float among them, are held to it with inputs in float, and so are the tokens of "
+        "greedy continuations. ≥: llama.cpp tells of the likeliest tokens alone, all others count as one, so its KL is "
+        "a lower bound."
     )

@@ -70,11 +70,16 @@ class Comparison:
             self.difference = float(torch.maximum(torch.tensor(self.difference), difference))  # keeps what is no number
 
     @property
+    def share(self) -> float:
+        """The largest difference of logits, as a share of the largest logit."""
+        return self.difference / self.largest
+
+    @property
     def agreement(self) -> Agreement:
-        """Of all positions that were added."""
+        """Of all positions that were added; a KL below zero is float32's rounding, and 0."""
         count = max(self.positions, 1)
         clear = self.same_clear / self.clear if self.clear else 1.0
-        return Agreement(self.kl / count, self.same / count, clear, self.clear / count)
+        return Agreement(max(self.kl, 0.0) / count, self.same / count, clear, self.clear / count)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

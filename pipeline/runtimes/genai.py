@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models import saved
+from pipeline.models.loading import reason
 from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, timed
 
 CONFIG = "genai_config.json"
@@ -34,7 +35,7 @@ class InGenai:
         return [self._written(prompt, count) for prompt in prompts]
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        return timed(self, prompt, count)
+        return timed(lambda text, tokens: self._written(text, tokens, through=True), prompt, count)
 
     def ids(self, text: str) -> list[int] | None:
         return [int(number) for number in self.tokenizer.encode(text)]
@@ -47,17 +48,18 @@ class InGenai:
     def close(self) -> None:
         del self.tokenizer, self.model
 
-    def _after(self, prompt: Tensor, count: int) -> Any:
-        """A generator that has read a prompt, int64 [length], and may write `count` tokens."""
+    def _after(self, prompt: Tensor, count: int, through: bool = False) -> Any:
+        """A generator that has read a prompt, int64 [length], and may write `count` tokens, `through` a text's end."""
+        most = min(len(prompt) + count, self.context or len(prompt) + count)
         parameters = self.genai.GeneratorParams(self.model)
-        parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
+        parameters.set_search_options(max_length=most, min_length=most if through else 0, do_sample=False)
         generator = self.genai.Generator(self.model, parameters)
         generator.append_tokens(prompt.numpy().astype(np.int32)[None])
         return generator
 
-    def _written(self, prompt: Tensor, count: int) -> list[int]:
-        """Up to `count` tokens after a prompt; it stops at the end of a text."""
-        generator = self._after(prompt, count)
+    def _written(self, prompt: Tensor, count: int, through: bool = False) -> list[int]:
+        """Up to `count` tokens after a prompt; it stops at the end of a text, unless it is to go `through`."""
+        generator = self._after(prompt, count, through)
         while not generator.is_done():
             generator.generate_next_token()
         return [int(number) for number in generator.get_sequence(0)[len(prompt) :]]
@@ -80,6 +82,5 @@ def open_export(folder: Path, asked: Asked) -> Opened:
     try:
         model = onnxruntime_genai.Model(config)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"onnxruntime-genai does not load {folder}, it may be truncated: {reason}") from None
+        raise ValueError(f"onnxruntime-genai does not load {folder}, it may be truncated: {reason(error)}") from None
     return InGenai(onnxruntime_genai, model, facts, saved.load_tokenizer(folder).chat_template is not None)

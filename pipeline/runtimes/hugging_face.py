@@ -10,10 +10,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.export.sizes import stored_bytes
 from pipeline.models import context, memory, saved
-from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed, timed
+from pipeline.runtimes.folder_tokenizer import FromFolder
+from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed
 
 
-class InTransformers:
+class InTransformers(FromFolder):
     """A causal LM of transformers as an opened export; what it offers is as `Opened` says."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
@@ -28,13 +29,7 @@ class InTransformers:
         return greedy(self.model, prompts, count)
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        return timed(self, prompt, count)
-
-    def ids(self, text: str) -> list[int] | None:
-        return listed(self.tokenizer(text))
-
-    def chat(self, messages: Messages) -> str | None:
-        return rendered(self.tokenizer, messages)
+        return timed(lambda text, tokens: self.continuations(text[None], tokens)[0], prompt, count)
 
     def close(self) -> None:
         del self.model
@@ -75,10 +70,3 @@ def greedy(model: PreTrainedModel, prompts: Tensor, count: int) -> list[list[int
         model.generation_config = own
     continuations: list[list[int]] = texts[:, prompts.shape[1] :].tolist()
     return continuations
-
-
-def rendered(tokenizer: Any, messages: Messages) -> str | None:
-    """A conversation in a tokenizer's chat template, with the opening of the answer; None if it has none."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

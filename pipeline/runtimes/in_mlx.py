@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from pipeline.models import saved
-from pipeline.runtimes.hugging_face import rendered
-from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed, timed
+from pipeline.models.loading import reason
+from pipeline.runtimes.folder_tokenizer import FromFolder
+from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed
 
 CONFIG = "config.json"
 
 
-class InMlx:
+class InMlx(FromFolder):
     """A model of mlx-lm as an opened export; what it offers is as `Opened` says."""
 
     def __init__(self, model: Any, tokenizer: Any, config: dict[str, Any]) -> None:
@@ -44,13 +45,7 @@ class InMlx:
         return together
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        return timed(self, prompt, count)
-
-    def ids(self, text: str) -> list[int] | None:
-        return listed(self.tokenizer(text))
-
-    def chat(self, messages: Messages) -> str | None:
-        return rendered(self.tokenizer, messages)
+        return timed(lambda text, tokens: self.continuations(text[None], tokens)[0], prompt, count)
 
     def close(self) -> None:
         del self.model
@@ -77,7 +72,6 @@ def open_export(folder: Path, asked: Asked) -> Opened:
     try:
         model, *_ = mlx_lm.load(str(folder))
     except Exception as error:  # mlx has no class of its own for a damaged file
-        reason = " ".join(str(error).split())
-        raise ValueError(f"mlx-lm does not load {folder}, it may be truncated: {reason}") from None
+        raise ValueError(f"mlx-lm does not load {folder}, it may be truncated: {reason(error)}") from None
     model.set_dtype(mx.float32)
     return InMlx(model, saved.load_tokenizer(folder), json.loads(file.read_text(encoding="utf-8")))

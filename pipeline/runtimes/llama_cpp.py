@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pipeline.models.loading import reason
 from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, whole
 
 WEIGHTS = "model.gguf"
@@ -106,6 +107,5 @@ def open_export(folder: Path, asked: Asked) -> Opened:
     try:
         server = xllamacpp.Server(options)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"llama.cpp does not load {file}, it may be truncated or no GGUF: {reason}") from None
+        raise ValueError(f"llama.cpp does not load {file}, it may be truncated or no GGUF: {reason(error)}") from None
     return InLlamaCpp(server)

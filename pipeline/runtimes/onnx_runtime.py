@@ -14,15 +14,16 @@ from torch import Tensor
 from pipeline.export.onnx_genai import EXACT, WEIGHTS
 from pipeline.export.onnx_in_float import without_grids
 from pipeline.models import saved
-from pipeline.runtimes.hugging_face import rendered
-from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, listed, timed
+from pipeline.models.loading import reason
+from pipeline.runtimes.folder_tokenizer import FromFolder
+from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed
 
 FOLDER = "session.model_external_initializers_file_folder_path"  # of the tensors of a graph that is no file
 ERRORS = 3  # and nothing less serious is told
 Arrays = dict[str, np.ndarray]
 
 
-class InOnnxRuntime:
+class InOnnxRuntime(FromFolder):
     """A session of onnxruntime as an opened export; what it offers is as `Opened` says."""
 
     context: int | None = None  # the graph is for texts of any length
@@ -49,13 +50,7 @@ class InOnnxRuntime:
         return together
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        return timed(self, prompt, count)
-
-    def ids(self, text: str) -> list[int] | None:
-        return listed(self.tokenizer(text))
-
-    def chat(self, messages: Messages) -> str | None:
-        return rendered(self.tokenizer, messages)
+        return timed(lambda text, tokens: self.continuations(text[None], tokens)[0], prompt, count)
 
     def close(self) -> None:
         del self.session
@@ -67,9 +62,9 @@ class InOnnxRuntime:
             name: before.get(name.replace("past_key_values", "present"), np.zeros((sequences, h, 0, size), np.float32))
             for name, (_, h, _, size) in self.past.items()
         }
-        seen = next(iter(past.values())).shape[2]
-        positions = np.broadcast_to(np.arange(seen, seen + length), tokens.shape)
-        mask = np.ones((sequences, seen + length), dtype=np.int64)
+        before_them = next(iter(past.values())).shape[2]
+        positions = np.broadcast_to(np.arange(before_them, before_them + length), tokens.shape)
+        mask = np.ones((sequences, before_them + length), dtype=np.int64)
         asked = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **past}
         return dict(zip(self.outputs, self.session.run(self.outputs, asked), strict=True))
 
@@ -106,6 +101,7 @@ def _opened(folder: Path, asked: Asked, graph: str | bytes, entries: dict[str, s
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has classes of its own for it, under no common one
-        reason = " ".join(str(error).split())
-        raise ValueError(f"onnxruntime does not load {folder / WEIGHTS}, it may be truncated: {reason}") from None
+        raise ValueError(
+            f"onnxruntime does not load {folder / WEIGHTS}, it may be truncated: {reason(error)}"
+        ) from None
     return InOnnxRuntime(session, saved.load_tokenizer(folder))

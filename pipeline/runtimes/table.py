@@ -8,6 +8,7 @@ from pipeline.runtimes import genai, hugging_face, in_mlx, llama_cpp, onnx_runti
 from pipeline.runtimes.opened import Open
 
 INSTALL = "pip install --constraint constraints.txt --editable ."
+INSTALL_MLX = "pip install --constraint constraints.txt --editable '.[mlx]'"
 
 
 class Runtime(NamedTuple):
@@ -32,7 +33,13 @@ RUNTIMES = {
     "onnxruntime": Runtime(("onnx",), onnx_runtime.open_export, False, "onnxruntime", on_grids=True),
     "onnxruntime-float": Runtime(("onnx",), onnx_runtime.open_in_float, True, "onnxruntime"),
     "onnxruntime-genai": Runtime(("onnx",), genai.open_export, False, "onnxruntime-genai", on_grids=True),
-    "mlx": Runtime(("mlx",), in_mlx.open_export, True, "mlx-lm", install=f"{INSTALL[:-1]}'.[mlx]'"),
+    "mlx": Runtime(
+        ("mlx",),
+        in_mlx.open_export,
+        True,
+        "mlx-lm",
+        install=INSTALL_MLX,
+    ),
 }
 
 

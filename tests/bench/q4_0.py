@@ -56,14 +56,14 @@ def write_q4_0(teacher: Path, file: Path) -> None:
     writer.close()
 
 
-def log_loss(predictions: Predictions, tokens: Tensor, valid: Tensor) -> tuple[float, int]:
+def log_loss(predictions: Predictions, tokens: Tensor, valid: Tensor, vocabulary: int) -> tuple[float, int]:
     """Sum of -log p of the next tokens, and how many; one beyond the likeliest has an equal share of what is left."""
     assert predictions.ids is not None
     total, count = 0.0, 0
     for position, values, ids in zip(predictions.positions.tolist(), predictions.values, predictions.ids, strict=True):
         if valid[position + 1]:
             mine = values[ids == tokens[position + 1]]
-            rest = math.log(max(1 - float(values.double().exp().sum()), 1e-9) / 1e5)
+            rest = math.log(max(1 - float(values.double().exp().sum()), 1e-9) / (vocabulary - len(values)))
             total, count = total - (float(mine[0]) if len(mine) else rest), count + 1
     return total, count
 
@@ -88,7 +88,9 @@ def main() -> None:
             opened = llama_cpp.open_export(folder, asked)
             predictions = [*opened.predictions(text.tokens)]
             agreed = compared(teacher, predictions, text.valid).agreement
-            parts = [log_loss(*part) for part in zip(predictions, text.tokens, text.valid, strict=True)]
+            parts = [
+                log_loss(*part, opened.vocabulary) for part in zip(predictions, text.tokens, text.valid, strict=True)
+            ]
             perplexity = math.exp(sum(loss for loss, _ in parts) / sum(count for _, count in parts))
             speeds = [opened.speed(text.tokens[0], text.count) for _ in range(REPEATS)]
             prompt, decode = (max(getattr(speed, part) for speed in speeds) for part in ("prompt", "decode"))

@@ -1,5 +1,6 @@
 """`python -m pipeline.chat` on what a run of the pipeline made, and the loop in a true terminal."""
 
+import math
 import os
 import pty
 import select
@@ -100,17 +101,29 @@ class Terminal:
         self._read = self.shown.index(text, self._read) + len(text)
 
     def wait_for_prompt(self) -> None:
-        """Wait until it reads a line: readline shows the prompt before, and hears a Ctrl-C in between only later."""
+        """Wait until it asks for a line. Between that and its reading readline hears no Ctrl-C: see `press`."""
         self.wait_for("> ")
-        time.sleep(0.5)
+
+    def press(self, key: str, text: str) -> None:
+        """Press a key, again where nobody heard it within some seconds, until a text is shown."""
+        for _ in range(5):
+            self.type(key)
+            try:
+                return self.wait_for(text, 5)
+            except AssertionError:
+                continue
+        return self.wait_for(text, 0)
 
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
 
-    def ended(self, seconds: float = 60) -> int:
-        """Its exit status, when it has ended by itself; what it has shown by then is read."""
-        until = time.monotonic() + seconds
+    def ended(self, key: str = "", seconds: float = 60) -> int:
+        """Its exit status, when it has ended, by a key that is pressed until then; what it has shown is read."""
+        until, pressed = time.monotonic() + seconds, -math.inf
         while True:
+            if key and time.monotonic() > pressed + 5:
+                self.type(key)
+                pressed = time.monotonic()
             try:
                 if select.select([self._end], [], [], 0.1)[0]:
                     self.shown += os.read(self._end, 4096).decode(errors="replace")
@@ -147,11 +160,9 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_twice_at_the_prompt_leaves(te
     terminal.wait_for("user: and on")
     assert "assistant: user: wait more more" in terminal.shown
     terminal.wait_for_prompt()
-    terminal.type("\x03")
-    terminal.wait_for("[Ctrl-C once more, or /quit, leaves]")
+    terminal.press("\x03", "[Ctrl-C once more, or /quit, leaves]")
     terminal.wait_for_prompt()
-    terminal.type("\x03")
-    assert terminal.ended() == 0
+    assert terminal.ended("\x03") == 0
     assert "left" in terminal.shown
     assert "Traceback" not in terminal.shown
 
@@ -161,8 +172,7 @@ def test_in_a_terminal_one_ctrl_c_at_the_prompt_does_not_leave_and_ctrl_d_does(t
     terminals.append(terminal)
     terminal.wait_for_prompt()
     for _ in range(2):
-        terminal.type("\x03")
-        terminal.wait_for("leaves]")
+        terminal.press("\x03", "leaves]")
         terminal.wait_for_prompt()
         terminal.type("hello\n")
         terminal.wait_for("user: hello")

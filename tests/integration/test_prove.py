@@ -13,7 +13,7 @@ from tests import tiny
 from tests.integration.conftest import change_params, run_stage
 
 PATHS = {"teacher": "data/teacher", "corpus": "data/corpus", "variant": "student=data/student", "int4": "data/int4"}
-FORMATS = ("compressed-tensors", "gguf")
+FORMATS = ("compressed-tensors", "gguf", "onnx")
 
 
 def test_each_export_of_the_student_is_proven_and_the_report_shows_it(pipeline: Path) -> None:
@@ -22,7 +22,13 @@ def test_each_export_of_the_student_is_proven_and_the_report_shows_it(pipeline: 
     page = (pipeline / "data/report/index.html").read_text()
     summary = json.loads((pipeline / "data/report/summary.json").read_text())
     usage = (pipeline / "data/report/usage.js").read_text()
-    for runtime, format_name in (("transformers", "compressed-tensors"), ("llama.cpp", "gguf")):
+    for runtime, format_name in (
+        ("transformers", "compressed-tensors"),
+        ("llama.cpp", "gguf"),
+        ("onnxruntime", "onnx"),
+        ("onnxruntime-float", "onnx"),
+        ("onnxruntime-genai", "onnx"),
+    ):
         numbers = json.loads((pipeline / f"data/proof/student-{format_name}.json").read_text())
         assert all(math.isfinite(value) for value in numbers.values())
         assert numbers[f"positions.{runtime}"] == 2 * 47
@@ -44,7 +50,7 @@ def _version(runtime: str) -> str:
 def test_the_same_export_has_the_same_proof(desk: Path) -> None:
     done = run_stage(desk, "prove", **PATHS, out="made/proof")
     assert done.returncode == 0, done.stderr
-    assert "prove student, gguf: the file holds the trained numbers; llama.cpp predicts" in done.stdout
+    assert "prove student, gguf: the file holds the trained numbers; llama.cpp, to the student with" in done.stdout
     for file in (desk / "made/proof").iterdir():
         assert file.read_bytes() == (desk / "data/proof" / file.name).read_bytes(), file.name
 

@@ -174,3 +174,9 @@ def test_linears_that_no_text_calls_are_named(tmp_path: Path):
     assert "self_attn" not in problem
     override = {"match": "*.encoder_attn.*", "weights": {"bits": 0}, "activations": {"bits": 0}}
     assert problems(model, tmp_path, **fitting, scheme=long(override, weights__group=0)) == []
+
+
+def test_a_window_that_is_shorter_than_what_llama_cpp_is_asked_is_named(tmp_path: Path):
+    assert not problems(families.family("mistral"), tmp_path, export__formats=["compressed-tensors", "onnx"])
+    lines = problems(families.family("mistral"), tmp_path, export__formats=["compressed-tensors", "gguf"])
+    assert "export.formats: llama.cpp sees 6 tokens of this model, prove holds it to texts of 64; lower " in lines[-1]

@@ -97,12 +97,12 @@ def test_without_scores_or_lineage_there_are_no_such_sections_and_the_note_says_
 def test_parity_is_shown_where_it_was_looked_at():
     assert "## The same in its runtime" not in card.render(subject(origin()))
     measured = {
-        "llama.cpp": {"top1_student": 0.9931, "kl_student": 0.00217},
-        "other": {"top1_student": 1.0, "kl_student": 0.0},
+        "llama.cpp": {"top1_student": 0.9931, "kl_student": 0.00217, "bound": 1.0},
+        "other": {"top1_student": 1.0, "kl_student": 0.0, "bound": 0.0},
     }
     text = card.render(subject(origin(parity=measured)))
     assert table(section(text, "The same in its runtime"))[2:] == [
-        ["llama.cpp", "99.31", "0.0022"],
+        ["llama.cpp", "99.31", "≥ 0.0022"],
         ["other", "100.00", "0"],
     ]
 
@@ -140,7 +140,7 @@ def test_what_stays_in_float_is_a_limit():
 
 
 def test_there_are_no_empty_lines_in_a_row_and_no_braces_are_left():
-    parity = {"llama.cpp": {"top1_student": 1.0, "kl_student": 0.1}}
+    parity = {"llama.cpp": {"top1_student": 1.0, "kl_student": 0.1, "bound": 0.0}}
     text = card.render(subject(origin(parity=parity), Told(license="mit")))
     assert "\n\n\n" not in text
     assert "{{" not in text

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.models import saved
 from pipeline.runtimes import hugging_face, llama_cpp
-from pipeline.runtimes.hugging_face import rendered
+from pipeline.runtimes.folder_tokenizer import rendered
 from pipeline.runtimes.opened import Asked
 from pipeline.runtimes.references import Text
 from pipeline.runtimes.table import RUNTIMES
