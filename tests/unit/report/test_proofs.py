@@ -51,6 +51,16 @@ def test_a_row_a_runtime_and_one_of_the_student_itself(folder: Path):
     assert "1020 positions" in proofs.note(proofs.read(folder))
 
 
+def test_the_note_is_of_the_student_where_other_variants_are_proven_too(folder: Path):
+    made = proofs.read(folder)
+    others = {"rtn": OWN | {"in_float.kl_student": 0.5}, **made.students}
+    exports = {("rtn", "gguf"): PARTS, **made.exports}
+    note = proofs.note(proofs.Proofs(made.versions, exports, others))
+    assert "the student itself is at a KL of 0.0027" in note
+    alone = proofs.note(proofs.Proofs(made.versions, exports, {"rtn": others["rtn"]}))
+    assert "the rtn itself is at a KL of 0.5" in alone
+
+
 def test_the_summary_has_each_runtimes_agreement(folder: Path):
     assert proofs.of_proofs(proofs.read(folder)) == {
         "proof.dequantized.transformers.top1_student.student": 0.9559,
