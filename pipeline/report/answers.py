@@ -17,6 +17,8 @@ RUN = {  # what is said of each format
     "dequantized": "plain transformers reads it, as a float32 model of the same numbers; nothing is packed.",
 }
 
+RUNNERS = {"gguf": "llama.cpp", "onnx": "onnxruntime", "mlx": "mlx-lm"}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -126,13 +128,14 @@ def _large(summary: Mapping[str, float]) -> Answer:
 
 def _runs(folders: Mapping[str, str], inputs_quantized: bool) -> Answer:
     inputs = (
-        "Inputs or KV cache are quantized in the scores as the scheme says; the runtimes do that in ways of their own."
+        "Inputs or KV cache are quantized in the scores as the scheme says, and in ONNX; other runtimes do that in "
+        "ways of their own."
         if inputs_quantized
         else ""
     )
     told = [f"{folder}: {RUN[name]}" for name, folder in folders.items()]
-    where = "from_pretrained loads it" + (", llama.cpp runs it" if "gguf" in folders else "")
-    return Answer("Can I run it?", f"Yes, {where}", " ".join([*told, inputs]).strip())
+    where = ["from_pretrained loads it", *(f"{RUNNERS[name]} runs it" for name in folders if name in RUNNERS)]
+    return Answer("Can I run it?", f"Yes, {', '.join(where)}", " ".join([*told, inputs]).strip())
 
 
 def _listed(changes: list[Change]) -> str:
