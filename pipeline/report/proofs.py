@@ -84,9 +84,9 @@ def _cells(numbers: Mapping[str, float], runtime: str) -> list[str]:
     mine = of_runtime(numbers, runtime)
     bound = "≥ " if is_bound(mine) else ""
     kl, top1 = mine["kl_student"], f"{100 * mine['top1_student']:.1f}"
-    shown = f"{bound}{kl:.4f}" if kl >= LEAST_SHOWN else f"{bound}{kl:.0e}"
+    shown = f"{bound}{_small(kl)}"
     apart = (
-        f"{mine['logit_difference']:.0e} of the largest logit"
+        _small(mine["logit_difference"])
         if "logit_difference" in mine
         else f"{mine['log_probability_difference']:.2f} nats"
     )
@@ -94,6 +94,10 @@ def _cells(numbers: Mapping[str, float], runtime: str) -> list[str]:
     stored = numbers["weight_bytes"] / 1e6
     megabytes = f"{stored:.0f}" if stored >= 10 else f"{stored:.2g}"
     return [shown, top1, f"{bound}{mine['kl_teacher']:.3f}", apart, same, megabytes]
+
+
+def _small(value: float) -> str:
+    return "0" if value == 0 else f"{value:.4f}" if value >= LEAST_SHOWN else f"{value:.0e}"
 
 
 def note(proofs: Proofs) -> str:
@@ -106,10 +110,11 @@ def note(proofs: Proofs) -> str:
         "runtime's tokenizer gives the teacher's ids for 200 texts; what falls short stops the pipeline. KL (nats a "
         "token) and top-1 agreement are with the variant as it was made, its inputs and KV cache on their grids, on "
         f"{positions:.0f} positions of held-out text. With these in float, as most runtimes have them, the {name} "
-        f"itself is at a KL of {own['in_float.kl_student']:.4f} and agrees in "
+        f"itself is at a KL of {_small(own['in_float.kl_student'])} and agrees in "
         f"{100 * own['in_float.top1_student']:.1f} %: in sampled text two tokens are often all but equally likely. "
-        "onnxruntime and onnxruntime-genai have the grids, and their largest difference is to the variant as it was "
-        "made. All others, onnxruntime-float among them, are held to it with inputs in float, and so are the tokens of "
-        "greedy continuations. ≥: llama.cpp tells of the likeliest tokens alone, all others count as one, so its KL is "
-        "a lower bound."
+        "The largest difference of logits is a share of the largest logit, or in nats of a log-probability. "
+        "onnxruntime and onnxruntime-genai have the grids, and theirs is to the variant as it was made. All others, "
+        "onnxruntime-float among them, are held to it with inputs in float, and so are the tokens of greedy "
+        "continuations. ≥: llama.cpp tells of the likeliest tokens alone, all others count as one, so its KL is a "
+        "lower bound."
     )

@@ -43,7 +43,7 @@ def test_a_row_a_runtime_and_one_of_the_student_itself(folder: Path):
     assert own[:3] == ["student", "-", "as trained"]
     assert own[5] == "0.133"
     assert dense == [
-        "student", "dequantized", "transformers 5.0", "0.0027", "95.6", "0.131", "2e-06 of the largest logit",
+        "student", "dequantized", "transformers 5.0", "0.0027", "95.6", "0.131", "2e-06",
         "64 (least 64)", "103",
     ]  # fmt: skip
     assert parts[2] == "llama.cpp 1.2"
