@@ -65,8 +65,7 @@ def rows(proofs: Proofs) -> list[list[str]]:
         for (other, name), numbers in proofs.exports.items():
             if other == variant:
                 for runtime in runtimes(numbers):
-                    about = [variant, name, f"{runtime} {proofs.versions[runtime]}"]
-                    table.append([*about, *_cells(numbers, runtime)])
+                    table.append([variant, name, runtime, *_cells(numbers, runtime)])
     return table
 
 
@@ -116,5 +115,5 @@ def note(proofs: Proofs) -> str:
         "onnxruntime and onnxruntime-genai have the grids, and theirs is to the variant as it was made. All others, "
         "onnxruntime-float among them, are held to it with inputs in float, and so are the tokens of greedy "
         "continuations. ≥: llama.cpp tells of the likeliest tokens alone, all others count as one, so its KL is a "
-        "lower bound."
+        f"lower bound. Versions: {', '.join(f'{runtime} {known}' for runtime, known in proofs.versions.items())}."
     )

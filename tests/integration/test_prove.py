@@ -35,7 +35,8 @@ def test_each_export_of_the_student_is_proven_and_the_report_shows_it(pipeline: 
         assert numbers[f"texts.{runtime}"] == 200
         name = f"proof.{format_name}.{runtime}.kl_student.student"
         assert summary[name] == numbers[f"kl_student.{runtime}"] < summary["kl.student"]
-        assert f"<td>{runtime} {_version(runtime)}</td>" in page
+        assert f"<td>{runtime}</td>" in page
+        assert f"{runtime} {_version(runtime)}" in page
         speeds = json.loads((pipeline / f"runs/speed/student-{format_name}.json").read_text())
         assert min(speeds[runtime][part] for part in ("prompt", "decode")) > 0
         assert f'"student-{format_name}"' in usage
