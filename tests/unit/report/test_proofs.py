@@ -50,7 +50,7 @@ def test_a_row_a_runtime_and_one_of_the_student_itself(folder: Path):
     assert (parts[3], parts[5], parts[6], parts[-1]) == ("≥ 0.0027", "≥ 0.131", "1.14 nats", "0.095")
     note = proofs.note(proofs.read(folder))
     assert "1020 positions" in note
-    assert note.endswith("Versions: transformers 5.0, llama.cpp 1.2.")
+    assert note.endswith("Versions: llama.cpp 1.2, transformers 5.0.")
 
 
 def test_the_note_is_of_the_student_where_other_variants_are_proven_too(folder: Path):
