@@ -48,6 +48,7 @@ class LlamaCpp:
         knobs.api_keys = [secrets.token_hex()]  # it listens on the loopback, too: to nobody
         try:
             self._server = xllamacpp.Server(knobs)
+            self._server.handle_completions({"prompt": "a", "max_tokens": 1})  # closed before it has begun, it hangs
         except RuntimeError as error:
             raise ValueError(f"llama.cpp does not open {folder / FILE}: {error}") from None
 

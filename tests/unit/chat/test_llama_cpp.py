@@ -1,5 +1,7 @@
 """llama.cpp itself, with the tiny model."""
 
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from pipeline.chat.llama_cpp import metadata
 from tests import tiny
 from tests.unit.chat.conftest import CONTEXT, REFUSING, TEMPLATE, gguf_folder
 
+ROOT = Path(__file__).parents[3]
 CONVERSATION = [
     Message(role="system", content="Be brief, tiny  one."),
     Message(role="user", content="Say to me\n what the time is."),
@@ -98,3 +101,12 @@ def test_a_template_that_refuses_is_told_of(tmp_path: Path, tokens: Tensor, vali
     engine = open_folder(gguf_folder(tmp_path, REFUSING, tokens, valid), threads=1)
     with pytest.raises(ValueError, match=r"llama\.cpp: .*no thanks"):
         list(engine.answer(CONVERSATION, Sampling(max_tokens=3), 1))
+
+
+def test_what_is_closed_as_soon_as_it_is_open_ends(gguf: Path):
+    """Again and again: a server that is closed before it has begun hangs in every second case."""
+    script = (
+        "from pathlib import Path; from pipeline.chat.engines import open_folder\n"
+        f"for _ in range(8): open_folder(Path({str(gguf)!r}), threads=1)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
