@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 SEQUENCES, LENGTH = 16, 24
 KNOBS = {
     "synthesize": {"sequences": SEQUENCES, "held_out": 4, "length": LENGTH},
+    "prove": {"prompts": 4},
     "calibrate": {"sequences": 8},
     "analyze": {"sequences": 4, "sensitivity_sequences": 2},
     "distill": {"freeze": "auto", "steps": 2, "batch": 4},

@@ -206,4 +206,4 @@ def test_two_policies_through_the_true_stages_to_the_report(pipeline: Path, tmp_
     scores = json.loads((project / "data/scores/student.json").read_text())
     assert scores["kl"] == float(rows_by_point["none", "0"]["kl"])
     done = run(["dvc", "repro"], project)
-    assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["inspect", "report"]
+    assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["inspect", "prove", "report"]

@@ -23,7 +23,11 @@ def written(desk: Path, model: Path, **knobs: object) -> tuple[str, Corpus]:
     shutil.copy2(ROOT / "params.yaml", desk)
     shutil.copy2(ROOT / "versions.yaml", desk)
     small = {"sequences": 60, "held_out": 6, "length": 48, "batch": 7, "dtype": "float32"}
-    fits = {"calibrate": {"sequences": 8}, "analyze": {"sequences": 4, "sensitivity_sequences": 1}}
+    fits = {
+        "calibrate": {"sequences": 8},
+        "analyze": {"sequences": 4, "sensitivity_sequences": 1},
+        "prove": {"prompts": 6, "tokens": 8},
+    }
     evaluate = {"evaluate": {"benchmarks": str(ROOT / "data/benchmarks"), "window": 64}}
     source = {
         "teacher": {"source": "path", "path": str(model), "sha256": ""},
