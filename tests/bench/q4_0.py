@@ -92,7 +92,7 @@ def main() -> None:
                 log_loss(*part, opened.vocabulary) for part in zip(predictions, text.tokens, text.valid, strict=True)
             ]
             perplexity = math.exp(sum(loss for loss, _ in parts) / sum(count for _, count in parts))
-            speeds = [opened.speed(text.tokens[0], text.count) for _ in range(REPEATS)]
+            speeds = [opened.speed(text.tokens[0, : text.context - text.count - 1], text.count) for _ in range(REPEATS)]
             prompt, decode = (max(getattr(speed, part) for speed in speeds) for part in ("prompt", "decode"))
             base = base or (prompt, decode)
             size = (folder / llama_cpp.WEIGHTS).stat().st_size / 1e6
