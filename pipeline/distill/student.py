@@ -70,8 +70,10 @@ class Student:
             master = self.masters[f"{name}.weight"].detach()
             return weights.weight_step(master, self.start.schemes[name], self._scale_dtype(name))
         if self.learns.scale == "learned":
-            scale = stored_scale(self.masters[f"{name}.scale"].detach(), self._scale_dtype(name))
-            return Step(scale, self.steps[name].zero)
+            calibrated, learned = self.steps[name], self.masters[f"{name}.scale"].detach()
+            learned = (learned * calibrated.scale.sign()).clamp(min=0)  # a scale keeps its sign
+            stored = stored_scale(learned, self._scale_dtype(name))
+            return Step(stored * calibrated.scale.sign(), calibrated.zero)
         return self.steps[name]
 
     def _scale_dtype(self, name: str) -> torch.dtype:

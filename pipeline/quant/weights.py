@@ -55,7 +55,8 @@ def quotient(weight: Tensor, step: Step) -> Tensor:
 def clamp(weight: Tensor, step: Step, scheme: Weights) -> Tensor:
     """A weight held within the range of its grid: float32 [out, in]."""
     low, high = grid_of(scheme).range
-    least, greatest = ((bound - step.zero) * step.scale for bound in (low, high))
+    ends = [(bound - step.zero) * step.scale for bound in (low, high)]
+    least, greatest = torch.minimum(*ends), torch.maximum(*ends)  # a negative scale turns them over
     return _groups(weight, step).clamp(least[..., None], greatest[..., None]).flatten(1)
 
 

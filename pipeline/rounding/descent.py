@@ -99,9 +99,9 @@ class _Block:
 def _best_scale(left: Tensor, levels: Tensor, hessian: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """A group's scales [out] with the least error for its levels [g, out], others held.
 
-    left: the rows [g, out] of the Hessian times the error. dtype: that stores the scales. A scale that would not be
-    above zero stays.
+    left: the rows [g, out] of the Hessian times the error. dtype: that stores the scales. A scale that would change
+    its sign stays.
     """
     curvature = (hessian @ levels).mul_(levels).sum(dim=0)
     best = (scale + (left * levels).sum(dim=0) / curvature).to(dtype).float()
-    return torch.where((best > 0) & best.isfinite(), best, scale)
+    return torch.where((best * scale > 0) & best.isfinite(), best, scale)

@@ -175,6 +175,20 @@ SCALES: dict[str, Callable[..., Step]] = {"minmax": _minmax_step, "mse": _mse_st
 def _best_step(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor]) -> Step:
     """The step [out, n] of the share of min-max with the least loss; `loss` takes errors [out, n, g] to [out, n].
 
+    A symmetric group's scale may be negative: its grid reaches one step further on one side, and so that is the side
+    where its values do, as in GGUF's own Q4_0. A whole row gains little by it, and NPUs want its scale above zero; nor
+    does a grid of 8 bits.
+    """
+    best, lowest = _best_share(weight, scheme, loss, 1)
+    if scheme.symmetric and scheme.group and scheme.bits < 8:
+        turned, losses = _best_share(weight, scheme, loss, -1)
+        best = Step(*(torch.where(losses < lowest, new, old) for new, old in zip(turned, best, strict=True)))
+    return best
+
+
+def _best_share(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor], sign: int) -> tuple[Step, Tensor]:
+    """The best step of scales of one sign, and its loss: [out, n] all.
+
     Each channel or group first tries SHARES, then looks around its best one.
     """
     grid, values = weights.grid_of(scheme), grouped(weight, scheme.group)
@@ -185,7 +199,8 @@ def _best_step(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor]
 
     def attempt(candidate: Tensor) -> None:
         nonlocal best, share, lowest
-        step = grid.step(candidate * least, candidate * greatest, dtype)
+        scale, zero = grid.step(candidate * least, candidate * greatest, dtype)
+        step = Step(sign * scale, zero)
         losses = loss(grid.dequantize(grid.quantize(values, step), step).sub_(values))[..., None]
         better = losses < lowest
         best = Step(*(torch.where(better, new, old) for new, old in zip(step, best, strict=True)))
@@ -195,9 +210,9 @@ def _best_step(weight: Tensor, scheme: Weights, loss: Callable[[Tensor], Tensor]
         attempt(torch.full_like(least, start))
     for distance in REFINEMENTS:
         around = share
-        for sign in (-1, 1):
-            attempt(around + sign * distance)
-    return Step(best.scale.squeeze(-1), best.zero.squeeze(-1))
+        for side in (-1, 1):
+            attempt(around + side * distance)
+    return Step(best.scale.squeeze(-1), best.zero.squeeze(-1)), lowest.squeeze(-1)
 
 
 def output_sqnr(weight: Tensor, approximation: Tensor, hessian: Tensor) -> float:

@@ -1,13 +1,16 @@
-"""Our GPTQ against llm-compressor's, side by side: same teacher, same corpus, same text, seconds and perplexity.
+"""Our GPTQ against llm-compressor's and auto-round, side by side: same teacher, corpus and text, seconds and scores.
 
-    python -m venv peer && peer/bin/pip install llmcompressor==0.14.0
-    python -m tests.bench.gptq --peer peer/bin/python --benchmarks folder --text wikitext2
+    python -m venv peer && peer/bin/pip install torch==2.13.0 llmcompressor==0.14.0
+    python -m venv auto && auto/bin/pip install torch==2.13.0 auto-round==0.15
+    python -m tests.bench.gptq --llm-compressor peer/bin/python --auto-round auto/bin/python --benchmarks folder \
+        --text wikitext2 --group 64
 
-Both quantize the decoder's linears to symmetric INT4, a scale an output channel, and leave inputs in float; one after
-the other, each in a process of its own with all cores. Seconds are of the quantization alone, without loading.
-Perplexity is measured here for both, on the weights that they leave behind. llm-compressor's GPTQ has its own defaults,
-and once its observer `mse`, which searches for scales as ours does. A row of ours adds to the one above: scales that
-are searched, coordinate descent, `calibrate.rotation`, `calibrate.fisher`; all of it counts in its seconds.
+All quantize the decoder's linears to symmetric INT4, a scale an output channel or a group, and leave inputs in float;
+one after the other, each in a process of its own with all cores. Seconds are of the quantization alone, without
+loading. Perplexity, and KL to the teacher on held-out text of the corpus, are measured here for all, on the weights
+that they leave behind. Peers have their own defaults; llm-compressor's GPTQ once more its observer `mse`, which
+searches for scales as ours does. A row of ours adds to the one above: scales that are searched, coordinate descent,
+`calibrate.fisher`, `calibrate.rotation`; all of it counts in its seconds.
 """
 
 import argparse
@@ -32,10 +35,12 @@ from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
 from pipeline.corpus.artifact import Corpus, valid_mask
 from pipeline.evaluation import text
+from pipeline.evaluation.agreement import agreement
 from pipeline.knobs import params
 from pipeline.knobs.scheme import from_short
 from pipeline.models import float_type, layout, saved
 from pipeline.quant.model import QuantizedModel
+from tests.bench.gptq_peers import PEERS, SCRIPTS
 
 PLAIN = {"scales": "minmax", "descent": 0}
 OURS: dict[str, dict[str, Any]] = {  # what each changes in the knobs of GPTQ; the names say the rest
@@ -43,40 +48,10 @@ OURS: dict[str, dict[str, Any]] = {  # what each changes in the knobs of GPTQ; t
     "gptq, min-max": PLAIN,
     "gptq, searched": {**PLAIN, "scales": "output"},
     "gptq, descended": {},
+    "gptq, fisher": {},
     "gptq, rotated": {},
     "gptq, rotated, fisher": {},
 }
-PEERS = {"llm-compressor": "", "llm-compressor, mse": "mse"}  # and its observer; empty: its own default
-PEER = """
-import json, sys, time
-import torch
-from datasets import Dataset
-from llmcompressor import oneshot
-from llmcompressor.modifiers.gptq import GPTQModifier
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-teacher, corpus, sequences, out, observer = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
-model = AutoModelForCausalLM.from_pretrained(teacher, dtype="float32")
-tokenizer = AutoTokenizer.from_pretrained(teacher)
-tokens = load_file(corpus + "/corpus.safetensors")["tokens"][:sequences].long()
-data = Dataset.from_dict({"input_ids": tokens.tolist(), "attention_mask": torch.ones_like(tokens).tolist()})
-weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}
-if observer:
-    weights["observer"] = observer
-recipe = GPTQModifier(ignore=["lm_head"], config_groups={"all": {"targets": ["Linear"], "weights": weights}})
-begun = time.monotonic()
-oneshot(model=model, dataset=data, recipe=recipe, tokenizer=tokenizer, num_calibration_samples=sequences,
-        max_seq_length=tokens.shape[1])
-seconds = time.monotonic() - begun
-left = {}
-for name, module in model.named_modules():
-    if hasattr(module, "weight_scale"):
-        scale = module.weight_scale.float()
-        left[name] = ((module.weight.float() / scale).round().clamp(-8, 7) * scale).contiguous()
-save_file(left, out + "/weights.safetensors")
-json.dump({"seconds": seconds}, open(out + "/seconds.json", "w"))
-"""
 
 
 def ours(args: argparse.Namespace, row: str, out: Path) -> None:
@@ -96,7 +71,8 @@ def ours(args: argparse.Namespace, row: str, out: Path) -> None:
         names = {linear.name for linear in layout.linears(model)}
         sampled = corpus.sampled(args.sequences)
         weighed = fisher(model, tokens, valid, sampled, knobs.batch, knobs.dtype, names, lambda: None)
-    quantized = calibrate(model, tokens, valid, from_short("W4"), options, None, lambda: None, weighed).model
+    scheme = from_short(f"W4g{args.group}" if args.group else "W4")
+    quantized = calibrate(model, tokens, valid, scheme, options, None, lambda: None, weighed).model
     seconds = time.monotonic() - begun
     quantized.save(out / "model", {}, {})
     (out / "seconds.json").write_text(json.dumps({"seconds": seconds}))
@@ -109,16 +85,25 @@ def perplexity(args: argparse.Namespace, model: PreTrainedModel) -> float:
     return text.perplexity(model, windows, lambda: None)[0]["perplexity"]
 
 
+def divergence(args: argparse.Namespace, model: PreTrainedModel, teacher: PreTrainedModel) -> float:
+    """KL(teacher || model) on held-out text of the corpus."""
+    tokens, lengths = Corpus.load(args.corpus).test()
+    return agreement(model, teacher, tokens, valid_mask(lengths, tokens.shape[1]), lambda: None)[0]["kl"]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="the Python of an environment that has llm-compressor")
+    for library in SCRIPTS:
+        parser.add_argument(f"--{library}", dest=library, help=f"the Python of an environment that has {library}")
     parser.add_argument("--teacher", default="data/teacher")
     parser.add_argument("--corpus", default="data/corpus")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--benchmarks", default="data/benchmarks")
     parser.add_argument("--text", default=text.PYDOC)
     parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--group", type=int, default=0, help="inputs that share a scale; 0: all")
+    parser.add_argument("--rows", nargs="+", choices=[*OURS, *PEERS], help="of the table; default: all that can run")
     parser.add_argument("--only", choices=[*OURS], help=argparse.SUPPRESS)
     parser.add_argument("--left", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -128,29 +113,35 @@ def main() -> None:
     teacher = saved.load_model(args.teacher)
     print(f"{'float':22} perplexity {perplexity(args, teacher):6.2f}", flush=True)
     again = [sys.executable, "-m", "tests.bench.gptq", *sys.argv[1:]]
+    able = [*OURS, *(name for name, peer in PEERS.items() if getattr(args, peer.library))]
     taken = {}
-    for name in (*OURS, *(PEERS if args.peer else ())):
+    for name in args.rows or able:
         with tempfile.TemporaryDirectory() as left:
             if name in PEERS:
-                command = [args.peer, "-c", PEER, args.teacher, args.corpus, str(args.sequences), left, PEERS[name]]
+                library, option = PEERS[name]
+                knobs = args.teacher, args.corpus, str(args.sequences), str(args.group), option, left
+                command = [getattr(args, library), "-c", SCRIPTS[library], *knobs]
             else:
                 command = [*again, "--only", name, "--left", left]
             done = subprocess.run(command, capture_output=True, text=True, cwd=None)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             taken[name] = json.loads((Path(left) / "seconds.json").read_text())["seconds"]
-            model = saved.load_model(args.teacher)
-            if name in PEERS:
-                with torch.no_grad():
-                    for module, weight in load_file(Path(left) / "weights.safetensors").items():
-                        model.get_submodule(module).weight.copy_(weight)
-            else:
-                QuantizedModel.load(Path(left) / "model")[0].put_into(model)
-            print(f"{name:22} perplexity {perplexity(args, model):6.2f}  {taken[name]:6.1f} s", flush=True)
-    if args.peer:
-        for name in [*OURS][1:]:
-            shares = (f"{taken[name] / taken[peer]:.2f} of {peer}" for peer in PEERS)
-            print(f"{name} takes", " and ".join(shares))
+            model = left_behind(args, name, Path(left))
+            scores = f"perplexity {perplexity(args, model):6.2f}  KL {divergence(args, model, teacher):.4f}"
+            print(f"{name:22} {scores}  {taken[name]:6.1f} s", flush=True)
+
+
+def left_behind(args: argparse.Namespace, name: str, folder: Path) -> PreTrainedModel:
+    """The model that a row has left in a folder."""
+    model = saved.load_model(args.teacher)
+    if name not in PEERS:
+        QuantizedModel.load(folder / "model")[0].put_into(model)
+        return model
+    with torch.no_grad():
+        for module, weight in load_file(folder / "weights.safetensors").items():
+            model.get_submodule(module).weight.copy_(weight)
+    return model
 
 
 if __name__ == "__main__":

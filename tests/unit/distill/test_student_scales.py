@@ -105,3 +105,14 @@ def test_a_scale_that_would_fall_to_zero_stays_a_float16_above_it(tokens: Tensor
     made.refresh()
     assert made.step(Q).scale[0] == 2.0**-24
     assert made.modules[f"{Q}.weight"].isfinite().all()
+
+
+def test_a_learned_scale_keeps_its_sign(tokens: Tensor):
+    """One below zero that grows past it stays a float16 below it; another is stored as it is."""
+    made = student(mode="learned")
+    calibrated, learned = made.steps[Q].scale, made.masters[f"{Q}.scale"].data
+    calibrated[:2] *= -1
+    learned[0], learned[1] = 1.0, -0.5
+    made.refresh()
+    assert made.step(Q).scale[:2].flatten().tolist() == [-(2.0**-24), -0.5]
+    assert (made.step(Q).scale[2:] > 0).all()

@@ -36,5 +36,5 @@ def quantized(scheme: str) -> QuantizedModel:
     """The tiny model, rounded to nearest."""
     tokens = torch.randint(3, 259, (6, 20), generator=torch.Generator().manual_seed(1))
     valid = torch.ones_like(tokens, dtype=torch.bool)
-    options = Options("rtn", {}, batch=6, measure=False)
+    options = Options("mse", {}, batch=6, measure=False)
     return calibrate(tiny.llama(), tokens, valid, SCHEMES[scheme], options, None, lambda: None).model

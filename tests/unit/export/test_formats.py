@@ -109,7 +109,7 @@ def test_other_families_come_back_the_same(
     """With a quantized head, and with the embedding, too, of one weight or of two."""
     cache = KVCache(0 if name.startswith(("mamba", "falcon", "bloom")) else 4)
     scheme = Scheme(Weights(4, group=4), Activations(8, dynamic=True), cache, embedding=embedding, head=head)
-    options = Options("rtn", {}, batch=6, measure=False)
+    options = Options("mse", {}, batch=6, measure=False)
     start = calibrate(family(name), tokens, valid, scheme, options, None, lambda: None).model
     (tmp_path / "out").mkdir()
     export(start, families.save(tmp_path / "teacher", name), "compressed-tensors", tmp_path / "out")

@@ -15,11 +15,11 @@ from pipeline.rounding.methods import rtn
 @settings(max_examples=60, deadline=None)
 @given(bits=st.integers(2, 8), group=st.sampled_from([0, 32, 64, 192]), rows=st.integers(1, 5), seed=st.integers(0, 99))
 def test_blocks_stand_for_codes_times_scales(bits: int, group: int, rows: int, seed: int):
-    """Whatever the codes, the least one included; to the last bit."""
+    """Whatever the codes, the least one included, and whatever the scales' signs; to the last bit."""
     generator = torch.Generator().manual_seed(seed)
     half = 2 ** (bits - 1)
     codes = torch.randint(-half, half, (rows, 192), generator=generator, dtype=torch.int8)
-    scale = torch.rand(rows, 192 // (group or 192), generator=generator).half().float()
+    scale = torch.randn(rows, 192 // (group or 192), generator=generator).half().float()
     blocks, kind = gguf_blocks.write(codes, scale, bits)
     expected = codes.float() * scale.repeat_interleave(group or 192, dim=1)
     assert torch.equal(torch.from_numpy(dequantize(blocks, kind)), expected)

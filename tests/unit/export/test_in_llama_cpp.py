@@ -42,7 +42,7 @@ def test_it_predicts_what_the_quantized_model_predicts(
     name: str, turned: bool, scheme: str, tokens: Tensor, valid: Tensor, tmp_path: Path
 ):
     model = rotate(family(name), 0) if turned else family(name)
-    options = Options("rtn", {}, batch=6, measure=False)
+    options = Options("mse", {}, batch=6, measure=False)
     start = calibrate(model, tokens, valid, from_short(scheme), options, None, lambda: None).model
     family(name).save_pretrained(tmp_path / "teacher")
     tiny.merging_tokenizer().save_pretrained(tmp_path / "teacher")

@@ -54,7 +54,7 @@ def save(folder: Path, model: PreTrainedModel, **parts: object) -> Path:
 
 
 def rounded(model: PreTrainedModel, scheme: str, tokens: Tensor, valid: Tensor) -> QuantizedModel:
-    options = Options("rtn", {}, batch=6, measure=False)
+    options = Options("mse", {}, batch=6, measure=False)
     return calibrate(model, tokens, valid, from_short(scheme), options, None, lambda: None).model
 
 

@@ -37,7 +37,7 @@ CLOSE = 0.02  # of the largest logit: mlx computes in float16
 
 
 def rounded(model: PreTrainedModel, scheme: Scheme, tokens: Tensor, valid: Tensor) -> QuantizedModel:
-    return calibrate(model, tokens, valid, scheme, Options("rtn", {}, batch=6, measure=False), None, lambda: None).model
+    return calibrate(model, tokens, valid, scheme, Options("mse", {}, batch=6, measure=False), None, lambda: None).model
 
 
 def written(quantized: QuantizedModel, teacher: PreTrainedModel, folder: Path) -> Path:

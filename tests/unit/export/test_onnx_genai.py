@@ -41,7 +41,7 @@ SCHEMES = {
 
 
 def rounded(model: PreTrainedModel, scheme: Scheme, tokens: Tensor, valid: Tensor) -> QuantizedModel:
-    return calibrate(model, tokens, valid, scheme, Options("rtn", {}, batch=6, measure=False), None, lambda: None).model
+    return calibrate(model, tokens, valid, scheme, Options("mse", {}, batch=6, measure=False), None, lambda: None).model
 
 
 def save(folder: Path, model: PreTrainedModel) -> Path:

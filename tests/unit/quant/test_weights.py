@@ -24,6 +24,14 @@ def cases(draw: st.DrawFn) -> tuple[Weights, Tensor]:
     return Weights(draw(st.sampled_from(WEIGHT_BITS)), draw(st.booleans()), group), weight
 
 
+def step_of(weight: Tensor, scheme: Weights) -> Step:
+    """Min-max scales; every second symmetric group's is below zero."""
+    scale, zero = weights.weight_step(weight, scheme)
+    if scheme.symmetric and scheme.group:
+        scale[:, 1::2] *= -1
+    return Step(scale, zero)
+
+
 def looped(x: Tensor, step: Step, scheme: Weights, do: Callable[[Grid, Tensor, Step], Tensor]) -> Tensor:
     """What is done to the values of one group of one row after the other, with their own scale and zero point."""
     out, size = torch.full(x.shape, torch.nan), scheme.group or x.shape[1]
@@ -36,7 +44,7 @@ def looped(x: Tensor, step: Step, scheme: Weights, do: Callable[[Grid, Tensor, S
 
 
 def clamped(grid: Grid, x: Tensor, step: Step) -> Tensor:
-    low, high = ((code - float(step.zero)) * float(step.scale) for code in grid.range)
+    low, high = sorted((code - float(step.zero)) * float(step.scale) for code in grid.range)
     return x.clamp(low, high)
 
 
@@ -59,8 +67,8 @@ def test_each_group_of_each_row_has_its_own_min_max_step(case: tuple[Weights, Te
 def test_each_group_of_each_row_is_quantized_on_its_own_step(case: tuple[Weights, Tensor], seed: int, share: float):
     """On min-max ranges and on those that clip; with values between two codes."""
     scheme, weight = case
-    step = weights.weight_step(share * weight, scheme)
-    wide = step.scale.repeat_interleave(scheme.group or weight.shape[1], dim=1)
+    step = step_of(share * weight, scheme)
+    wide = step.scale.abs().repeat_interleave(scheme.group or weight.shape[1], dim=1)
     weight = with_ties(weight, wide, seed)
     codes = weights.quantize(weight, step, scheme)
     assert torch.equal(codes, looped(weight, step, scheme, Grid.quantize))
@@ -73,7 +81,7 @@ def test_each_group_of_each_row_is_quantized_on_its_own_step(case: tuple[Weights
 @some
 def test_what_is_outside_the_grid_is_told_and_clamped_to_its_ends(case: tuple[Weights, Tensor], share: float):
     scheme, weight = case
-    step = weights.weight_step(share * weight, scheme)
+    step = step_of(share * weight, scheme)
     mask = weights.quantize_and_tell(weight, step, scheme)[1]
     expected = looped(weight, step, scheme, inside).bool()
     assert torch.equal(mask, expected) if mask is not None else expected.all()
@@ -84,7 +92,7 @@ def test_what_is_outside_the_grid_is_told_and_clamped_to_its_ends(case: tuple[We
 @some
 def test_clamping_moves_no_code_and_leaves_nothing_outside(case: tuple[Weights, Tensor], share: float):
     scheme, weight = case
-    step = weights.weight_step(share * weight, scheme)
+    step = step_of(share * weight, scheme)
     held = weights.clamp(weight, step, scheme)
     assert torch.equal(weights.quantize(held, step, scheme), weights.quantize(weight, step, scheme))
     assert weights.quantize_and_tell(held, step, scheme)[1] is None

@@ -100,3 +100,15 @@ def test_gptq_is_better_for_it_in_every_channel_taken_together(scheme: Weights):
     assert third <= second
     for r in roundings:
         assert torch.equal(weights.quantize(r.latent, r.step, scheme), r.codes.float())
+
+
+def test_scales_below_zero_are_like_those_above():
+    """A weight turned over, on scales turned over, comes to the same codes, and scales keep their signs."""
+    scheme, (weight, hessian) = Weights(4, group=8), problem(2)
+    start = rtn(weight, None, scheme)
+    upright = descend(weight, hessian, start.codes.float(), start.step, scheme, 3, 8)
+    turned = Step(-start.step.scale, start.step.zero)
+    codes, step, latent = descend(-weight, hessian, start.codes.float(), turned, scheme, 3, 8)
+    assert torch.equal(codes, upright[0])
+    assert torch.equal(step.scale, -upright[1].scale)
+    assert torch.equal(latent, -upright[2])
