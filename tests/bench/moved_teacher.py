@@ -51,7 +51,7 @@ def main() -> None:
     rows = itertools.chain.from_iterable(torch.randperm(len(tokens)).split(args.batch) for _ in range(args.steps))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, args.steps)
-    model.train()
+    model.train().requires_grad_(True)
     for step, chosen in zip(range(args.steps), rows, strict=False):
         with forward.autocast(computes_in()):
             loss = model(input_ids=tokens[chosen], labels=labels[chosen], use_cache=False).loss
@@ -62,7 +62,7 @@ def main() -> None:
         optimizer.zero_grad()
         if step % 20 == 0:
             print(f"step {step}: {float(loss):.3f} nats a token", flush=True)
-    model.eval()
+    model.eval().requires_grad_(False)
     held_out, held_lengths = corpus.test()
     scores = agreement(
         model, saved.load_model(args.teacher), held_out, valid_mask(held_lengths, held_out.shape[1]), lambda: None
