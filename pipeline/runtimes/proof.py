@@ -102,11 +102,10 @@ def _run(proof: Proof, name: str, runtime: Runtime, opened: Opened, against: Ref
     model = getattr(opened, "model", None)
     if isinstance(model, PreTrainedModel):
         check_state(against.model, model, quantized)
-    predictions = [*opened.predictions(text.tokens)]
-    numbers, compare = dict[str, float](), dict[str, Comparison]()
-    for reference in ("in_float", "student", "teacher"):
-        compare[reference] = compared(getattr(against, reference), predictions, text.valid)
-        numbers |= {f"{measure}_{reference}": value for measure, value in _agreement(compare[reference]).items()}
+    compare = _comparisons(opened, against)
+    numbers = dict[str, float]()
+    for reference, comparison in compare.items():
+        numbers |= {f"{measure}_{reference}": value for measure, value in _agreement(comparison).items()}
     held_to = compare["student" if runtime.on_grids else "in_float"]
     if not held_to.positions:
         raise ValueError("the text has no position to compare")
@@ -121,6 +120,16 @@ def _run(proof: Proof, name: str, runtime: Runtime, opened: Opened, against: Ref
     proof.problems += [f"{name}: {problem}" for problem in [*_short(runtime, held_to), *other]]
     speed = opened.speed(text.tokens[0, : text.context - text.count - 1], text.count)
     proof.speeds[name] = {"prompt": speed.prompt, "decode": speed.decode, "threads": torch.get_num_threads()}
+
+
+def _comparisons(opened: Opened, against: References) -> dict[str, Comparison]:
+    """A runtime's predictions beside each reference; those of one sequence are held at a time."""
+    compare = {reference: Comparison() for reference in ("in_float", "student", "teacher")}
+    text = against.text
+    for row, predictions in zip(range(len(text.tokens)), opened.predictions(text.tokens), strict=True):
+        for reference, comparison in compare.items():
+            comparison.add(getattr(against, reference)[row], predictions, text.valid[row])
+    return compare
 
 
 def _check_fits(opened: Opened, against: References) -> None:
