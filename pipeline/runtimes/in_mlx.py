@@ -16,7 +16,7 @@ from pipeline.models import saved
 from pipeline.models.loading import reason
 from pipeline.runtimes import stepping
 from pipeline.runtimes.folder_tokenizer import FromFolder
-from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed
+from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed_alone
 
 CONFIG = "config.json"
 
@@ -35,10 +35,10 @@ class InMlx(FromFolder):
             yield Predictions(torch.arange(logits.shape[1]), torch.from_numpy(logits[0]))
 
     def continuations(self, prompts: Tensor, count: int) -> list[list[int]]:
-        return stepping.greedy(self._step, prompts, count)
+        return stepping.greedy(self._step, prompts.numpy(), count)
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        return stepping.speed(self._step, prompt, count)
+        return timed_alone(self.continuations, prompt, count)
 
     def close(self) -> None:
         del self.model

@@ -9,7 +9,7 @@ on the next number.
 
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,8 +46,8 @@ class Proof:
     speeds: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def prove(folder: Path, format_name: str, against: References) -> Proof:
-    """Read a folder's file, and run it in each runtime that opens it.
+def prove(folder: Path, format_name: str, against: References, runtimes: Mapping[str, Runtime] | None = None) -> Proof:
+    """Read a folder's file, and run it in each runtime that opens it, or in those that are named.
 
     All numbers are of the same text. Of a runtime: `kl_` and `top1_` to `student` (inputs and KV cache on their grids,
     as trained), `in_float` (these in float) and `teacher`; `top1_clear` (of the one that the runtime is held to, where
@@ -60,7 +60,7 @@ def prove(folder: Path, format_name: str, against: References) -> Proof:
     if proof.problems:
         return proof  # a runtime may end the process over it
     asked = Asked(against.text.context, _together(against), torch.get_num_threads())
-    for name, runtime in runtimes_of(format_name).items():
+    for name, runtime in (runtimes_of(format_name) if runtimes is None else runtimes).items():
         memory.give_back()
         before = _resident()
         try:
@@ -210,6 +210,22 @@ def _short(runtime: Runtime, held_to: Comparison) -> Iterator[str]:
             )
         if not agreed.kl <= MOST_KL:
             yield f"its KL from the student is {agreed.kl:.3g} nats a token, over {MOST_KL}"
+
+
+def told(proof: Proof, runtimes: Mapping[str, Runtime]) -> str:
+    """What a proof comes to, in a line."""
+    if proof.problems:
+        return "it falls short"
+    said = ["the file holds the trained numbers"]
+    for name, runtime in runtimes.items():
+        held_to, inputs = ("student", "on grids") if runtime.on_grids else ("in_float", "in float")
+        top1, kl = (proof.numbers[f"{measure}_{held_to}.{name}"] for measure in ("top1", "kl"))
+        least = "" if f"logit_difference.{name}" in proof.numbers else "at least "
+        said.append(
+            f"{name}, to the student with inputs {inputs}: the same likeliest token at {top1:.1%} of the positions, KL "
+            f"{least}{kl:.2g}"
+        )
+    return "; ".join(said)
 
 
 def of_student(against: References) -> dict[str, float]:
