@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.models import layout, saved
+from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel
-from pipeline.runtimes.folder_tokenizer import FromFolder
 from pipeline.runtimes.opened import Asked, Messages, Opened, Predictions, Speed, timed_alone
 from pipeline.runtimes.table import Runtime
 
@@ -49,14 +48,14 @@ ELSEWHERE = {
 }
 
 
-class InAnotherEnvironment(FromFolder):
+class InAnotherEnvironment:
     """A worker as an opened export; what it offers is as `Opened` says."""
 
-    def __init__(self, command: list[str], folder: Path) -> None:
+    def __init__(self, command: list[str]) -> None:
         """Start the worker.
 
         Raises:
-            ValueError: it does not open the folder.
+            ValueError: it does not open its folder.
         """
         self.scratch = tempfile.TemporaryDirectory()
         self.log = (Path(self.scratch.name) / "log").open("w+", encoding="utf-8", errors="replace")
@@ -75,7 +74,6 @@ class InAnotherEnvironment(FromFolder):
             raise
         self.vocabulary: int = facts["vocabulary"]
         self.context: int | None = facts["context"]
-        self.tokenizer = saved.load_tokenizer(folder)
 
     def predictions(self, tokens: Tensor) -> Iterator[Predictions]:
         for sequence in tokens:
@@ -93,11 +91,11 @@ class InAnotherEnvironment(FromFolder):
 
     def ids(self, text: str) -> list[int] | None:
         own: list[int] | None = self._ask("ids", text)
-        return super().ids(text) if own is None else own
+        return own
 
     def chat(self, messages: Messages) -> str | None:
         own: str | None = self._ask("chat", messages)
-        return super().chat(messages) if own is None else own
+        return own
 
     def close(self) -> None:
         """The worker ends with its input."""
@@ -140,7 +138,7 @@ def runtime(name: str, python: Path) -> Runtime:
 
     def open_export(folder: Path, asked: Asked) -> Opened:
         sizes = [f"--{key}={value}" for key, value in asked._asdict().items()]
-        return InAnotherEnvironment([str(python), "-m", chosen.module, str(folder), *sizes], folder)
+        return InAnotherEnvironment([str(python), "-m", chosen.module, str(folder), *sizes])
 
     return Runtime((chosen.format,), open_export, chosen.exact, chosen.package)
 
