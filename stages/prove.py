@@ -32,7 +32,7 @@ def work() -> None:
                 proven = proof.prove(folders[variant, name], name, against)
                 problems += [f"{variant}, {name}: {problem}" for problem in proven.problems]
                 speeds[f"{variant}-{name}"] = proven.speeds
-                print(f"prove {variant}, {name}: {told(proven, name)}", flush=True)
+                print(f"prove {variant}, {name}: {proof.told(proven, table.runtimes_of(name))}", flush=True)
                 if not proven.problems:
                     contract.write_scores(draft.path / f"{variant}-{name}.json", proven.numbers)
         if problems:
@@ -40,22 +40,6 @@ def work() -> None:
             raise ValueError("\n  ".join([f"{len(problems)} proof(s) fall short; {way_out}:", *problems]))
         draft.facts = {"runtimes": versions, "variants": knobs.variants, "formats": formats}
     _note(speeds)
-
-
-def told(proven: proof.Proof, format_name: str) -> str:
-    """What a proof comes to, in a line."""
-    if proven.problems:
-        return "it falls short"
-    said = ["the file holds the trained numbers"]
-    for name, runtime in table.runtimes_of(format_name).items():
-        held_to, inputs = ("student", "on grids") if runtime.on_grids else ("in_float", "in float")
-        top1, kl = (proven.numbers[f"{measure}_{held_to}.{name}"] for measure in ("top1", "kl"))
-        least = "" if f"logit_difference.{name}" in proven.numbers else "at least "
-        said.append(
-            f"{name}, to the student with inputs {inputs}: the same likeliest token at {top1:.1%} of the positions, KL "
-            f"{least}{kl:.2g}"
-        )
-    return "; ".join(said)
 
 
 def _note(speeds: dict[str, dict]) -> None:

@@ -82,7 +82,7 @@ def family(name: str, seed: int = 0) -> PreTrainedModel:
 def save(folder: Path, name: str) -> Path:
     """Write model and tokenizer in Hugging Face layout; returns the folder."""
     family(name).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    tiny.save_tokenizer(tiny.tokenizer(), folder)
     return folder
 
 

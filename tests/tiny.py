@@ -29,6 +29,12 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write one beside a model of any family: Qwen2's class would add a token for what it does not know."""
+    tokenizer.unk_token = "<pad>"
+    tokenizer.save_pretrained(folder)
+
+
 def llama(seed: int = 0, layers: int = 2, hidden: int = 32, tie: bool = True) -> LlamaForCausalLM:
     """A random Llama with grouped-query attention, float32, in eval mode."""
     config = LlamaConfig(

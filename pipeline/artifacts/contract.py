@@ -22,11 +22,15 @@ LIBRARIES = ("torch", "numpy", "transformers", "compressed-tensors", "gguf", "lm
 
 @dataclass(frozen=True)
 class Kind:
-    """What an artifact is: its name, the version of its layout, and the stage that makes it."""
+    """What an artifact is: its name, the version of its layout, and the stage that makes it.
+
+    beside: files and folders that may lie with those of the manifest, and are not read.
+    """
 
     name: str
     version: int
     stage: str
+    beside: tuple[str, ...] = ()
 
 
 TEACHER = Kind("teacher", 1, "teacher")
@@ -34,7 +38,7 @@ CORPUS = Kind("corpus", 2, "synthesize")
 TARGETS = Kind("targets", 1, "targets")
 QUANTIZED = Kind("quantized", 2, "calibrate or distill")
 SIGNALS = Kind("signals", 3, "analyze or inspect")
-INT4 = Kind("int4", 3, "export")
+INT4 = Kind("int4", 3, "export", beside=("README.md", ".gitattributes", ".cache", ".git"))  # a card; the hub's
 PROOF = Kind("proof", 1, "prove")
 
 
@@ -98,7 +102,12 @@ def reading(folder: str | Path, kind: Kind) -> dict[str, Any]:
         raise ValueError(
             f"{folder} holds {name!r} version {number}, but {kind.name!r} version {kind.version} is needed; {remedy}"
         )
-    problems = [f"{file}: not in the manifest" for file in _files(folder) if file not in files and file != MANIFEST]
+    may_lie = (MANIFEST, *kind.beside)
+    problems = [
+        f"{file}: not in the manifest"
+        for file in _files(folder)
+        if file not in files and file.partition("/")[0] not in may_lie
+    ]
     for file, expected in files.items():
         if not (folder / file).is_file():
             problems.append(f"{file}: missing")

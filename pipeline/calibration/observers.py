@@ -15,7 +15,7 @@ from pipeline.quant.grid import Grid
 
 BINS = 8192
 EXACT = 2**24  # values that float32 counts one by one
-FAR = 8  # how many times as far as all others the few tokens reach that get a grid of their own
+FAR = 8  # the few tokens that reach this part of the farthest, or more, get a grid of their own
 FEW = 1 / 32  # of all tokens, at most
 SHARES = [1 - i / 100 for i in range(96)]  # of the min-max range, that the mse observer tries: 1 down to 0.05
 
@@ -67,9 +67,9 @@ def static_quantizer(observed: Observed, scheme: Activations) -> Quantizer:
 
 
 def _split(observed: Observed, scheme: Activations, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The range of all tokens but those few that reach FAR times as far as any other, if there are such.
+    """The range of the tokens that reach less than 1 / FAR of the farthest, if few reach more; else of all tokens.
 
-    They are an attention sink's, as a rule: the first token of a text, in the layers that make it one and undo it.
+    The few are an attention sink's, as a rule: the first token of a text, in the layers that make it one and undo it.
     """
     ranges = torch.cat(observed.by_token)
     reach = ranges.abs().amax(dim=-1)

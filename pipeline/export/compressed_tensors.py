@@ -9,8 +9,9 @@ stored, too: compressed-tensors takes them for parameters.
 
 Norms and whatever else is not quantized stay in the dtype that the quantized model has them in, buffers in their own.
 Whoever loads the file in float32 has codes times scales exactly, whatever the scales' dtype. Symmetric grids only: the
-format has packed zero points, but transformers does not read them back. It has no place for activations beside packed
-weights either, so how inputs and KV cache are quantized lies in a file of its own.
+format has packed zero points, but transformers does not read them back. How inputs and KV cache are quantized lies in a
+file of its own: the format's places for them hold one static grid, or dynamic ones with another scale than ours, and
+vLLM refuses 4-bit weights with static inputs (docs/devices.md).
 """
 
 import copy

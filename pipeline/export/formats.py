@@ -14,7 +14,7 @@ from pipeline.export.proof import EXACT, check_state, choose_dtype, probe_tokens
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs.names import look_up
 from pipeline.knobs.scheme import KVCache, Weights
-from pipeline.models import saved
+from pipeline.models import saved, soundness
 from pipeline.quant.activations import from_json
 from pipeline.quant.grid import Step, stored_dtype
 from pipeline.quant.model import QuantizedModel, quantize_signals
@@ -60,15 +60,17 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
         counts as the size that it adds.
 
     Raises:
-        ValueError: the format is unknown, or what was written does not read back as the same numbers.
+        ValueError: the format is unknown, the teacher's tokenizer has ids that its embedding has no row for, or what
+            was written does not read back as the same numbers.
     """
     chosen = look_up("export format", format_name, EXPORT_FORMATS)
-    reference = saved.load_model(teacher)
+    reference, tokenizer = saved.load_model(teacher), saved.load_tokenizer(teacher)
+    soundness.check_tokenizer(reference, tokenizer)
     teacher_weights = stored_weights(teacher)
     chosen.write(quantized, reference, Path(teacher), out)
     if chosen.loads:
         reference.generation_config.save_pretrained(out)
-        saved.load_tokenizer(teacher).save_pretrained(out)
+        tokenizer.save_pretrained(out)
     write_json(out / SIGNALS, {part: quantized.scheme_json()[part] for part in ("inputs", "kv_cache")})
 
     chosen.check(quantized, reference, out)

@@ -2,9 +2,9 @@
 
 from transformers import PreTrainedConfig
 
+from pipeline.export import llama_like
 from pipeline.knobs.scheme import Weights
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # transformers' model types whose modules mlx-lm names alike
 ROPES = ("default", "linear", "llama3")
 GROUPS = (128, 64, 32)  # inputs that share a scale
 BITS = (2, 3, 4, 5, 6, 8)
@@ -12,13 +12,9 @@ BITS = (2, 3, 4, 5, 6, 8)
 
 def architecture_problem(config: PreTrainedConfig) -> str:
     """Why mlx-lm does not compute a model as transformers does; empty where it does."""
-    if config.model_type not in ARCHITECTURES:
-        return f"{config.model_type} models are not written for mlx-lm; {', '.join(ARCHITECTURES)} are"
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") not in ROPES:
-        return f"its rotary embedding is {rope['rope_type']!r}; mlx-lm gets {', '.join(ROPES)}"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        return "its rotary embedding turns a part of each head, where mlx-lm turns all of it"
+    shared = llama_like.problem(config, "mlx-lm", ROPES)
+    if shared:
+        return shared
     if config.model_type == "qwen3" and config.attention_bias:
         return "its attention has biases, which mlx-lm's qwen3 has no place for"
     heads = config.hidden_size // config.num_attention_heads

@@ -1,7 +1,7 @@
 """params.yaml read and checked whole before any work.
 
-sections.py has the types and ranges of the knobs, `_together` here what makes no sense beside other knobs. Stages
-unpack a section into plain values; the library never sees it.
+sections.py and checking_sections.py have the types and ranges of the knobs, `_together` here what makes no sense beside
+other knobs. Stages unpack a section into plain values; the library never sees it.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.knobs import messages, yaml_1_2
+from pipeline.knobs.checking_sections import Evaluate, Prove, Report
 from pipeline.knobs.kinds import FORBID, Format, Int
 from pipeline.knobs.long_scheme import AnyScheme
 from pipeline.knobs.scheme import Scheme
@@ -17,11 +18,8 @@ from pipeline.knobs.sections import (
     Analyze,
     Calibrate,
     Distill,
-    Evaluate,
     Export,
     Inspect,
-    Prove,
-    Report,
     Synthesize,
     Targets,
     Teacher,

@@ -1,4 +1,4 @@
-"""The sections of params.yaml: each knob's type, range and meaning.
+"""The sections of params.yaml whose stages make something: each knob's type, range and meaning.
 
 The comments in params.yaml are these descriptions, and docs/all-knobs.md is made of them; tests hold that. A test holds
 that the names that a `Literal` admits are those of the table behind it.
@@ -22,9 +22,7 @@ from pipeline.knobs.kinds import (
     PlanBits,
     Policy,
     Rate,
-    Task,
     Text,
-    Variant,
 )
 
 
@@ -222,49 +220,3 @@ class Export:
         "onnxruntime-genai; any scheme) | mlx (for mlx-lm; groups as gguf) | dequantized (a float32 model "
         "of the same numbers, for measuring; any scheme); the first two hold symmetric weights alone",
     )
-
-
-@dataclass(frozen=True, kw_only=True, config=FORBID)
-class Prove:
-    variants: Annotated[list[Variant], Field(min_length=1)] = Field(
-        description="whose exports are run in the runtimes that they are for: rtn | ptq | student; each in all of "
-        "export.formats",
-    )
-    sequences: Int = Field(ge=1, description="of the held-out text, on which predictions are compared")
-    prompts: Int = Field(
-        ge=1, description="beginnings of held-out sequences, no two alike, that are continued greedily"
-    )
-    prompt: Int = Field(ge=1, description="tokens of each prompt")
-    tokens: Int = Field(ge=1, description="of each continuation")
-
-
-@dataclass(frozen=True, kw_only=True, config=FORBID)
-class Evaluate:
-    source: Literal["folder", "hub"] = Field(
-        description="folder (the one below) | hub (the data sets that lm-eval's own tasks name)",
-    )
-    benchmarks: Text = Field(
-        description="folder of JSON lines files, one a task, in the schemas of the tasks' own data sets",
-    )
-    tasks: Annotated[list[Task], Field(min_length=1)] = Field(description="of lm-eval, zero-shot")
-    limit: Int = Field(ge=0, description="items a task; 0: all")
-    text: Text = Field(
-        description="perplexity: pydoc (CPython's own pydoc_data.topics), or a JSON lines file in the folder, "
-        "without .jsonl",
-    )
-    format: Literal["compressed-tensors", "dequantized"] = Field(
-        description="of export.formats, the one that is loaded and scored",
-    )
-    windows: Int = Field(ge=2, description="perplexity: windows of the text, from its start")
-    window: Int = Field(ge=2, description="perplexity: tokens a window")
-    batch: Int = Field(ge=1, description="answers a forward in the harness; those of an item share its question")
-    dtype: Dtype = Field(
-        description="of weights and forward: float32, in which an export's weights are codes times scales, "
-        "exactly, and inputs lie on their grid | bfloat16, which rounds most of both; several times "
-        "faster with AMX",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, config=FORBID)
-class Report:
-    title: Text = Field(description="of the page")

@@ -16,9 +16,9 @@ from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
 from pipeline.export import gguf_model, refusals
+from pipeline.knobs.checking_sections import Evaluate
 from pipeline.knobs.freezing import AUTO
 from pipeline.knobs.params import Params
-from pipeline.knobs.sections import Evaluate
 from pipeline.models import forward, layout, vocabulary
 from pipeline.models.context import context_length
 

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from pipeline.artifacts import contract
 from pipeline.publish import card
 
 
@@ -29,8 +30,12 @@ def check_name(repo: str) -> None:
 
 
 def files(folder: Path, text: str) -> dict[str, int]:
-    """What goes up, with bytes: the folder's files and the card."""
-    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    """What goes up, with bytes: the folder's files and the card, and nothing that a download has left beside them."""
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] not in contract.INT4.beside
+    }
     return dict(sorted((sizes | {card.NAME: len(text.encode())}).items()))
 
 
@@ -66,10 +71,14 @@ def _with_card(folder: Path, text: str) -> Iterator[Path]:
     """A folder of links to the files of another, and the card: nothing is written into that one."""
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / folder.resolve().name
-        shutil.copytree(folder, whole, copy_function=_link)
-        (whole / card.NAME).unlink(missing_ok=True)
+        shutil.copytree(folder, whole, copy_function=_link, ignore=_beside(folder))
         (whole / card.NAME).write_text(text, encoding="utf-8")
         yield whole
+
+
+def _beside(folder: Path) -> Callable[[str, list[str]], list[str]]:
+    """What copytree leaves out: at the top of a folder, what is none of the export's."""
+    return lambda where, names: [name for name in names if name in contract.INT4.beside] if where == str(folder) else []
 
 
 def _link(source: str, target: str) -> None:

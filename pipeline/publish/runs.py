@@ -76,6 +76,7 @@ FORMATS = {  # by the export's name of it
         (
             FLOAT_INPUTS,
             "transformers unpacks the weights at the first forward: the file is small, the model in memory is not.",
+            "vLLM 0.32 reads such a file where embedding and head are in float, and refuses a quantized embedding.",
         ),
     ),
     "gguf": Format(

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from pipeline.export.sizes import stored_bytes
 from pipeline.models import context, memory, saved
 from pipeline.runtimes.folder_tokenizer import FromFolder
-from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed
+from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed_alone
 
 
 class InTransformers(FromFolder):
@@ -29,7 +29,7 @@ class InTransformers(FromFolder):
         return greedy(self.model, prompts, count)
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        return timed(lambda text, tokens: self.continuations(text[None], tokens)[0], prompt, count)
+        return timed_alone(self.continuations, prompt, count)
 
     def close(self) -> None:
         del self.model

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pipeline.models import saved
 from pipeline.models.loading import reason
+from pipeline.runtimes import stepping
 from pipeline.runtimes.folder_tokenizer import FromFolder
-from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed
+from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed_alone
 
 CONFIG = "config.json"
 
@@ -30,31 +31,25 @@ class InMlx(FromFolder):
 
     def predictions(self, tokens: Tensor) -> Iterator[Predictions]:
         for sequence in tokens.split(1):
-            logits = torch.from_numpy(self._run(sequence.numpy())[0])
-            yield Predictions(torch.arange(len(logits)), logits)
+            logits, _ = self._step(sequence.numpy(), None)
+            yield Predictions(torch.arange(logits.shape[1]), torch.from_numpy(logits[0]))
 
     def continuations(self, prompts: Tensor, count: int) -> list[list[int]]:
-        """All prompts at once, through a text's end."""
-        from mlx_lm.models.cache import make_prompt_cache
-
-        cache, tokens, written = make_prompt_cache(self.model), prompts.numpy(), list[np.ndarray]()
-        for _ in range(count):
-            tokens = self._run(tokens, cache)[:, -1:].argmax(axis=-1)
-            written.append(tokens)
-        together: list[list[int]] = np.concatenate(written, axis=1).tolist()
-        return together
+        return stepping.greedy(self._step, prompts.numpy(), count)
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        return timed(lambda text, tokens: self.continuations(text[None], tokens)[0], prompt, count)
+        return timed_alone(self.continuations, prompt, count)
 
     def close(self) -> None:
         del self.model
 
-    def _run(self, tokens: np.ndarray, cache: Any = None) -> np.ndarray:
-        """Logits, float32 [sequences, length, vocabulary]."""
+    def _step(self, tokens: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
+        """As `stepping.Step` has it; mlx writes keys and values into the cache that it is given."""
         import mlx.core as mx
+        from mlx_lm.models.cache import make_prompt_cache
 
-        return np.array(self.model(mx.array(tokens), cache=cache))
+        cache = make_prompt_cache(self.model) if cache is None else cache
+        return np.array(self.model(mx.array(tokens), cache=cache)), cache
 
 
 def open_export(folder: Path, asked: Asked) -> Opened:

@@ -15,12 +15,13 @@ from pipeline.export.onnx_genai import EXACT, WEIGHTS
 from pipeline.export.onnx_in_float import without_grids
 from pipeline.models import saved
 from pipeline.models.loading import reason
+from pipeline.runtimes import cached_graph, stepping
+from pipeline.runtimes.cached_graph import LOGITS, PAST, Arrays
 from pipeline.runtimes.folder_tokenizer import FromFolder
-from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed
+from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed, timed_alone
 
 FOLDER = "session.model_external_initializers_file_folder_path"  # of the tensors of a graph that is no file
 ERRORS = 3  # and nothing less serious is told
-Arrays = dict[str, np.ndarray]
 
 
 class InOnnxRuntime(FromFolder):
@@ -30,43 +31,30 @@ class InOnnxRuntime(FromFolder):
 
     def __init__(self, session: Any, tokenizer: Any) -> None:
         self.session, self.tokenizer = session, tokenizer
-        self.past = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past")}
+        caches = [value for value in session.get_inputs() if value.name.startswith(PAST)]
+        self.caches = {value.name: (value.shape[1], value.shape[3]) for value in caches}
         self.outputs = [value.name for value in session.get_outputs()]
-        self.vocabulary = int(session.get_outputs()[self.outputs.index("logits")].shape[-1])
+        self.vocabulary = int(session.get_outputs()[self.outputs.index(LOGITS)].shape[-1])
 
     def predictions(self, tokens: Tensor) -> Iterator[Predictions]:
         for sequence in tokens.split(1):
-            logits = torch.from_numpy(self._run(sequence.numpy(), {})["logits"][0])
-            yield Predictions(torch.arange(len(logits)), logits)
+            logits, _ = self._step(sequence.numpy(), None)
+            yield Predictions(torch.arange(logits.shape[1]), torch.from_numpy(logits[0]))
 
     def continuations(self, prompts: Tensor, count: int) -> list[list[int]]:
-        """All prompts at once, through a text's end."""
-        tokens, written, past = prompts.numpy(), list[np.ndarray](), Arrays()
-        for _ in range(count):
-            past = self._run(tokens, past)
-            tokens = past["logits"][:, -1:].argmax(axis=-1)
-            written.append(tokens)
-        together: list[list[int]] = np.concatenate(written, axis=1).tolist()
-        return together
+        return stepping.greedy(self._step, prompts.numpy(), count)
 
     def speed(self, prompt: Tensor, count: int) -> Speed:
-        return timed(lambda text, tokens: self.continuations(text[None], tokens)[0], prompt, count)
+        return timed_alone(self.continuations, prompt, count)
 
     def close(self) -> None:
         del self.session
 
-    def _run(self, tokens: np.ndarray, before: Arrays) -> Arrays:
-        """Logits, and keys and values, of tokens [sequences, length] after those that a call before has seen."""
-        sequences, length = tokens.shape
-        past = {
-            name: before.get(name.replace("past_key_values", "present"), np.zeros((sequences, h, 0, size), np.float32))
-            for name, (_, h, _, size) in self.past.items()
-        }
-        before_them = next(iter(past.values())).shape[2]
-        positions = np.broadcast_to(np.arange(before_them, before_them + length), tokens.shape)
-        mask = np.ones((sequences, before_them + length), dtype=np.int64)
-        asked = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **past}
-        return dict(zip(self.outputs, self.session.run(self.outputs, asked), strict=True))
+    def _step(self, tokens: np.ndarray, before: Arrays | None) -> tuple[np.ndarray, Arrays]:
+        """As `stepping.Step` has it; what is kept is keys and values by their names."""
+        fed = cached_graph.inputs(tokens, self.caches, before)
+        outputs = dict(zip(self.outputs, self.session.run(self.outputs, fed), strict=True))
+        return outputs.pop(LOGITS), outputs
 
 
 def open_export(folder: Path, asked: Asked) -> Opened:

@@ -9,7 +9,7 @@ on the next number.
 
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,8 +46,8 @@ class Proof:
     speeds: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def prove(folder: Path, format_name: str, against: References) -> Proof:
-    """Read a folder's file, and run it in each runtime that opens it.
+def prove(folder: Path, format_name: str, against: References, runtimes: Mapping[str, Runtime] | None = None) -> Proof:
+    """Read a folder's file, and run it in each runtime that opens it, or in those that are named.
 
     All numbers are of the same text. Of a runtime: `kl_` and `top1_` to `student` (inputs and KV cache on their grids,
     as trained), `in_float` (these in float) and `teacher`; `top1_clear` (of the one that the runtime is held to, where
@@ -60,7 +60,7 @@ def prove(folder: Path, format_name: str, against: References) -> Proof:
     if proof.problems:
         return proof  # a runtime may end the process over it
     asked = Asked(against.text.context, _together(against), torch.get_num_threads())
-    for name, runtime in runtimes_of(format_name).items():
+    for name, runtime in (runtimes_of(format_name) if runtimes is None else runtimes).items():
         memory.give_back()
         before = _resident()
         try:
@@ -102,11 +102,10 @@ def _run(proof: Proof, name: str, runtime: Runtime, opened: Opened, against: Ref
     model = getattr(opened, "model", None)
     if isinstance(model, PreTrainedModel):
         check_state(against.model, model, quantized)
-    predictions = [*opened.predictions(text.tokens)]
-    numbers, compare = dict[str, float](), dict[str, Comparison]()
-    for reference in ("in_float", "student", "teacher"):
-        compare[reference] = compared(getattr(against, reference), predictions, text.valid)
-        numbers |= {f"{measure}_{reference}": value for measure, value in _agreement(compare[reference]).items()}
+    compare = _comparisons(opened, against)
+    numbers = dict[str, float]()
+    for reference, comparison in compare.items():
+        numbers |= {f"{measure}_{reference}": value for measure, value in _agreement(comparison).items()}
     held_to = compare["student" if runtime.on_grids else "in_float"]
     if not held_to.positions:
         raise ValueError("the text has no position to compare")
@@ -121,6 +120,16 @@ def _run(proof: Proof, name: str, runtime: Runtime, opened: Opened, against: Ref
     proof.problems += [f"{name}: {problem}" for problem in [*_short(runtime, held_to), *other]]
     speed = opened.speed(text.tokens[0, : text.context - text.count - 1], text.count)
     proof.speeds[name] = {"prompt": speed.prompt, "decode": speed.decode, "threads": torch.get_num_threads()}
+
+
+def _comparisons(opened: Opened, against: References) -> dict[str, Comparison]:
+    """A runtime's predictions beside each reference; those of one sequence are held at a time."""
+    compare = {reference: Comparison() for reference in ("in_float", "student", "teacher")}
+    text = against.text
+    for row, predictions in zip(range(len(text.tokens)), opened.predictions(text.tokens), strict=True):
+        for reference, comparison in compare.items():
+            comparison.add(getattr(against, reference)[row], predictions, text.valid[row])
+    return compare
 
 
 def _check_fits(opened: Opened, against: References) -> None:
@@ -201,6 +210,22 @@ def _short(runtime: Runtime, held_to: Comparison) -> Iterator[str]:
             )
         if not agreed.kl <= MOST_KL:
             yield f"its KL from the student is {agreed.kl:.3g} nats a token, over {MOST_KL}"
+
+
+def told(proof: Proof, runtimes: Mapping[str, Runtime]) -> str:
+    """What a proof comes to, in a line."""
+    if proof.problems:
+        return "it falls short"
+    said = ["the file holds the trained numbers"]
+    for name, runtime in runtimes.items():
+        held_to, inputs = ("student", "on grids") if runtime.on_grids else ("in_float", "in float")
+        top1, kl = (proof.numbers[f"{measure}_{held_to}.{name}"] for measure in ("top1", "kl"))
+        least = "" if f"logit_difference.{name}" in proof.numbers else "at least "
+        said.append(
+            f"{name}, to the student with inputs {inputs}: the same likeliest token at {top1:.1%} of the positions, KL "
+            f"{least}{kl:.2g}"
+        )
+    return "; ".join(said)
 
 
 def of_student(against: References) -> dict[str, float]:

@@ -120,6 +120,22 @@ def test_all_damages_are_named_at_once(tmp_path: Path):
     assert all(name in str(caught.value) for name in named)
 
 
+def test_a_card_and_what_a_download_adds_may_lie_beside_an_export_and_nothing_else(tmp_path: Path):
+    folder = write(tmp_path / "int4", kind=INT4)
+    for name in ("README.md", ".gitattributes", ".cache/huggingface/download/model.gguf.metadata", ".git/HEAD"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("beside")
+    assert reading(folder, INT4) == {"length": 3}
+    (folder / "part" / "README.md").write_text("deeper")
+    damage_changed(folder)
+    with pytest.raises(ValueError, match=r"README.md: not in the manifest\n.*inner.txt: its content has changed"):
+        reading(folder, INT4)
+    corpus = write(tmp_path / "corpus")
+    (corpus / "README.md").write_text("beside")
+    with pytest.raises(ValueError, match=r"README.md: not in the manifest$"):
+        reading(corpus, CORPUS)
+
+
 @pytest.mark.parametrize("wanted", [INT4, Kind("corpus", CORPUS.version + 1, "synthesize")])
 def test_another_kind_or_version_is_named(tmp_path: Path, wanted: Kind):
     message = f"holds 'corpus' version {CORPUS.version}, but '{wanted.name}' version {wanted.version} is needed"

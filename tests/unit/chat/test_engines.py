@@ -1,5 +1,7 @@
 """Which folders a chat opens, and what it says of the others."""
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 from pipeline.artifacts import contract
 from pipeline.chat import __main__ as command
 from pipeline.chat.engines import ENGINES, open_folder
+
+ROOT = Path(__file__).parents[3]
 
 
 def folder(where: Path, facts: dict) -> Path:
@@ -35,6 +39,26 @@ def test_a_folder_that_was_changed_is_not_opened(tmp_path: Path):
     (changed / "model.bin").write_bytes(b"weigh")
     with pytest.raises(ValueError, match=r"model.bin: its content has changed"):
         open_folder(changed)
+
+
+def test_a_folder_as_the_hub_gives_it_is_opened_and_one_that_was_cut_off_is_not(gguf: Path, tmp_path: Path):
+    """As `hf download --local-dir` leaves it: with the card, the hub's own file, and notes of the download."""
+    downloaded = shutil.copytree(gguf, tmp_path / "downloaded")
+    for name in ("README.md", ".gitattributes", ".cache/huggingface/.gitignore"):
+        (downloaded / name).parent.mkdir(parents=True, exist_ok=True)
+        (downloaded / name).write_text("of the hub")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.chat", str(downloaded), "--max-tokens", "2", "--threads", "1"],
+        cwd=ROOT,
+        input="t\n",
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, bool(done.stdout)) == (0, True), done.stderr
+    file = downloaded / "model.gguf"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"not as it was written.*\n  model.gguf: its content has changed"):
+        open_folder(downloaded)
 
 
 @pytest.mark.parametrize(("chosen", "module"), [("gguf", "xllamacpp"), ("onnx", "onnxruntime_genai")])

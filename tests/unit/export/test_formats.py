@@ -196,6 +196,21 @@ def test_an_unknown_format_is_answered_with_those_there_are(teacher_folder: Path
         export(quantized("W4"), teacher_folder, "compressed", tmp_path)
 
 
+@pytest.mark.parametrize("format_name", EXPORT_FORMATS)
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused_in_a_line(
+    format_name: str, tmp_path: Path
+):
+    teacher, out = tiny.save_whole(tmp_path / "teacher"), tmp_path / "out"
+    larger = tiny.merging_tokenizer()
+    larger.add_tokens(["the", "to"])
+    larger.save_pretrained(teacher)
+    out.mkdir()
+    with pytest.raises(ValueError, match=r"embedding has 259 rows, none for .* 'the' \(259\), 'to' \(260\)") as caught:
+        export(quantized("blocks"), teacher, format_name, out)
+    assert "\n" not in str(caught.value)
+    assert [*out.iterdir()] == []
+
+
 def test_asymmetric_weights_do_not_go_into_the_packed_format(teacher_folder: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="compressed-tensors holds no asymmetric weights"):
         export(quantized("asymmetric"), teacher_folder, "compressed-tensors", tmp_path)

@@ -45,7 +45,7 @@ def test_it_predicts_what_the_quantized_model_predicts(
     options = Options("mse", {}, batch=6, measure=False)
     start = calibrate(model, tokens, valid, from_short(scheme), options, None, lambda: None).model
     family(name).save_pretrained(tmp_path / "teacher")
-    tiny.merging_tokenizer().save_pretrained(tmp_path / "teacher")
+    tiny.save_tokenizer(tiny.merging_tokenizer(), tmp_path / "teacher")
     (tmp_path / "out").mkdir()
     export(start, tmp_path / "teacher", "gguf", tmp_path / "out")
     reference = family(name)

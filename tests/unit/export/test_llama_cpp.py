@@ -49,7 +49,7 @@ def split(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 def save(folder: Path, model: PreTrainedModel, **parts: object) -> Path:
     model.save_pretrained(folder)
-    tokenizer(**parts).save_pretrained(folder)
+    tiny.save_tokenizer(tokenizer(**parts), folder)
     return folder
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
-from pipeline.export import mlx_folder, mlx_grids, refusals
+from pipeline.export import llama_like, mlx_folder, refusals
 from pipeline.export.formats import export
 from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.quant.model import QuantizedModel
@@ -23,7 +23,7 @@ from tests.families import FAMILIES, family
 
 WINDOWED = ("mistral", "qwen2-window")  # refused
 WRITTEN = [
-    name for name, (kind, _) in FAMILIES.items() if kind.model_type in mlx_grids.ARCHITECTURES and name not in WINDOWED
+    name for name, (kind, _) in FAMILIES.items() if kind.model_type in llama_like.ARCHITECTURES and name not in WINDOWED
 ]
 ASYMMETRIC = Scheme(
     Weights(4, symmetric=False, group=32),
@@ -43,7 +43,7 @@ def rounded(model: PreTrainedModel, scheme: Scheme, tokens: Tensor, valid: Tenso
 def written(quantized: QuantizedModel, teacher: PreTrainedModel, folder: Path) -> Path:
     """The folder of an export."""
     teacher.save_pretrained(folder / "teacher")
-    tiny.merging_tokenizer().save_pretrained(folder / "teacher")
+    tiny.save_tokenizer(tiny.merging_tokenizer(), folder / "teacher")
     (folder / "out").mkdir()
     export(quantized, folder / "teacher", "mlx", folder / "out")
     return folder / "out"

@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
-from pipeline.export import onnx_architecture, onnx_genai, refusals
+from pipeline.export import llama_like, onnx_genai, refusals
 from pipeline.export.formats import export
 from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.quant.model import QuantizedModel
 from tests import tiny
 from tests.families import FAMILIES, family
 
-WRITTEN = [name for name, (kind, _) in FAMILIES.items() if kind.model_type in onnx_architecture.ARCHITECTURES]
+WRITTEN = [name for name, (kind, _) in FAMILIES.items() if kind.model_type in llama_like.ARCHITECTURES]
 CLOSE = 1e-5  # of the largest logit: another order of float32 sums
 FLIPS = 1e-3  # nats a token: which puts some signals on the next number of their grid
 ASYMMETRIC = Scheme(
@@ -46,7 +46,7 @@ def rounded(model: PreTrainedModel, scheme: Scheme, tokens: Tensor, valid: Tenso
 
 def save(folder: Path, model: PreTrainedModel) -> Path:
     model.save_pretrained(folder)
-    tiny.merging_tokenizer().save_pretrained(folder)
+    tiny.save_tokenizer(tiny.merging_tokenizer(), folder)
     return folder
 
 
@@ -197,7 +197,7 @@ def test_missing_and_foreign_tensors_are_named(tokens: Tensor, valid: Tensor, tm
 
 def test_what_the_graph_does_not_compute_is_refused_by_name():
     (problem,) = refusals.problems("onnx", family("gemma"), tiny.tokenizer(), {})
-    assert problem == "gemma models are not written into ONNX; llama, mistral, qwen2, qwen3 are"
+    assert problem == "gemma models are not written for ONNX; llama, mistral, qwen2, qwen3 are"
     model = family("llama")
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     (problem,) = refusals.problems("onnx", model, tiny.tokenizer(), {})

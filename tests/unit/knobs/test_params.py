@@ -51,12 +51,12 @@ def test_the_long_scheme_in_the_comments_of_the_shipped_knobs_loads(tmp_path: Pa
 @pytest.mark.parametrize(
     ("hint", "table"),
     [
-        (sections.Divergence, [*DIVERGENCES]),
-        (sections.Method, PTQ_METHODS),
+        (kinds.Divergence, [*DIVERGENCES]),
+        (kinds.Method, PTQ_METHODS),
         (sections.Calibrate.__annotations__["scales"], SCALES),
         (sections.Synthesize.__annotations__["strategy"], SAMPLERS),
         (kinds.Format, EXPORT_FORMATS),
-        (sections.Task, TASKS),
+        (kinds.Task, TASKS),
         (Observer, OBSERVERS),
     ],
     ids=["divergence", "method", "scales", "strategy", "format", "task", "observer"],

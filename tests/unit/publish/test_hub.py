@@ -44,6 +44,9 @@ def test_all_files_and_the_card_go_up_and_nothing_is_written_into_the_folder(
 ):
     monkeypatch.setattr(hub, "HfApi", Recorder)
     monkeypatch.setattr(hub, "get_token", lambda: "token")
+    (folder / ".cache/huggingface").mkdir(parents=True)
+    for left in ("README.md", ".gitattributes", ".cache/huggingface/CACHEDIR.TAG"):
+        (folder / left).write_bytes(b"of a download")
     before = sorted(folder.rglob("*"))
     assert hub.upload(folder, "me/small", "the card ±", public) == "https://hub.test/me/small"
     (first, created), (second, uploaded) = Recorder.calls
