@@ -61,7 +61,7 @@ def main() -> None:
         schedule.step()
         optimizer.zero_grad()
         if step % 20 == 0:
-            print(f"step {step}: {float(loss):.3f} nats a token", flush=True)
+            print(f"step {step}: {float(loss.detach()):.3f} nats a token", flush=True)
     model.eval().requires_grad_(False)
     held_out, held_lengths = corpus.test()
     scores = agreement(
