@@ -88,13 +88,22 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
     """
     tensors = onnx.load(folder / WEIGHTS).graph.initializer
     stored = {tensor.name: tensor for tensor in tensors if not tensor.name.startswith(CONSTANT)}
+    compare(quantized, model, stored, WEIGHTS)
+
+
+def compare(quantized: QuantizedModel, model: PreTrainedModel, stored: dict[str, TensorProto], where: str) -> None:
+    """Compare the tensors of a file, which are taken out of `stored`, with the quantized model's.
+
+    Raises:
+        ValueError: as `check`.
+    """
     embedding = layout.embedding(model)
     wrong, missing = [], []
     for name, values in quantized.floats.items():
         is_rows = embedding is not None and name == f"{embedding.name}.weight"
         if name not in stored:
             missing.append(name)
-        elif not np.array_equal(_array(stored.pop(name)), onnx_tensors.stored(values, is_rows).float().numpy()):
+        elif not _holds(_array(stored.pop(name)), onnx_tensors.stored(values, is_rows).float().numpy()):
             wrong.append(name)
     for name, codes in quantized.codes.items():
         try:
@@ -107,7 +116,13 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
     problems = {"missing": sorted(missing), "foreign": sorted(stored), "others than were written": wrong}
     if any(problems.values()):
         told = ", ".join(f"{what}: {names[:SHOWN]}" for what, names in problems.items() if names)
-        raise ValueError(f"tensors read back from {WEIGHTS} are not those that were written; {told}")
+        raise ValueError(f"tensors read back from {where} are not those that were written; {told}")
+
+
+def _holds(theirs: np.ndarray, ours: np.ndarray) -> bool:
+    """Whether a file's tensor is ours, or one number of ours at each place."""
+    alike = theirs.shape == ours.shape or ours.shape == (1,)
+    return alike and np.array_equal(theirs, np.broadcast_to(ours, theirs.shape))
 
 
 def _read(stored: dict[str, TensorProto], name: str, columns: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

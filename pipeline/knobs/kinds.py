@@ -55,7 +55,7 @@ Policy = Annotated[
 ]
 Dtype = Literal["auto", "bfloat16", "float32"]
 Method = Literal["rtn", "mse", "gptq", "awq", "smoothquant", "awq+gptq", "smoothquant+gptq"]
-Format = Literal["compressed-tensors", "gguf", "onnx", "mlx", "dequantized"]
+Format = Literal["compressed-tensors", "gguf", "onnx", "mlx", "qnn", "dequantized"]
 Variant = Literal["rtn", "ptq", "student"]
 Divergence = Literal["forward", "reverse", "symmetric"]
 PlanBits = Annotated[Literal[2, 3, 4, 5, 6, 7, 8], BeforeValidator(whole)]
