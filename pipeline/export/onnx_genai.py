@@ -103,7 +103,7 @@ def compare(quantized: QuantizedModel, model: PreTrainedModel, stored: dict[str,
         is_rows = embedding is not None and name == f"{embedding.name}.weight"
         if name not in stored:
             missing.append(name)
-        elif not _holds(_array(stored.pop(name)), onnx_tensors.stored(values, is_rows).float().numpy()):
+        elif not np.array_equal(_array(stored.pop(name)), onnx_tensors.stored(values, is_rows).float().numpy()):
             wrong.append(name)
     for name, codes in quantized.codes.items():
         try:
@@ -117,12 +117,6 @@ def compare(quantized: QuantizedModel, model: PreTrainedModel, stored: dict[str,
     if any(problems.values()):
         told = ", ".join(f"{what}: {names[:SHOWN]}" for what, names in problems.items() if names)
         raise ValueError(f"tensors read back from {where} are not those that were written; {told}")
-
-
-def _holds(theirs: np.ndarray, ours: np.ndarray) -> bool:
-    """Whether a file's tensor is ours, or one number of ours at each place."""
-    alike = theirs.shape == ours.shape or ours.shape == (1,)
-    return alike and np.array_equal(theirs, np.broadcast_to(ours, theirs.shape))
 
 
 def _read(stored: dict[str, TensorProto], name: str, columns: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -58,5 +58,6 @@ Method = Literal["rtn", "mse", "gptq", "awq", "smoothquant", "awq+gptq", "smooth
 Format = Literal["compressed-tensors", "gguf", "onnx", "mlx", "qnn", "dequantized"]
 Variant = Literal["rtn", "ptq", "student"]
 Divergence = Literal["forward", "reverse", "symmetric"]
+Chunk = Annotated[Literal[32, 64, 128, 256], BeforeValidator(whole)]
 PlanBits = Annotated[Literal[2, 3, 4, 5, 6, 7, 8], BeforeValidator(whole)]
 Task = Literal["piqa", "hellaswag", "winogrande", "openbookqa", "arc_easy", "arc_challenge"]

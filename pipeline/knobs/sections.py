@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.knobs.kinds import (
     FORBID,
+    Chunk,
     Divergence,
     Dtype,
     Flag,
@@ -227,8 +228,8 @@ class Export:
         description="qnn: architecture of the NPU, v73 (Snapdragon 8 Gen 2, X Elite) | v75 (8 Gen 3) | v79 (8 Elite) | "
         "v81 (8 Elite Gen 5)",
     )
-    qnn_chunk: Int = Field(ge=2, description="qnn: tokens of a prompt that are read at once")
-    qnn_context: Int = Field(ge=3, description="qnn: tokens of the longest text, more than a chunk's")
+    qnn_chunk: Chunk = Field(description="qnn: tokens of a prompt that are read at once: 32 | 64 | 128 | 256")
+    qnn_context: Int = Field(ge=33, description="qnn: tokens of the longest text, more than a chunk's")
     qnn_shared: Flag = Field(
         description="qnn: true: the graphs for a chunk and for a token are one binary, half as large, which the "
         "simulator does not load (prove compiles its graphs again); false: a binary each, which prove runs",
