@@ -39,6 +39,7 @@ class Decoder:
     def write(self) -> None:
         """Add everything: inputs, nodes, tensors, outputs."""
         graph, config, tokens = self.graph, self.config, ["batch", "tokens"]
+        self.tensors.begin()
         for name, shape in (("input_ids", tokens), ("attention_mask", ["batch", "total"]), ("position_ids", tokens)):
             graph.inputs.append(value(name, TensorProto.INT64, shape))
         graph.outputs.append(value("logits", TensorProto.FLOAT, [*tokens, config.vocab_size]))

@@ -47,6 +47,11 @@ class Tensors:
         grid = quantized.steps[name], quantized.schemes[name]
         return onnx_grids.Table(self.graph, name, quantized.codes[name], *grid)
 
+    def begin(self) -> None:
+        """Add the embedding's codes, where it has any, before all else."""
+        if self.embedding in self.quantized.codes:
+            self._table  # noqa: B018 (it is made here)
+
     def embed(self, indices: str) -> str:
         """Rows of the embedding: float32 [batch, tokens, width]."""
         if self.embedding in self.quantized.codes:

@@ -225,8 +225,8 @@ class Export:
         "compressed-tensors, gguf and qnn hold symmetric weights alone",
     )
     qnn_arch: Literal["v73", "v75", "v79", "v81"] = Field(
-        description="qnn: architecture of the NPU, v73 (Snapdragon 8 Gen 2, X Elite) | v75 (8 Gen 3) | v79 (8 Elite) | "
-        "v81 (8 Elite Gen 5)",
+        description="qnn: architecture of the NPU, v73 (Snapdragon X Elite) | v75 (8 Gen 3) | v79 (8 Elite) | v81 (8 "
+        "Elite Gen 5)",
     )
     qnn_chunk: Chunk = Field(description="qnn: tokens of a prompt that are read at once: 32 | 64 | 128 | 256")
     qnn_context: Int = Field(ge=33, description="qnn: tokens of the longest text, more than a chunk's")
