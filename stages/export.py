@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import contract
+from pipeline.corpus.artifact import Corpus
+from pipeline.export import qnn_ranges
 from pipeline.export.formats import export
+from pipeline.export.qnn_folder import Target
 from pipeline.knobs import params
 from pipeline.quant.model import QuantizedModel
 from stages import run
@@ -13,14 +16,18 @@ SHOWN = 8  # tensors that are named
 
 
 def work() -> str:
-    args = run.begin("export", "teacher", "quantized", "out")
-    formats = params.load().export.formats
+    args = run.begin("export", "teacher", "corpus", "quantized", "out")
+    knobs = params.load().export
     contract.reading(args.teacher, contract.TEACHER)
+    tokens, _ = Corpus.load(args.corpus).train()
     quantized, made = QuantizedModel.load(args.quantized)
     out = Path(args.out)
-    for format_name in formats:
+    target = Target(
+        tokens[: qnn_ranges.SEQUENCES], knobs.qnn_chunk, knobs.qnn_context, knobs.qnn_arch, knobs.qnn_shared
+    )
+    for format_name in knobs.formats:
         with contract.writing(out / format_name, contract.INT4) as draft:
-            draft.facts = export(quantized, args.teacher, format_name, draft.path)
+            draft.facts = export(quantized, args.teacher, format_name, draft.path, target)
             draft.facts |= {fact: made[fact] for fact in ("coverage", "in_float") if fact in made}
         for line in told(draft.facts):
             print(f"export {out.name}, {format_name}: {line}", flush=True)

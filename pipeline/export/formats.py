@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import read_json, write_json
-from pipeline.export import compressed_tensors, dequantized, llama_cpp, mlx_folder, onnx_genai
+from pipeline.export import compressed_tensors, dequantized, llama_cpp, mlx_folder, onnx_genai, qnn_folder
 from pipeline.export.proof import EXACT, check_state, choose_dtype, probe_tokens, same_logits
+from pipeline.export.qnn_folder import Target
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs.names import look_up
 from pipeline.knobs.scheme import KVCache, Weights
@@ -27,12 +28,14 @@ class Format(NamedTuple):
 
     write: the quantized model, the float one, the teacher's folder, a folder to write into. loads: whether transformers
     loads it, and says the same. packed: whether it loads codes, to be multiplied in the dtype that the config names.
+    compiled: whether it is for one chip, so that `write` takes a `Target`, too.
     """
 
-    write: Callable[[QuantizedModel, PreTrainedModel, Path, Path], None]
+    write: Callable[..., None]
     check: Callable[[QuantizedModel, PreTrainedModel, Path], None]
     loads: bool
     packed: bool = False
+    compiled: bool = False
 
 
 EXPORT_FORMATS = {
@@ -40,11 +43,14 @@ EXPORT_FORMATS = {
     "gguf": Format(llama_cpp.write, llama_cpp.check, loads=False),
     "onnx": Format(onnx_genai.write, onnx_genai.check, loads=False),
     "mlx": Format(mlx_folder.write, mlx_folder.check, loads=False),
+    "qnn": Format(qnn_folder.write, qnn_folder.check, loads=False, compiled=True),
     "dequantized": Format(dequantized.write, dequantized.check, loads=True),
 }
 
 
-def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out: Path) -> dict[str, Any]:
+def export(
+    quantized: QuantizedModel, teacher: str | Path, format_name: str, out: Path, target: Target | None = None
+) -> dict[str, Any]:
     """Write a quantized model into `out`, reload it, and compare.
 
     Args:
@@ -52,6 +58,7 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
         teacher: folder of the float model, for config and tokenizer.
         format_name: a name of EXPORT_FORMATS.
         out: an existing folder.
+        target: of a format that is compiled.
 
     Returns:
         Facts for the manifest: format, sizes, and the tensors that float16 does not hold; of a format that transformers
@@ -60,14 +67,15 @@ def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out
         counts as the size that it adds.
 
     Raises:
-        ValueError: the format is unknown, the teacher's tokenizer has ids that its embedding has no row for, or what
-            was written does not read back as the same numbers.
+        ValueError: the format is unknown or does not hold the model, the teacher's tokenizer has ids that its embedding
+            has no row for, or what was written does not read back as the same numbers.
     """
     chosen = look_up("export format", format_name, EXPORT_FORMATS)
     reference, tokenizer = saved.load_model(teacher), saved.load_tokenizer(teacher)
     soundness.check_tokenizer(reference, tokenizer)
     teacher_weights = stored_weights(teacher)
-    chosen.write(quantized, reference, Path(teacher), out)
+    assert target is not None or not chosen.compiled
+    chosen.write(quantized, reference, Path(teacher), out, *((target,) if chosen.compiled else ()))
     if chosen.loads:
         reference.generation_config.save_pretrained(out)
         tokenizer.save_pretrained(out)

@@ -39,12 +39,13 @@ class Decoder:
     def write(self) -> None:
         """Add everything: inputs, nodes, tensors, outputs."""
         graph, config, tokens = self.graph, self.config, ["batch", "tokens"]
+        self.tensors.begin()
         for name, shape in (("input_ids", tokens), ("attention_mask", ["batch", "total"]), ("position_ids", tokens)):
             graph.inputs.append(value(name, TensorProto.INT64, shape))
         graph.outputs.append(value("logits", TensorProto.FLOAT, [*tokens, config.vocab_size]))
         (prefix, layers), (decoder_name, decoder) = layout.decoder_layers(self.model), layout.text_decoder(self.model)
         self.cosine, self.sine = self._angles(decoder.rotary_emb)
-        windows = [_window(config, number) for number in range(len(layers))]
+        windows = [sliding_window(config, number) for number in range(len(layers))]
         masks = {window: self._mask(window) for window in dict.fromkeys(windows)}
         x = self.tensors.embed("input_ids")
         for number, (window, layer) in enumerate(zip(windows, layers, strict=True)):
@@ -145,7 +146,7 @@ class Decoder:
         return self.tensors.norm(x, name, module.variance_epsilon)
 
 
-def _window(config: PreTrainedConfig, number: int) -> int:
+def sliding_window(config: PreTrainedConfig, number: int) -> int:
     """How many tokens a layer sees, its own included; 0: all."""
     kinds = getattr(config, "layer_types", None)
     slides = kinds[number] == "sliding_attention" if kinds else config.model_type == "mistral"

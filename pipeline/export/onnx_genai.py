@@ -88,6 +88,15 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
     """
     tensors = onnx.load(folder / WEIGHTS).graph.initializer
     stored = {tensor.name: tensor for tensor in tensors if not tensor.name.startswith(CONSTANT)}
+    compare(quantized, model, stored, WEIGHTS)
+
+
+def compare(quantized: QuantizedModel, model: PreTrainedModel, stored: dict[str, TensorProto], where: str) -> None:
+    """Compare the tensors of a file, which are taken out of `stored`, with the quantized model's.
+
+    Raises:
+        ValueError: as `check`.
+    """
     embedding = layout.embedding(model)
     wrong, missing = [], []
     for name, values in quantized.floats.items():
@@ -107,7 +116,7 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
     problems = {"missing": sorted(missing), "foreign": sorted(stored), "others than were written": wrong}
     if any(problems.values()):
         told = ", ".join(f"{what}: {names[:SHOWN]}" for what, names in problems.items() if names)
-        raise ValueError(f"tensors read back from {WEIGHTS} are not those that were written; {told}")
+        raise ValueError(f"tensors read back from {where} are not those that were written; {told}")
 
 
 def _read(stored: dict[str, TensorProto], name: str, columns: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,11 +21,15 @@ INLINE = 1024  # bytes of a tensor that lies in the graph itself
 
 
 class Graph:
-    """Collects a graph and writes it, when it is left, to `file`, its large tensors to `file` + ".data"."""
+    """Collects a graph and writes it, when it is left, to `file`, its large tensors to `file` + ".data".
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    like: a graph that was written, beside `file`, with the same tensors: those that are large are read from there.
+    """
+
+    def __init__(self, file: Path, opset: int = OPSET, like: "Graph | None" = None) -> None:
+        self.file, self.opset = file, opset
         self.data_file = file.with_name(file.name + ".data")
+        self._there = {n: t for n, t in like._tensors.items() if t.external_data} if like else {}
         self._nodes: list[NodeProto] = []
         self._tensors: dict[str, TensorProto] = {}
         self._constants: dict[tuple[Any, ...], str] = {}
@@ -40,11 +44,13 @@ class Graph:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._data.close()
+        if not self.data_file.stat().st_size:
+            self.data_file.unlink()
         if kind is None:
             graph = helper.make_graph(
                 self._nodes, "decoder", self.inputs, self.outputs, initializer=list(self._tensors.values())
             )
-            opsets = [helper.make_opsetid("", OPSET)]
+            opsets = [helper.make_opsetid("", self.opset)]
             save_proto(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), str(self.file))
             checker.check_model(str(self.file))
 
@@ -77,7 +83,10 @@ class Graph:
     def packed(self, name: str, data_type: int, shape: Sequence[int], content: bytes) -> str:
         """Add a tensor by its bytes, as ONNX lays out this type of element (four bits: two a byte, low half first)."""
         proto = TensorProto(name=name, data_type=data_type, dims=shape)
-        if len(content) < INLINE:
+        there = self._there.get(name)
+        if there is not None and (there.data_type, [*there.dims]) == (data_type, [*shape]):
+            proto = there
+        elif len(content) < INLINE:
             proto.raw_data = content
         else:
             self._data.write(b"\0" * (-self._data.tell() % PAGE))

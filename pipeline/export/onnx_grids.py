@@ -53,16 +53,16 @@ def _by_plane(graph: Graph, x: str, name: str, plane: Plane) -> str:
     group, element = plane.scheme.group, TensorProto.INT4 if plane.scheme.symmetric else TensorProto.UINT4
     scale, zero = (part.T.contiguous() if group else part.reshape(-1) for part in plane.step)
     names = [
-        graph.packed(f"{name}.weight", element, plane.codes.T.shape, _nibbles(plane.codes.T)),
+        graph.packed(f"{name}.weight", element, plane.codes.T.shape, nibbles(plane.codes.T)),
         graph.tensor(f"{name}.weight_scale", scale.numpy()),
     ]
     if not plane.scheme.symmetric:
-        names.append(graph.packed(f"{name}.weight_zero_point", element, zero.shape, _nibbles(zero.to(torch.uint8))))
+        names.append(graph.packed(f"{name}.weight_zero_point", element, zero.shape, nibbles(zero.to(torch.uint8))))
     options: dict[str, Any] = {"axis": 0, "block_size": group} if group else {"axis": 1}
     return graph.add("MatMul", x, graph.add("DequantizeLinear", *names, **options))
 
 
-def _nibbles(values: Tensor) -> bytes:
+def nibbles(values: Tensor) -> bytes:
     """int8 or uint8 values, row by row, two a byte, the first in the low half."""
     flat = values.contiguous().view(torch.uint8).numpy().reshape(-1)
     flat = np.append(flat, np.zeros(len(flat) % 2, dtype=np.uint8))

@@ -3,6 +3,8 @@
 What is not quantized keeps its dtype in the file and is widened to float32 where it is read.
 """
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from onnx import TensorProto
@@ -37,9 +39,18 @@ class Tensors:
         assert embedding is not None
         self.graph, self.quantized, self.embedding = graph, quantized, embedding.name
         self._inputs: dict[tuple[str, ...], str] = {}
-        if self.embedding in quantized.codes:
-            grid = quantized.steps[self.embedding], quantized.schemes[self.embedding]
-            self._table = onnx_grids.Table(graph, self.embedding, quantized.codes[self.embedding], *grid)
+
+    @cached_property
+    def _table(self) -> onnx_grids.Table:
+        """The embedding's codes, which enter the graph where they are first asked for."""
+        name, quantized = self.embedding, self.quantized
+        grid = quantized.steps[name], quantized.schemes[name]
+        return onnx_grids.Table(self.graph, name, quantized.codes[name], *grid)
+
+    def begin(self) -> None:
+        """Add the embedding's codes, where it has any, before all else."""
+        if self.embedding in self.quantized.codes:
+            self._table  # noqa: B018 (it is made here)
 
     def embed(self, indices: str) -> str:
         """Rows of the embedding: float32 [batch, tokens, width]."""

@@ -3,27 +3,52 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from pipeline.export import gguf_blocks, gguf_model, gguf_tokenizer, mlx_grids, onnx_architecture
-from pipeline.knobs.scheme import Weights
+from pipeline.export import (
+    gguf_blocks,
+    gguf_model,
+    gguf_tokenizer,
+    mlx_grids,
+    onnx_architecture,
+    qnn_compiler,
+    qnn_grids,
+)
+from pipeline.knobs.scheme import Activations, KVCache, Weights
 
 NUMBER = r"\.\d+(?=\.)"  # of a layer, in a module's name
 
 
-def problems(format_name: str, model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
+class Signals(NamedTuple):
+    """How inputs, by the linear's name, and KV cache are to be quantized."""
+
+    inputs: Mapping[str, Activations] = {}
+    kv_cache: KVCache = KVCache(0)
+
+
+Grids = Mapping[str, Weights]  # of modules, by name
+IN_FLOAT = Signals()
+
+
+def problems(
+    format_name: str,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    grids: Grids,
+    signals: Signals = IN_FLOAT,
+) -> Iterator[str]:
     """Why a format cannot hold a model: all of it.
 
     Args:
         grids: of each module whose weight is to be quantized.
     """
     if format_name in REFUSALS:
-        yield from REFUSALS[format_name](model, tokenizer, grids)
+        yield from REFUSALS[format_name](model, tokenizer, grids, signals)
 
 
-def _gguf(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
+def _gguf(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals) -> Iterator[str]:
     """Architecture, tensors, tokenizer, and the width of each weight."""
     checks: list[Callable[[], object]] = [
         lambda: gguf_model.tensor_names(model, [name for name, _ in model.named_parameters()]),
@@ -40,24 +65,26 @@ def _gguf(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) 
             yield f"{re.sub(NUMBER, '.*', name)}: {problem}"
 
 
-def _onnx(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
+def _onnx(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals) -> Iterator[str]:
     """Architecture alone: the graph holds every grid."""
     problem = onnx_architecture.problem(model.config)
     if problem:
         yield problem
 
 
-def _installed(package: str, install: str) -> Iterator[str]:
-    """A runtime that `prove` opens the format in, where it is not there."""
+def _installed(package: str, purpose: str, install: str) -> Iterator[str]:
+    """A package that a format is compiled or proven in, where it is not there."""
     try:
         version(package)
     except PackageNotFoundError:
-        yield f"{package}, in which it is proven, is not installed: `{install}`"
+        yield f"{package}, {purpose}, is not installed: `{install}`"
 
 
-def _mlx(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -> Iterator[str]:
+def _mlx(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals) -> Iterator[str]:
     """Architecture, the width of each weight, and mlx-lm itself, which is no default dependency."""
-    yield from _installed("mlx-lm", "pip install --constraint constraints.txt --editable '.[mlx]'")
+    yield from _installed(
+        "mlx-lm", "in which it is proven", "pip install --constraint constraints.txt --editable '.[mlx]'"
+    )
     problem = mlx_grids.architecture_problem(model.config)
     if problem:
         yield problem
@@ -67,4 +94,18 @@ def _mlx(model: PreTrainedModel, tokenizer: Any, grids: Mapping[str, Weights]) -
             yield f"{re.sub(NUMBER, '.*', name)}: {problem}"
 
 
-REFUSALS = {"gguf": _gguf, "onnx": _onnx, "mlx": _mlx}  # other formats hold every model that transformers does
+def _qnn(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals) -> Iterator[str]:
+    """The compiler, which is no default dependency, architecture, and the grids of weights and inputs."""
+    yield from _installed(qnn_compiler.PACKAGE, "which compiles it", qnn_compiler.INSTALL)
+    problem = onnx_architecture.problem(model.config)
+    if problem:
+        yield problem
+    yield from qnn_grids.problems(grids, signals.inputs, signals.kv_cache, qnn_grids.outside(model))
+
+
+REFUSALS = {
+    "gguf": _gguf,
+    "onnx": _onnx,
+    "mlx": _mlx,
+    "qnn": _qnn,
+}  # other formats hold every model that transformers does

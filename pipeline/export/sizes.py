@@ -5,7 +5,13 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-KINDS = ("*.safetensors", "*.gguf", "*.onnx", "*.onnx.data")  # files that hold tensors
+KINDS = (
+    "*.safetensors",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx.data",
+    "*.bin",
+)  # files that hold tensors, or what was compiled of them
 
 
 def stored_bytes(folder: str | Path) -> int:

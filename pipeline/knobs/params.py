@@ -92,6 +92,11 @@ def _together(p: Params) -> list[str]:
         problems.append(
             f"evaluate.format: {p.evaluate.format} is not in export.formats, {p.export.formats}; add it there"
         )
+    if p.export.qnn_chunk >= p.export.qnn_context:
+        problems.append(
+            f"export.qnn_chunk: a chunk of {p.export.qnn_chunk} leaves no place before it in the "
+            f"{p.export.qnn_context} of export.qnn_context; make it shorter"
+        )
     if len(set(p.export.formats)) < len(p.export.formats):
         problems.append(f"export.formats: each once, got {p.export.formats}")
     if len(set(p.prove.variants)) < len(p.prove.variants):

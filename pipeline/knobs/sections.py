@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.knobs.kinds import (
     FORBID,
+    Chunk,
     Divergence,
     Dtype,
     Flag,
@@ -217,6 +218,17 @@ class Export:
     formats: Annotated[list[Format], Field(min_length=1)] = Field(
         description="a folder each: compressed-tensors (packed integers, as transformers and vLLM load them) | gguf "
         "(for llama.cpp; groups of 32, 64, 128 or a whole row; byte-level BPE tokenizers) | onnx (for onnxruntime and "
-        "onnxruntime-genai; any scheme) | mlx (for mlx-lm; groups as gguf) | dequantized (a float32 model "
-        "of the same numbers, for measuring; any scheme); the first two hold symmetric weights alone",
+        "onnxruntime-genai; any scheme) | mlx (for mlx-lm; groups as gguf) | qnn (compiled for a Snapdragon's NPU; "
+        "W4A16 and the like) | dequantized (a float32 model of the same numbers, for measuring; any scheme); "
+        "compressed-tensors, gguf and qnn hold symmetric weights alone",
+    )
+    qnn_arch: Literal["v73", "v75", "v79", "v81"] = Field(
+        description="qnn: architecture of the NPU, v73 (Snapdragon X Elite) | v75 (8 Gen 3) | v79 (8 Elite) | v81 (8 "
+        "Elite Gen 5)",
+    )
+    qnn_chunk: Chunk = Field(description="qnn: tokens of a prompt that are read at once: 32 | 64 | 128 | 256")
+    qnn_context: Int = Field(ge=33, description="qnn: tokens of the longest text, more than a chunk's")
+    qnn_shared: Flag = Field(
+        description="qnn: true: the graphs for a chunk and for a token are one binary, half as large, which the "
+        "simulator does not load (prove compiles its graphs again); false: a binary each, which prove runs",
     )

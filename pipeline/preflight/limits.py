@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
-from pipeline.export import gguf_model, refusals
+from pipeline.export import gguf_model, qnn_grids, refusals
 from pipeline.knobs.checking_sections import Evaluate
 from pipeline.knobs.freezing import AUTO
 from pipeline.knobs.params import Params
 from pipeline.models import forward, layout, vocabulary
 from pipeline.models.context import context_length
+from pipeline.runtimes.limits import SIMULATED
 
 PROBE_TOKENS = 32  # of a text that shows which linears a text reaches
 ALTERNATIVES = ("sol1", "sol2", "option1", "option2", "endings", "choices")  # of which a request holds one
@@ -141,8 +142,10 @@ def _formats(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[
     except ValueError:
         return  # for _linears to name
     grids = {linear.name: weights for linear, (weights, _) in planned.items() if weights.bits}
+    inputs = {linear.name: activations for linear, (_, activations) in planned.items() if activations.bits}
+    signals = refusals.Signals(inputs, knobs.scheme.kv_cache)
     for name in knobs.export.formats:
-        for problem in refusals.problems(name, model, tokenizer, grids):
+        for problem in dict.fromkeys(refusals.problems(name, model, tokenizer, grids, signals)):
             yield f"export.formats: {name} cannot hold this model: {problem}; or leave {name} out"
     if "gguf" in knobs.export.formats and model.config.model_type in gguf_model.ARCHITECTURES:
         most = gguf_model.context(model.config)
@@ -152,6 +155,20 @@ def _formats(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[
                 f"export.formats: llama.cpp sees {most} tokens of this model, prove holds it to texts of {longest}; "
                 "lower synthesize.length, prove.prompt or prove.tokens, or leave gguf out"
             )
+    if "qnn" in knobs.export.formats:
+        yield from _places(model, knobs)
+
+
+def _places(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
+    """Whether the cache of qnn fits the model's context, and holds the text that prove has for it."""
+    places = knobs.export.qnn_context
+    problem = qnn_grids.too_long(model, places)
+    if problem:
+        yield problem
+    text = min(knobs.synthesize.length, SIMULATED.positions)
+    longest = max(text, knobs.prove.prompt + min(knobs.prove.tokens, SIMULATED.tokens))
+    if longest > places:
+        yield f"export.qnn_context: prove holds it to texts of {longest} tokens, over {places}; raise it"
 
 
 @torch.no_grad()

@@ -67,6 +67,16 @@ model, tokenizer = load("{repo}")
 prompt = tokenizer.apply_chat_template([{{"role": "user", "content": "Hello!"}}], add_generation_prompt=True)
 print(generate(model, tokenizer, prompt=prompt, max_tokens=64))""",
 )
+QNN = Run(
+    "onnxruntime-qnn",
+    "python",
+    """import onnxruntime as ort, onnxruntime_qnn as qnn  # after `hf download {repo} --local-dir model`
+ort.register_execution_provider_library("QNNExecutionProvider", qnn.get_library_path())
+npu = [device for device in ort.get_ep_devices() if device.ep_name == "QNNExecutionProvider"][:1]
+options = ort.SessionOptions(); options.add_provider_for_devices(npu, {{"backend_path": qnn.get_qnn_htp_path()}})
+for value in ort.InferenceSession("model/chunk.onnx", options).get_inputs(): print(value)""",
+    tried=False,
+)
 FLOAT_INPUTS = "Inputs and KV cache stay in float in transformers; the scores are measured with both quantized."
 FORMATS = {  # by the export's name of it
     "compressed-tensors": Format(
@@ -88,6 +98,16 @@ FORMATS = {  # by the export's name of it
     "onnx": Format("onnx", ("onnxruntime", "onnxruntime-genai"), (GENAI,)),
     "mlx": Format(
         "mlx", ("mlx",), (MLX_LM,), ("mlx-lm leaves inputs and KV cache in float, whatever the scheme says.",)
+    ),
+    "qnn": Format(
+        "onnx",
+        ("qnn", "qualcomm"),
+        (QNN,),
+        (
+            "It was run in Qualcomm's simulator, on no device.",
+            "Texts are no longer than `context` in qnn.json; whoever runs it keeps the KV cache "
+            "(pipeline/export/qnn_decoder.py says how).",
+        ),
     ),
     "dequantized": Format(
         "transformers",

@@ -14,10 +14,11 @@ RUN = {  # what is said of each format
     "gguf": "llama.cpp runs it, the same codes and scales in its blocks.",
     "onnx": "onnxruntime-genai and onnxruntime run it, the same codes and scales in front of each product.",
     "mlx": "mlx-lm loads it, the same codes and scales in its groups.",
+    "qnn": "onnxruntime-qnn runs it, compiled for a Snapdragon's NPU.",
     "dequantized": "plain transformers reads it, as a float32 model of the same numbers; nothing is packed.",
 }
 
-RUNNERS = {"gguf": "llama.cpp", "onnx": "onnxruntime", "mlx": "mlx-lm"}
+RUNNERS = {"gguf": "llama.cpp", "onnx": "onnxruntime", "mlx": "mlx-lm", "qnn": "onnxruntime-qnn"}
 
 
 @dataclass(frozen=True)

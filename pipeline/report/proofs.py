@@ -102,18 +102,20 @@ def _small(value: float) -> str:
 def note(proofs: Proofs) -> str:
     """What the table's columns are."""
     first = next(iter(proofs.exports.values()))
-    positions = first[next(name for name in first if name.startswith("positions."))]
+    held_to = {r: numbers[f"positions.{r}"] for numbers in proofs.exports.values() for r in runtimes(numbers)}
+    positions = max(held_to.values())
+    fewer = "".join(f" ({runtime}: {count:.0f})" for runtime, count in held_to.items() if count < positions)
     name, own = max(proofs.students.items(), key=lambda item: item[0] == "student")
     return (
         f"Every tensor of each file is the trained one, bit for bit ({first['tensors']:.0f} of them), and each "
         "runtime's tokenizer gives the teacher's ids for 200 texts; what falls short stops the pipeline. KL (nats a "
         "token) and top-1 agreement are with the variant as it was made, its inputs and KV cache on their grids, on "
-        f"{positions:.0f} positions of held-out text. With these in float, as most runtimes have them, the {name} "
-        f"itself is at a KL of {_small(own['in_float.kl_student'])} and agrees in "
+        f"{positions:.0f} positions of held-out text{fewer}. With these in float, as most runtimes have them, the "
+        f"{name} itself is at a KL of {_small(own['in_float.kl_student'])} and agrees in "
         f"{100 * own['in_float.top1_student']:.1f} %: in sampled text two tokens are often all but equally likely. "
         "The largest difference of logits is a share of the largest logit, or in nats of a log-probability. "
-        "onnxruntime and onnxruntime-genai have the grids, and theirs is to the variant as it was made. All others, "
-        "onnxruntime-float among them, are held to it with inputs in float, and so are the tokens of greedy "
+        "onnxruntime, onnxruntime-genai and qnn have the grids, and theirs is to the variant as it was made. All "
+        "others, onnxruntime-float among them, are held to it with inputs in float, and so are the tokens of greedy "
         "continuations. ≥: llama.cpp tells of the likeliest tokens alone, all others count as one, so its KL is a "
         f"lower bound. Versions: {', '.join(f'{runtime} {known}' for runtime, known in proofs.versions.items())}."
     )

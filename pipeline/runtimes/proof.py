@@ -49,24 +49,26 @@ class Proof:
 def prove(folder: Path, format_name: str, against: References, runtimes: Mapping[str, Runtime] | None = None) -> Proof:
     """Read a folder's file, and run it in each runtime that opens it, or in those that are named.
 
-    All numbers are of the same text. Of a runtime: `kl_` and `top1_` to `student` (inputs and KV cache on their grids,
-    as trained), `in_float` (these in float) and `teacher`; `top1_clear` (of the one that the runtime is held to, where
-    it leads, a share `clear` of the positions); `logit_difference`, a share of the largest, or, where the likeliest
-    tokens alone are told, `log_probability_difference` in nats; `same_tokens`, mean and least over the continuations;
-    `same_continuations`, a share; `texts` with the same ids.
+    All numbers are of the same text, or of its beginning, where a runtime has limits. Of a runtime: `kl_` and `top1_`
+    to `student` (inputs and KV cache on their grids, as trained), `in_float` (these in float) and `teacher`;
+    `top1_clear` (of the one that the runtime is held to, where it leads, a share `clear` of the positions);
+    `logit_difference`, a share of the largest, or, where the likeliest tokens alone are told,
+    `log_probability_difference` in nats; `same_tokens`, mean and least over the continuations; `same_continuations`, a
+    share; `texts` with the same ids.
     """
     proof = Proof({"weight_bytes": float(stored_bytes(folder)), "tensors": float(_tensors(against))})
     proof.problems += [*_other_tensors(folder, format_name, against)]
     if proof.problems:
         return proof  # a runtime may end the process over it
-    asked = Asked(against.text.context, _together(against), torch.get_num_threads())
     for name, runtime in (runtimes_of(format_name) if runtimes is None else runtimes).items():
+        part = against.within(runtime.limits)
+        asked = Asked(part.text.context, _together(part), torch.get_num_threads())
         memory.give_back()
         before = _resident()
         try:
             opened = runtime.open(folder, asked)
             try:
-                _run(proof, name, runtime, opened, against)
+                _run(proof, name, runtime, opened, part)
                 proof.speeds[name]["megabytes"] = max(0.0, _resident() - before) / 1e6
             finally:
                 opened.close()

@@ -1,7 +1,7 @@
 """What exports are held against: the quantized model as it was trained, and the teacher, on the same text."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.models import context, saved
 from pipeline.models.vocabulary import special_tokens
 from pipeline.quant.model import QuantizedModel
 from pipeline.runtimes.hugging_face import greedy, sequence_logits
+from pipeline.runtimes.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,27 @@ class References:
     student: list[Tensor]
     in_float: list[Tensor]
     continuations: list[list[int]]
+
+    def within(self, limits: Limits | None) -> "References":
+        """Of a part of the text; None: all of it."""
+        if limits is None:
+            return self
+        sequences, positions, prompts, tokens = limits
+        some = self.text
+        part = Text(
+            some.tokens[:sequences, :positions],
+            some.valid[:sequences, :positions],
+            some.prompts[:prompts],
+            min(some.count, tokens),
+        )
+        teacher, student, in_float = (
+            [values[:positions] for values in logits[:sequences]]
+            for logits in (self.teacher, self.student, self.in_float)
+        )
+        continuations = [ids[:tokens] for ids in self.continuations[:prompts]]
+        return replace(
+            self, text=part, teacher=teacher, student=student, in_float=in_float, continuations=continuations
+        )
 
     @property
     def vocabulary(self) -> int:

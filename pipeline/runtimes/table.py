@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-from pipeline.runtimes import genai, hugging_face, in_mlx, llama_cpp, onnx_runtime
+from pipeline.export import qnn_compiler
+from pipeline.runtimes import genai, hugging_face, in_mlx, llama_cpp, onnx_runtime, qnn
+from pipeline.runtimes.limits import SIMULATED, Limits
 from pipeline.runtimes.opened import Open
 
 INSTALL = "pip install --constraint constraints.txt --editable ."
@@ -16,7 +18,7 @@ class Runtime(NamedTuple):
 
     formats: that it opens. exact: it computes in float32 with the trained numbers, so its logits are the student's.
     package: by whose version it is told. on_grids: whether it is held to the student with inputs and KV cache on their
-    grids, or in float. install: the command that brings it.
+    grids, or in float. install: the command that brings it. limits: of the text, where it is a simulator.
     """
 
     formats: tuple[str, ...]
@@ -25,6 +27,7 @@ class Runtime(NamedTuple):
     package: str
     on_grids: bool = False
     install: str = INSTALL
+    limits: Limits | None = None
 
 
 RUNTIMES = {
@@ -39,6 +42,15 @@ RUNTIMES = {
         True,
         "mlx-lm",
         install=INSTALL_MLX,
+    ),
+    "qnn": Runtime(
+        ("qnn",),
+        qnn.open_export,
+        False,
+        qnn_compiler.PACKAGE,
+        on_grids=True,
+        install=qnn_compiler.INSTALL,
+        limits=SIMULATED,
     ),
 }
 

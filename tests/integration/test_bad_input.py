@@ -37,7 +37,7 @@ def test_in_a_process_of_its_own_a_stage_is_refused_with_the_same_line(refused: 
 def test_libraries_in_other_versions_than_the_pinned_ones(refused: Stage, desk: Path) -> None:
     pins = desk / "versions.yaml"
     pins.write_text(pins.read_text().replace('transformers: "', 'transformers: "1'))
-    message = refused("export", teacher="data/teacher", quantized="data/rtn")
+    message = refused("export", teacher="data/teacher", corpus="data/corpus", quantized="data/rtn")
     assert message.startswith("export: versions.yaml has 1 problem(s); `pip install --constraint constraints.txt ")
     assert f"transformers 1{version('transformers')} is pinned, and {version('transformers')} is installed" in message
 
@@ -76,7 +76,8 @@ def test_asymmetric_weights_for_a_format_that_does_not_hold_them(refused: Stage,
         "activations": {"bits": 0, "symmetric": True, "dynamic": False, "observer": "split", "percentile": 99.99},
         "kv_cache": {"bits": 0, "symmetric": True, "group": 0},
     }
-    for stage, paths in (("calibrate", CALIBRATE), ("export", {"teacher": "data/teacher", "quantized": "data/rtn"})):
+    export = {"teacher": "data/teacher", "corpus": "data/corpus", "quantized": "data/rtn"}
+    for stage, paths in (("calibrate", CALIBRATE), ("export", export)):
         message = refused(stage, {"scheme": scheme}, **paths)
         assert (
             "compressed-tensors and gguf of export.formats hold no asymmetric weights; take [onnx, mlx, dequantized]"

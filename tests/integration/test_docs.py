@@ -98,7 +98,7 @@ def test_an_experiment_goes_through_the_stages_that_its_knobs_reach(desk: Path, 
         "targets": "--teacher data/teacher --corpus data/corpus --text data/text --out data/targets",
         "distill": "--teacher data/teacher --targets data/targets --calibration data/calibration "
         "--signals data/signals --out data/student",
-        "export": "--teacher data/teacher --quantized data/student --out data/int4/student",
+        "export": "--teacher data/teacher --corpus data/corpus --quantized data/student --out data/int4/student",
     }
     reached = STAGES[overrides[0].partition(".")[0].partition("=")[0]]
     for stage in reached:

@@ -75,7 +75,7 @@ def test_two_codes_share_a_byte(low: int, high: int, element: type, tmp_path: Pa
     codes = torch.from_numpy(np.random.default_rng(0).integers(low, high, (3, 5)).astype(element))
     kind = TensorProto.INT4 if low else TensorProto.UINT4
     with Graph(tmp_path / "codes.onnx") as graph:
-        graph.packed("codes", kind, codes.shape, onnx_grids._nibbles(codes))
+        graph.packed("codes", kind, codes.shape, onnx_grids.nibbles(codes))
         graph.outputs.append(value("y", TensorProto.FLOAT, [3, 5]))
         graph.add("DequantizeLinear", "codes", graph.constant(1.0), outputs=["y"])
     (read,) = onnxruntime.InferenceSession(tmp_path / "codes.onnx").run(None, {})

@@ -91,6 +91,10 @@ def test_a_text_that_is_asked_for_must_be_there(tmp_path: Path):
         ({"analyze__sensitivity_sequences": -1}, "analyze.sensitivity_sequences: must be at least 0, got -1"),
         ({"analyze__sensitivity_sequences": TRAIN}, f"analyze.sensitivity_sequences: {TRAIN} are more than"),
         ({"inspect__sensitivity_sequences": TRAIN}, f"inspect.sensitivity_sequences: {TRAIN} are more than"),
+        (
+            {"export__qnn_chunk": 64, "export__qnn_context": 64},
+            "export.qnn_chunk: a chunk of 64 leaves no place before",
+        ),
         ({"analyze__average_bits": 2.9, "analyze__plan_bits": [4, 3]}, "analyze.average_bits: must be at least 3"),
         ({"analyze__plan_bits": [4, 9]}, "analyze.plan_bits[1]: unknown value 9"),
         ({"evaluate__windows": 1}, "evaluate.windows: must be at least 2"),

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from pipeline.export import refusals
 from pipeline.preflight import limits
 from tests import families, tiny
 from tests.unit.knobs.files import load_with, long
@@ -180,3 +181,18 @@ def test_a_window_that_is_shorter_than_what_llama_cpp_is_asked_is_named(tmp_path
     assert not problems(families.family("mistral"), tmp_path, export__formats=["compressed-tensors", "onnx"])
     lines = problems(families.family("mistral"), tmp_path, export__formats=["compressed-tensors", "gguf"])
     assert "export.formats: llama.cpp sees 6 tokens of this model, prove holds it to texts of 64; lower " in lines[-1]
+
+
+def test_what_the_npu_does_not_hold_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(refusals, "version", lambda package: "2.7.0")
+    fitting = {"export__formats": ["compressed-tensors", "qnn"], "scheme": "W4A16E8H6", "export__qnn_chunk": 32}
+    assert not problems(families.family("llama"), tmp_path, **fitting, export__qnn_context=64)
+    lines = problems(families.family("llama"), tmp_path, **fitting | {"scheme": "W4g16A8KV8"}, export__qnn_context=100)
+    assert len(lines) == 7 * 2 + 2
+    assert lines[0] == (
+        "export.formats: qnn cannot hold this model: model.layers.*.self_attn.q_proj: its weight has groups of 16; "
+        "take group 0, a scale an output channel; or leave qnn out"
+    )
+    assert lines[-1] == "export.qnn_context: 100 tokens are more than the 64 of the model's context; lower it"
+    (line,) = problems(families.family("llama"), tmp_path, **fitting, export__qnn_context=40)
+    assert line == "export.qnn_context: prove holds it to texts of 64 tokens, over 40; raise it"

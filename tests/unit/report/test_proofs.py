@@ -53,6 +53,14 @@ def test_a_row_a_runtime_and_one_of_the_student_itself(folder: Path):
     assert note.endswith("Versions: llama.cpp 1.2, transformers 5.0.")
 
 
+def test_a_runtime_that_was_held_to_fewer_positions_is_named_with_them(folder: Path):
+    made = proofs.read(folder)
+    short = {name.replace("llama.cpp", "qnn"): value for name, value in PARTS.items()} | {"positions.qnn": 127.0}
+    note = proofs.note(proofs.Proofs(made.versions, {("student", "qnn"): short, **made.exports}, made.students))
+    assert "on 1020 positions of held-out text (qnn: 127). With" in note
+    assert "held-out text. With" in proofs.note(made)
+
+
 def test_the_note_is_of_the_student_where_other_variants_are_proven_too(folder: Path):
     made = proofs.read(folder)
     others = {"rtn": OWN | {"in_float.kl_student": 0.5}, **made.students}

@@ -1,5 +1,6 @@
 """The tiny model exported, and what its exports are held against; each made once."""
 
+import importlib.util
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -8,9 +9,23 @@ import pytest
 import torch
 
 from pipeline.export.formats import export
+from pipeline.export.qnn_folder import Target
 from pipeline.runtimes.references import References, Text, references, text
+from pipeline.runtimes.table import RUNTIMES
 from tests import tiny
 from tests.unit.export.quantized import quantized
+
+
+def absent(name: str) -> bool:
+    """Whether a runtime is not installed that does not have to be."""
+    return name == "qnn" and importlib.util.find_spec("onnxruntime_qnn") is None
+
+
+OPENED = [  # each runtime with each format that it opens; that for NPUs where it is installed, as it is no default
+    pytest.param(name, format_name, marks=pytest.mark.skipif(absent(name), reason="not installed"))
+    for name, runtime in RUNTIMES.items()
+    for format_name in runtime.formats
+]
 
 
 class Exported(Protocol):
@@ -30,7 +45,8 @@ def exported(whole_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     @cache
     def make(format_name: str, scheme: str = "blocks") -> Path:
         folder = tmp_path_factory.mktemp("export")
-        export(quantized(scheme), whole_teacher, format_name, folder)
+        tokens = torch.randint(3, 258, (4, 24), generator=torch.Generator().manual_seed(6))
+        export(quantized(scheme), whole_teacher, format_name, folder, Target(tokens, 32, 512, "v75", True))
         return folder
 
     return make

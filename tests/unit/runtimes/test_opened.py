@@ -15,10 +15,9 @@ from pipeline.runtimes.references import Text
 from pipeline.runtimes.table import RUNTIMES
 from tests import tiny
 from tests.unit.export.quantized import quantized
-from tests.unit.runtimes.conftest import Exported
+from tests.unit.runtimes.conftest import OPENED, Exported
 
 ASKED = Asked(64, 3, 1)
-OPENED = [(name, format_name) for name, runtime in RUNTIMES.items() for format_name in runtime.formats]
 TEMPLATE = "{% for m in messages %}<s>{{ m.role + '\n' + m.content }}</s>{% endfor %}{{ '<s>assistant\n' }}"
 
 

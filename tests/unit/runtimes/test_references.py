@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.runtimes.limits import Limits
 from pipeline.runtimes.references import References, Text, references, text
 from tests import tiny
 from tests.unit.export.quantized import quantized
@@ -50,3 +51,16 @@ def test_a_text_beyond_the_models_context_is_refused(whole_teacher: Path):
     long = text(TOKENS, torch.tensor([32] * 4), 1, 1, 16, 500)
     with pytest.raises(ValueError, match=r"prove.tokens: a prompt of 16 tokens and 500 more are over the 512 of"):
         references(quantized("blocks"), whole_teacher, long)
+
+
+def test_a_part_is_the_beginning_of_each_and_stands_for_itself(against: References):
+    part = against.within(Limits(sequences=1, positions=10, prompts=2, tokens=3))
+    assert torch.equal(part.text.tokens, against.text.tokens[:1, :10])
+    assert torch.equal(part.text.valid, against.text.valid[:1, :10])
+    assert torch.equal(part.text.prompts, against.text.prompts[:2])
+    assert (part.text.count, part.text.context) == (3, 19)
+    assert part.continuations == [ids[:3] for ids in against.continuations[:2]]
+    for name in ("teacher", "student", "in_float"):
+        (logits,) = getattr(part, name)
+        assert torch.equal(logits, getattr(against, name)[0][:10])
+    assert against.within(None) is against
