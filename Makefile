@@ -34,10 +34,10 @@ chat: $(VENV)/ready                ## talk to the result; FOLDER=data/int4/stude
 	@python -m pipeline.chat $(FOLDER)
 
 prove-vllm: $(VENV)/ready .venv-vllm/ready          ## the result in vLLM on a CPU with AVX-512, in an environment of its own
-	@python -m pipeline.runtimes data/int4/student/compressed-tensors --runtime vllm $(PROVEN)
+	@python -m pipeline.elsewhere data/int4/student/compressed-tensors --runtime vllm $(PROVEN)
 
 prove-openvino: $(VENV)/ready .venv-openvino/ready  ## the result in OpenVINO, likewise
-	@python -m pipeline.runtimes data/int4/student/onnx --runtime openvino $(PROVEN)
+	@python -m pipeline.elsewhere data/int4/student/onnx --runtime openvino $(PROVEN)
 
 test: $(VENV)/ready lint           ## linters and all tests, then those of arithmetic as a processor without AVX-512 computes
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

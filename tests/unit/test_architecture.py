@@ -13,7 +13,7 @@ LAYERS = [
     {"calibration"},
     {"signals", "distill", "export", "runtimes", "evaluation"},
     {"preflight", "report"},
-    {"audit", "chat"},
+    {"audit", "chat", "elsewhere"},
     {"publish"},
     {"stages"},
 ]

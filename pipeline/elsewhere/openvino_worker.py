@@ -1,6 +1,6 @@
 """OpenVINO on a CPU, told to compute in float32: it leaves the grids of 16-bit inputs out, and rounds none to 8 bits.
 
-Run in an environment that has it; see `elsewhere`. One model a process: with two, OpenVINO 2026.4 ended it.
+Run in an environment that has it; see environments.py. One model a process: with two, OpenVINO 2026.4 ended it.
 """
 
 from typing import Any
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import openvino
 
+from pipeline.elsewhere.worker import Request, main
 from pipeline.runtimes import cached_graph, stepping
 from pipeline.runtimes.cached_graph import LOGITS, PAST, PRESENT, Arrays
-from pipeline.runtimes.worker import Request, main
 
 FILE = "model.onnx"
 EXACT = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}

@@ -1,5 +1,6 @@
-"""`python -m pipeline.runtimes FOLDER --runtime vllm --python .venv-vllm/bin/python …`: prove an export in a runtime of
-an environment of its own, as the stage `prove` does in those of the project's.
+"""Prove an export in a runtime of an environment of its own, as the stage `prove` does in those of the project's.
+
+    python -m pipeline.elsewhere FOLDER --runtime vllm --python .venv-vllm/bin/python …
 """
 
 import argparse
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.runtimes.elsewhere import ELSEWHERE
+from pipeline.elsewhere.environments import ELSEWHERE
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.runtimes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.elsewhere", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the export: data/int4/student/onnx, say")
     parser.add_argument("--runtime", required=True, choices=ELSEWHERE)
     parser.add_argument("--python", required=True, type=Path, help="of the environment that has the runtime")
@@ -39,13 +40,14 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _prove(args: argparse.Namespace) -> None:
     from pipeline.artifacts import contract  # what they import takes seconds, and --help does not need it
     from pipeline.corpus.artifact import Corpus
+    from pipeline.elsewhere import environments
     from pipeline.export import formats
     from pipeline.knobs import params
     from pipeline.quant.model import QuantizedModel
-    from pipeline.runtimes import elsewhere, proof, references
+    from pipeline.runtimes import proof, references
 
     chosen, knobs = ELSEWHERE[args.runtime], params.load().prove
-    version = elsewhere.installed(args.runtime, args.python)
+    version = environments.installed(args.runtime, args.python)
     contract.reading(args.teacher, contract.TEACHER)
     stored = contract.reading(args.folder, contract.INT4).get("format")
     if stored != chosen.format:
@@ -53,15 +55,15 @@ def _prove(args: argparse.Namespace) -> None:
     text = references.text(*Corpus.load(args.corpus).test(), knobs.sequences, knobs.prompts, knobs.prompt, knobs.tokens)
     quantized = QuantizedModel.load(args.quantized)[0]
     against = references.references(quantized, args.teacher, text)
-    ends = elsewhere.quantized_ends(against.model, quantized) if chosen.float_ends else []
+    ends = environments.quantized_ends(against.model, quantized) if chosen.float_ends else []
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder
         if ends:
             folder = Path(scratch)
             print(f"{args.runtime} does not read quantized ends as the file has them: {', '.join(ends)} go into float")
-            against = dataclasses.replace(against, quantized=elsewhere.with_floats(quantized, ends))
+            against = dataclasses.replace(against, quantized=environments.with_floats(quantized, ends))
             formats.export(against.quantized, args.teacher, chosen.format, folder)
-        runtimes = {args.runtime: elsewhere.runtime(args.runtime, args.python)}
+        runtimes = {args.runtime: environments.runtime(args.runtime, args.python)}
         proven = proof.prove(folder, chosen.format, against, runtimes)
     print(f"prove {args.folder} in {chosen.package} {version}: {proof.told(proven, runtimes)}")
     speed = {name: value for name, value in proven.speeds.get(args.runtime, {}).items() if name != "megabytes"}

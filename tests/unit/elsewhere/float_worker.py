@@ -5,9 +5,9 @@ import os
 import numpy as np
 import torch
 
+from pipeline.elsewhere.worker import Request, main
 from pipeline.runtimes import hugging_face
 from pipeline.runtimes.opened import Asked
-from pipeline.runtimes.worker import Request, main
 
 LIKELIEST = 64
 
