@@ -1,6 +1,6 @@
 """Prove an export in a runtime of an environment of its own, as the stage `prove` does in those of the project's.
 
-    python -m pipeline.elsewhere FOLDER --runtime vllm --python .venv-vllm/bin/python …
+python -m pipeline.elsewhere FOLDER --runtime vllm --python .venv-vllm/bin/python …
 """
 
 import argparse
