@@ -34,12 +34,17 @@ class Ranges:
     Attributes:
         outputs: of each linear's product, without its bias; with a second grid, of what the first one's range holds.
         beyond: of the product of what lies beyond it, where there is a second grid. passing: of all that passes
-            between linears and norms.
+            between linears and norms. by_token: of each product, the root mean square of each token's outputs.
     """
 
     outputs: dict[str, float] = field(default_factory=dict)
     beyond: dict[str, float] = field(default_factory=dict)
     passing: float = 0.0
+    by_token: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def usual(self, name: str) -> float:
+        """The root mean square of an output, at the median token."""
+        return float(torch.cat(self.by_token[name]).median())
 
     def scale(self, name: str, beyond: bool = False) -> float:
         """The step of an output's symmetric INT16 grid."""
@@ -88,6 +93,7 @@ def _watched(model: PreTrainedModel, quantized: QuantizedModel) -> Iterator[Rang
                 ranges.beyond[name] = max(ranges.beyond.get(name, 0.0), _greatest(outer))
                 product = product - outer
             ranges.outputs[name] = max(ranges.outputs.get(name, 0.0), _greatest(product))
+            ranges.by_token.setdefault(name, []).append(product.square().mean(dim=-1).sqrt().flatten())
 
         return see
 

@@ -1,5 +1,6 @@
 """The proofs of the tiny pipeline's exports, and exports that are not what was trained."""
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -54,6 +55,26 @@ def test_the_same_export_has_the_same_proof(desk: Path) -> None:
     assert "prove student, gguf: the file holds the trained numbers; llama.cpp, to the student with" in done.stdout
     for file in (desk / "made/proof").iterdir():
         assert file.read_bytes() == (desk / "data/proof" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime_qnn") is None, reason="onnxruntime-qnn is not installed")
+@pytest.mark.parametrize("one_binary", [True, False])
+def test_what_is_compiled_for_an_npu_is_proven_in_the_simulator(desk: Path, one_binary: bool) -> None:
+    formats = ["compressed-tensors", "qnn"]
+    knobs = {"formats": formats, "qnn_arch": "v79", "qnn_chunk": 32, "qnn_context": 64, "qnn_shared": one_binary}
+    change_params(desk, {"export": knobs})
+    paths = {"teacher": "data/teacher", "corpus": "data/corpus", "quantized": "data/student"}
+    done = run_stage(desk, "export", **paths, out="made/int4/student")
+    assert done.returncode == 0, done.stderr
+    folder = desk / "made/int4/student/qnn"
+    assert len([*folder.glob("*.bin")]) == (1 if one_binary else 2)
+    assert contract.reading(folder, contract.INT4)["format"] == "qnn"
+    done = run_stage(desk, "prove", **PATHS | {"int4": "made/int4"}, out="made/proof")
+    assert done.returncode == 0, done.stderr
+    assert "prove student, qnn: the file holds the trained numbers; qnn, to the student with inputs on" in done.stdout
+    numbers = json.loads((desk / "made/proof/student-qnn.json").read_text())
+    assert numbers["positions.qnn"] == 47
+    assert 0 < numbers["kl_student.qnn"] < 2e-3
 
 
 def test_all_that_falls_short_is_named_and_nothing_is_left(desk: Path) -> None:
