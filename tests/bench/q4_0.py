@@ -6,12 +6,14 @@
 Without rotation embedding and head stay one weight, in Q8_0 in both, so that the files have the same size. KL, top-1
 agreement and perplexity are of held-out text of the corpus, to the teacher in float32; llama.cpp tells of the 256
 likeliest tokens, all others count as one, so a KL is a lower bound. Tokens a second are of one sequence, as a ratio
-to Q4_0's.
+to Q4_0's of the same round: median and quartiles over rounds in which all take turns.
 """
 
 import argparse
 import math
+import statistics
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,9 +28,9 @@ from pipeline.quant.model import state
 from pipeline.runtimes import llama_cpp, references
 from pipeline.runtimes.compare import compared
 from pipeline.runtimes.hugging_face import sequence_logits
-from pipeline.runtimes.opened import Asked, Predictions
+from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed
 
-REPEATS = 3  # of a speed, of which the best counts
+REPEATS = 21  # rounds of speeds
 
 
 def write_q4_0(teacher: Path, file: Path) -> None:
@@ -79,29 +81,42 @@ def main() -> None:
     text = references.text(*Corpus.load(args.corpus).test(), args.sequences, 1, 16, 64)
     teacher = [*sequence_logits(saved.load_model(args.teacher), text.tokens)]
     asked = Asked(text.context, args.sequences, torch.get_num_threads())
-    print("| | MB | KL to teacher | top-1 % | perplexity | prompt, to Q4_0 | decode, to Q4_0 |")
-    print("|---|---|---|---|---|---|---|")
+    print("| | MB | KL to teacher | top-1 % | perplexity |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         write_q4_0(args.teacher, Path(scratch) / llama_cpp.WEIGHTS)
-        base = None
-        for name, folder in {"Q4_0": Path(scratch), **{str(folder): folder for folder in args.folders}}.items():
-            opened = llama_cpp.open_export(folder, asked)
-            predictions = [*opened.predictions(text.tokens)]
+        opened = {"Q4_0": llama_cpp.open_export(Path(scratch), asked)}
+        opened |= {str(folder): llama_cpp.open_export(folder, asked) for folder in args.folders}
+        for name, export in opened.items():
+            predictions = [*export.predictions(text.tokens)]
             agreed = compared(teacher, predictions, text.valid).agreement
             parts = [
-                log_loss(*part, opened.vocabulary) for part in zip(predictions, text.tokens, text.valid, strict=True)
+                log_loss(*part, export.vocabulary) for part in zip(predictions, text.tokens, text.valid, strict=True)
             ]
             perplexity = math.exp(sum(loss for loss, _ in parts) / sum(count for _, count in parts))
-            speeds = [opened.speed(text.tokens[0, : text.context - text.count - 1], text.count) for _ in range(REPEATS)]
-            prompt, decode = (max(getattr(speed, part) for speed in speeds) for part in ("prompt", "decode"))
-            base = base or (prompt, decode)
-            size = (folder / llama_cpp.WEIGHTS).stat().st_size / 1e6
-            print(
-                f"| {name} | {size:.1f} | {agreed.kl:.4f} | {100 * agreed.top1:.1f} | {perplexity:.2f} | "
-                f"{prompt / base[0]:.2f} | {decode / base[1]:.2f} |",
-                flush=True,
-            )
-            opened.close()
+            size = (Path(scratch if name == "Q4_0" else name) / llama_cpp.WEIGHTS).stat().st_size / 1e6
+            print(f"| {name} | {size:.1f} | {agreed.kl:.4f} | {100 * agreed.top1:.1f} | {perplexity:.2f} |", flush=True)
+        print("\n| | prompt, to Q4_0 | decode, to Q4_0 |\n|---|---|---|")
+        for name, speeds in ratios(opened, text.tokens[0, : text.context - text.count - 1], text.count).items():
+            print(f"| {name} | {shown([prompt for prompt, _ in speeds])} | {shown([decode for _, decode in speeds])} |")
+        for export in opened.values():
+            export.close()
+
+
+def ratios(opened: Mapping[str, Opened], prompt: Tensor, count: int) -> dict[str, list[Speed]]:
+    """Of each export in each of REPEATS rounds, all of which take turns: its speed over that of the first."""
+    told: dict[str, list[Speed]] = {name: [] for name in opened}
+    for _ in range(REPEATS):
+        speeds = {name: export.speed(prompt, count) for name, export in opened.items()}
+        first = next(iter(speeds.values()))
+        for name, speed in speeds.items():
+            told[name].append(Speed(speed.prompt / first.prompt, speed.decode / first.decode))
+    return told
+
+
+def shown(values: list[float]) -> str:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":
