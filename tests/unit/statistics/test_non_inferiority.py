@@ -64,6 +64,17 @@ def test_right_and_wrong_answers_must_pass_the_score_test_too():
     assert relative(teacher, student).p_within == pytest.approx(by_t, rel=0.05)
 
 
+@pytest.mark.parametrize("counts", [(100, 8, 0, 42), (100, 0, 1, 49), (60, 20, 4, 16), (1, 7, 0, 0)])
+def test_of_the_two_tests_the_less_sure_one_counts(counts: tuple[int, int, int, int]):
+    teacher, student = answers(*counts)
+    tested, judged = student - teacher + 0.03, absolute(teacher, student, 0.03)
+    variance = paired_proportions.variance_at_difference(Pairs(*counts), -0.03)
+    score = tested.mean() / math.sqrt(variance / len(tested))
+    by_t = [stats.ttest_1samp(tested, 0, alternative=tail).pvalue for tail in ("greater", "less")]
+    assert judged.p_within == pytest.approx(max(by_t[0], stats.norm.sf(score)))
+    assert judged.p_beyond == pytest.approx(max(by_t[1], stats.norm.cdf(score)))
+
+
 def test_both_lose_what_they_have_above_chance():
     """80 of 100 to 74, of which a quarter is chance: 7.5 % of the accuracy, 11 % of what is above chance."""
     judged = relative(*answers(70, 10, 4, 16), chance=0.25)

@@ -10,7 +10,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from pipeline.statistics import paired_proportions
 from pipeline.statistics.paired_proportions import Pairs
 
-# Both, the second alone, the first alone, neither: published tables give first less second of the transposed.
+# Tables as published: both, the row's alone, the column's alone, neither. The interval: row less column, or row / column.
 DIFFERENCES = [
     ((4, 9, 3, 16), 0.95, (-0.027, 0.390)),  # Tango 1998
     ((43, 0, 1, 0), 0.90, (-0.096, 0.037)),  # Tango 1998
@@ -111,7 +111,7 @@ def test_at_an_end_of_the_interval_the_one_sided_test_is_at_half_of_what_it_leav
 
 
 def test_the_interval_holds_the_difference_as_often_as_it_says():
-    """Every outcome of 30 pairs, weighed by its chance; 95 % on the whole, where a Wald interval has 88 to 94."""
+    """Every outcome of 30 pairs, weighed by its chance; 95 % of it on the whole."""
     n, shares = 30, (0.06, 0.16)
     held = 0.0
     for first_only in range(16):
