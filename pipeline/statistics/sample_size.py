@@ -14,7 +14,7 @@ def items_needed(flips: float, margin: float, level: float = LEVEL, power: float
     """Items for a margin on the difference of two accuracies, before anything is measured.
 
     By the normal approximation: an item's difference has variance flips - margin^2 at a loss of the margin, and `flips`
-    at none (Connor 1987, Biometrics 43:207). The score test of 0/1 scores needs more where flips are hardly more than
+    at none (Connor 1987, Biometrics 43:207, with the hypotheses exchanged). The score test of 0/1 scores needs more where flips are hardly more than
     the margin: 1 in 6 at 5 % flips and 3 points.
 
     Args:

@@ -10,7 +10,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from pipeline.statistics import paired_proportions
 from pipeline.statistics.paired_proportions import Pairs
 
-# Tables as published: both, the row's alone, the column's alone, neither. The interval: row less column, or row / column.
+# Tables as published: both, the row alone, the column alone, neither. The interval: row less column, or row / column.
 DIFFERENCES = [
     ((4, 9, 3, 16), 0.95, (-0.027, 0.390)),  # Tango 1998
     ((43, 0, 1, 0), 0.90, (-0.096, 0.037)),  # Tango 1998
