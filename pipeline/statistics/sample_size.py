@@ -14,8 +14,8 @@ def items_needed(flips: float, margin: float, level: float = LEVEL, power: float
     """Items for a margin on the difference of two accuracies, before anything is measured.
 
     By the normal approximation: an item's difference has variance flips - margin^2 at a loss of the margin, and `flips`
-    at none (Connor 1987, Biometrics 43:207, with the hypotheses exchanged). The score test of 0/1 scores needs more where
-    flips are hardly more than the margin: at 5 % flips 4 % more for 1.3 points, 18 % more for 3.
+    at none (Connor 1987, Biometrics 43:207, with the hypotheses exchanged). The score test of 0/1 scores needs more
+    where flips are hardly more than the margin: at 5 % flips 4 % more for 1.3 points, 18 % more for 3.
 
     Args:
         flips: share of the items that one of the two alone answers correctly, at least the margin, at most 1.
