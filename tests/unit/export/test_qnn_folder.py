@@ -78,7 +78,7 @@ def test_every_scheme_that_does_not_fit_is_told_the_nearest_that_does():
     (problem,) = refusals.problems("qnn", family("llama"), tiny.tokenizer(), {UP: Weights(4)}, dynamic)
     assert problem.endswith("its input is dynamic, of 16 bits; take static activations of 16 bits")
     (problem,) = refusals.problems("qnn", family("gemma"), tiny.tokenizer(), {})
-    assert problem.startswith("gemma models are not written into ONNX")
+    assert problem.startswith("gemma models are not written for ONNX")
     fits = refusals.Signals({UP: Activations(16, symmetric=False)})
     assert not list(refusals.problems("qnn", family("qwen3"), tiny.tokenizer(), {UP: Weights(3)}, fits))
 
