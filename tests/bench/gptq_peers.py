@@ -18,7 +18,8 @@ class Peer(NamedTuple):
 PEERS = {
     "llm-compressor": Peer("llm-compressor", ""),  # its observer; empty: its own default
     "llm-compressor, mse": Peer("llm-compressor", "mse"),
-    "auto-round": Peer("auto-round", "200"),  # iterations a layer, its own default
+    "auto-round": Peer("auto-round", "200"),  # steps a layer, its own default
+    "auto-round, light": Peer("auto-round", "50"),  # of its recipe of that name
 }
 READ = """
 import json, sys, time
