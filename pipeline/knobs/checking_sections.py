@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipeline.knobs.kinds import FORBID, Dtype, Int, Task, Text, Variant
+from pipeline.knobs.kinds import FORBID, Dtype, Int, Number, Task, Text, Variant
 
 
 @dataclass(frozen=True, kw_only=True, config=FORBID)
@@ -55,3 +55,6 @@ class Evaluate:
 @dataclass(frozen=True, kw_only=True, config=FORBID)
 class Report:
     title: Text = Field(description="of the page")
+    margin: Number = Field(
+        gt=0, lt=1, description="share of the teacher's score: is each variant shown to lose less, task by task"
+    )

@@ -11,6 +11,14 @@ from pipeline.report import page
 from pipeline.report.answers import Answer
 
 HASH = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+CELL = {
+    "variant": "RTN",
+    "verdict": "within",
+    "mark": "within",
+    "needs": "",
+    "loss": "loss 1.0 ± 0.2 %",
+    "flips": "3 gained, 9 lost",
+}
 CONTENT: dict[str, Any] = {
     "title": "INT4 <without> data",
     "subtitle": "tiny & random",
@@ -25,6 +33,23 @@ CONTENT: dict[str, Any] = {
     "proof_note": "bit for bit",
     "task_plot": '<svg id="tasks"></svg>',
     "benchmark_note": "note",
+    "margin": {
+        "title": "Is it as good?",
+        "told": ["RTN: beyond on 1 of 1 task", "student: within on 1 of 1 task"],
+        "variants": ["RTN", "student"],
+        "lines": [
+            {
+                "task": "piqa",
+                "score": "accuracy",
+                "facts": "teacher 70 %",
+                "cells": [
+                    {**CELL, "verdict": "not shown", "mark": "not-shown", "needs": "needs about 940 more items"},
+                    {**CELL, "variant": "student", "flips": ""},
+                ],
+            }
+        ],
+        "note": "how to read it",
+    },
     "training_text": "text",
     "training_plot": '<svg id="training"></svg>',
     "sweeps": ["ablation", "sizes"],
@@ -113,6 +138,16 @@ def test_everything_given_is_shown():
     )
     for part in (*signals, *screen, "It works.", "20.00", "26.00", "20.1", HASH, "length: 3", "seed: 0", "torch==2.0"):
         assert part in text
+
+
+def test_verdicts_have_a_cell_a_variant_with_what_is_needed_and_lost():
+    text = page.render(**CONTENT)
+    told = ("RTN: beyond on 1 of 1 task; student: within", "piqa, accuracy", "teacher 70 %", "how to read it")
+    for part in (*told, "loss 1.0 ± 0.2 %", '<b class="not-shown">not shown</b> (needs about 940 more items)'):
+        assert part in text
+    assert text.count('data-variant="') == 2
+    assert text.count("3 gained, 9 lost") == 1
+    assert "()" not in text[text.index("<body>") : text.index("how to read it")]
 
 
 def test_what_a_model_has_not_is_left_out():
