@@ -11,7 +11,7 @@ from pipeline.knobs.names import unknown
 
 TAGS = {"number", "name", "list", "made", "short", "long"}  # of the arms of unions, which stand among pydantic's places
 EXPECTED = {"int_type": "int", "float_type": "float", "bool_type": "bool", "string_type": "str"}
-SIGNS = {"ge": "at least", "gt": "above", "le": "at most"}
+SIGNS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 SCHEME = "W4A8KV4 and the like, or a section of knobs"
 
 

@@ -99,8 +99,8 @@ def test_a_text_that_is_asked_for_must_be_there(tmp_path: Path):
         ({"analyze__plan_bits": [4, 9]}, "analyze.plan_bits[1]: unknown value 9"),
         ({"evaluate__windows": 1}, "evaluate.windows: must be at least 2"),
         ({"evaluate__limit": -1}, "evaluate.limit: must be at least 0"),
-        ({"report__margin": 0}, "report.margin: "),
-        ({"report__margin": 1}, "report.margin: "),
+        ({"report__margin": 0}, "report.margin: must be above 0, got 0"),
+        ({"report__margin": 1}, "report.margin: must be below 1, got 1"),
         ({"evaluate__limit": 1}, "evaluate.limit: 1 item has no standard error"),
         (
             {"teacher__source": "path", "teacher__path": "/nowhere/model"},
