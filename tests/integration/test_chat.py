@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import ROOT, environment
+from tests.integration.stopping import heed_signals
 
 FOLDER = "data/int4/student/gguf"
 SLOW = """
@@ -87,6 +88,7 @@ class Terminal:
     def __init__(self, command: list[str], where: Path) -> None:
         self.pid, self._end = pty.fork()
         if self.pid == 0:
+            heed_signals()
             os.chdir(where)
             os.execvpe(command[0], command, {**environment(), "PYTHONPATH": str(ROOT), "TERM": "dumb"})
         self.shown, self._read = "", 0
