@@ -28,7 +28,7 @@ from pipeline.quant.model import state
 from pipeline.runtimes import llama_cpp, references
 from pipeline.runtimes.compare import compared
 from pipeline.runtimes.hugging_face import sequence_logits
-from pipeline.runtimes.opened import Asked, Opened, Predictions, Speed
+from pipeline.runtimes.opened import Asked, Predictions, Speed
 
 REPEATS = 21  # rounds of speeds
 
@@ -87,6 +87,7 @@ def main() -> None:
         opened = {"Q4_0": llama_cpp.open_export(Path(scratch), asked)}
         opened |= {str(folder): llama_cpp.open_export(folder, asked) for folder in args.folders}
         for name, export in opened.items():
+            export.connection.close()  # which its server gave up while it waited
             predictions = [*export.predictions(text.tokens)]
             agreed = compared(teacher, predictions, text.valid).agreement
             parts = [
@@ -102,11 +103,14 @@ def main() -> None:
             export.close()
 
 
-def ratios(opened: Mapping[str, Opened], prompt: Tensor, count: int) -> dict[str, list[Speed]]:
+def ratios(opened: Mapping[str, llama_cpp.InLlamaCpp], prompt: Tensor, count: int) -> dict[str, list[Speed]]:
     """Of each export in each of REPEATS rounds, all of which take turns: its speed over that of the first."""
     told: dict[str, list[Speed]] = {name: [] for name in opened}
     for _ in range(REPEATS):
-        speeds = {name: export.speed(prompt, count) for name, export in opened.items()}
+        speeds = {}
+        for name, export in opened.items():
+            export.connection.close()
+            speeds[name] = export.speed(prompt, count)
         first = next(iter(speeds.values()))
         for name, speed in speeds.items():
             told[name].append(Speed(speed.prompt / first.prompt, speed.decode / first.decode))
