@@ -1,6 +1,8 @@
 """Prove an export in a runtime of an environment of its own, as the stage `prove` does in those of the project's.
 
-python -m pipeline.elsewhere FOLDER --runtime vllm --python .venv-vllm/bin/python …
+    python -m pipeline.elsewhere FOLDER --runtime vllm --python .venv-vllm/bin/python …
+
+`make prove-vllm` and `make prove-openvino` make the environments.
 """
 
 import argparse
