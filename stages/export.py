@@ -5,9 +5,9 @@ from typing import Any
 
 from pipeline.artifacts import contract
 from pipeline.corpus.artifact import Corpus
-from pipeline.export import qnn_ranges
 from pipeline.export.formats import export
-from pipeline.export.qnn_folder import Target
+from pipeline.export.qnn import ranges as qnn_ranges
+from pipeline.export.qnn.folder import Target
 from pipeline.knobs import params
 from pipeline.quant.model import QuantizedModel
 from stages import run

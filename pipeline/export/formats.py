@@ -9,9 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import read_json, write_json
-from pipeline.export import compressed_tensors, dequantized, llama_cpp, mlx_folder, onnx_genai, qnn_folder
+from pipeline.export import compressed_tensors, dequantized
+from pipeline.export.gguf import file as gguf_file
+from pipeline.export.mlx import folder as mlx_folder
+from pipeline.export.onnx import folder as onnx_folder
 from pipeline.export.proof import EXACT, check_state, choose_dtype, probe_tokens, same_logits
-from pipeline.export.qnn_folder import Target
+from pipeline.export.qnn import folder as qnn_folder
+from pipeline.export.qnn.folder import Target
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs.names import look_up
 from pipeline.knobs.scheme import KVCache, Weights
@@ -40,8 +44,8 @@ class Format(NamedTuple):
 
 EXPORT_FORMATS = {
     "compressed-tensors": Format(compressed_tensors.write, compressed_tensors.check, loads=True, packed=True),
-    "gguf": Format(llama_cpp.write, llama_cpp.check, loads=False),
-    "onnx": Format(onnx_genai.write, onnx_genai.check, loads=False),
+    "gguf": Format(gguf_file.write, gguf_file.check, loads=False),
+    "onnx": Format(onnx_folder.write, onnx_folder.check, loads=False),
     "mlx": Format(mlx_folder.write, mlx_folder.check, loads=False),
     "qnn": Format(qnn_folder.write, qnn_folder.check, loads=False, compiled=True),
     "dequantized": Format(dequantized.write, dequantized.check, loads=True),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.export.formats import export
-from pipeline.export.qnn_folder import Target
+from pipeline.export.qnn.folder import Target
 from pipeline.runtimes.references import References, Text, references, text
 from pipeline.runtimes.table import RUNTIMES
 from tests import tiny

@@ -20,10 +20,10 @@ from onnx import TensorProto
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.export import onnx_grids
-from pipeline.export.onnx_graph import CONSTANT, Graph
-from pipeline.export.onnx_tensors import Tensors, stored
-from pipeline.export.qnn_ranges import Ranges
+from pipeline.export.onnx import grids as onnx_grids
+from pipeline.export.onnx.graph import CONSTANT, Graph
+from pipeline.export.onnx.tensors import Tensors, stored
+from pipeline.export.qnn.ranges import Ranges
 from pipeline.quant.activations import Quantizer, bounds
 from pipeline.quant.grid import Grid
 from pipeline.quant.model import QuantizedModel

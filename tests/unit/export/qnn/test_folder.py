@@ -11,15 +11,18 @@ from onnx import helper
 from torch import Tensor
 
 from pipeline.artifacts.contract import read_json
-from pipeline.export import qnn_compiler, qnn_folder, qnn_ranges, refusals
+from pipeline.export import refusals
 from pipeline.export.formats import export
+from pipeline.export.qnn import compiler as qnn_compiler
+from pipeline.export.qnn import folder as qnn_folder
+from pipeline.export.qnn import ranges as qnn_ranges
 from pipeline.export.sizes import stored_bytes
 from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
 from tests import tiny
 from tests.families import family
-from tests.unit.export.qnn_folders import rounded, target
+from tests.unit.export.qnn.folders import rounded, target
 
 DEFAULT = from_short("W4A16E8H6")
 UP, DOWN, HEAD = "model.layers.1.mlp.up_proj", "model.layers.0.mlp.down_proj", "lm_head"

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from pipeline.export.onnx_graph import Graph
+from pipeline.export.onnx.graph import Graph
 from pipeline.knobs.scheme import Activations, KVCache, Weights
 from pipeline.quant.activations import Quantizer, bounds
 from pipeline.quant.grid import Grid, Step
