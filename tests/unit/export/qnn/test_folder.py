@@ -181,7 +181,8 @@ def test_ranges_are_what_the_products_reach(quantized: QuantizedModel, tokens: T
     assert ranges.outputs.keys() == reached.keys()
     for name, most in reached.items():
         assert ranges.outputs[name] == pytest.approx(most, rel=1e-4)
-        assert ranges.scale(name) == pytest.approx(2 * most / 32767, rel=1e-4)
+        (step,) = ranges.steps(name)
+        assert float(step.scale) == pytest.approx(2 * most / 32767, rel=1e-4)
     assert ranges.beyond == {}
 
 
