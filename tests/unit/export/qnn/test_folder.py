@@ -59,7 +59,7 @@ def folder(installed: None, quantized: QuantizedModel, tokens: Tensor, tmp_path:
     family("llama").save_pretrained(tmp_path / "teacher")
     tiny.merging_tokenizer().save_pretrained(tmp_path / "teacher")
     (tmp_path / "out").mkdir()
-    export(quantized, tmp_path / "teacher", "qnn", tmp_path / "out", target(tokens))
+    export(quantized, tmp_path / "teacher", "qnn", tmp_path / "out", target=target(tokens))
     return tmp_path / "out"
 
 
