@@ -5,9 +5,9 @@ from typing import Any
 
 from pipeline.artifacts import contract
 from pipeline.corpus.artifact import Corpus
-from pipeline.export import qnn_ranges
 from pipeline.export.formats import export
-from pipeline.export.qnn_folder import Target
+from pipeline.export.qnn.folder import Target
+from pipeline.export.qnn.ranges import SEQUENCES
 from pipeline.knobs import params
 from pipeline.quant.model import QuantizedModel
 from stages import run
@@ -22,12 +22,11 @@ def work() -> str:
     tokens, _ = Corpus.load(args.corpus).train()
     quantized, made = QuantizedModel.load(args.quantized)
     out = Path(args.out)
-    target = Target(
-        tokens[: qnn_ranges.SEQUENCES], knobs.qnn_chunk, knobs.qnn_context, knobs.qnn_arch, knobs.qnn_shared
-    )
+    target = Target(tokens[:SEQUENCES], knobs.qnn_chunk, knobs.qnn_context, knobs.qnn_arch, knobs.qnn_shared)
+    needs = {"qnn": {"target": target}}  # by format
     for format_name in knobs.formats:
         with contract.writing(out / format_name, contract.INT4) as draft:
-            draft.facts = export(quantized, args.teacher, format_name, draft.path, target)
+            draft.facts = export(quantized, args.teacher, format_name, draft.path, **needs.get(format_name, {}))
             draft.facts |= {fact: made[fact] for fact in ("coverage", "in_float") if fact in made}
         for line in told(draft.facts):
             print(f"export {out.name}, {format_name}: {line}", flush=True)

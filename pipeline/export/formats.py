@@ -9,9 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import read_json, write_json
-from pipeline.export import compressed_tensors, dequantized, llama_cpp, mlx_folder, onnx_genai, qnn_folder
+from pipeline.export import compressed_tensors, dequantized
+from pipeline.export.gguf import file as gguf_file
+from pipeline.export.mlx import folder as mlx_folder
+from pipeline.export.onnx import folder as onnx_folder
 from pipeline.export.proof import EXACT, check_state, choose_dtype, probe_tokens, same_logits
-from pipeline.export.qnn_folder import Target
+from pipeline.export.qnn import folder as qnn_folder
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs.names import look_up
 from pipeline.knobs.scheme import KVCache, Weights
@@ -26,31 +29,28 @@ SIGNALS = "activations.json"  # how inputs and KV cache are quantized
 class Format(NamedTuple):
     """How a format is written, and how what lies in the file is compared with the quantized model.
 
-    write: the quantized model, the float one, the teacher's folder, a folder to write into. loads: whether transformers
-    loads it, and says the same. packed: whether it loads codes, to be multiplied in the dtype that the config names.
-    compiled: whether it is for one chip, so that `write` takes a `Target`, too.
+    write: the quantized model, the float one, the teacher's folder, a folder to write into; by name, what this format
+    alone needs. loads: whether transformers loads it, and says the same. packed: whether it loads codes, to be
+    multiplied in the dtype that the config names.
     """
 
     write: Callable[..., None]
     check: Callable[[QuantizedModel, PreTrainedModel, Path], None]
     loads: bool
     packed: bool = False
-    compiled: bool = False
 
 
 EXPORT_FORMATS = {
     "compressed-tensors": Format(compressed_tensors.write, compressed_tensors.check, loads=True, packed=True),
-    "gguf": Format(llama_cpp.write, llama_cpp.check, loads=False),
-    "onnx": Format(onnx_genai.write, onnx_genai.check, loads=False),
+    "gguf": Format(gguf_file.write, gguf_file.check, loads=False),
+    "onnx": Format(onnx_folder.write, onnx_folder.check, loads=False),
     "mlx": Format(mlx_folder.write, mlx_folder.check, loads=False),
-    "qnn": Format(qnn_folder.write, qnn_folder.check, loads=False, compiled=True),
+    "qnn": Format(qnn_folder.write, qnn_folder.check, loads=False),
     "dequantized": Format(dequantized.write, dequantized.check, loads=True),
 }
 
 
-def export(
-    quantized: QuantizedModel, teacher: str | Path, format_name: str, out: Path, target: Target | None = None
-) -> dict[str, Any]:
+def export(quantized: QuantizedModel, teacher: str | Path, format_name: str, out: Path, **needs: Any) -> dict[str, Any]:
     """Write a quantized model into `out`, reload it, and compare.
 
     Args:
@@ -58,7 +58,7 @@ def export(
         teacher: folder of the float model, for config and tokenizer.
         format_name: a name of EXPORT_FORMATS.
         out: an existing folder.
-        target: of a format that is compiled.
+        needs: what this format alone needs; of qnn, `target`, see `qnn.folder.write`.
 
     Returns:
         Facts for the manifest: format, sizes, and the tensors that float16 does not hold; of a format that transformers
@@ -74,8 +74,7 @@ def export(
     reference, tokenizer = saved.load_model(teacher), saved.load_tokenizer(teacher)
     soundness.check_tokenizer(reference, tokenizer)
     teacher_weights = stored_weights(teacher)
-    assert target is not None or not chosen.compiled
-    chosen.write(quantized, reference, Path(teacher), out, *((target,) if chosen.compiled else ()))
+    chosen.write(quantized, reference, Path(teacher), out, **needs)
     if chosen.loads:
         reference.generation_config.save_pretrained(out)
         tokenizer.save_pretrained(out)

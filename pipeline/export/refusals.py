@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from pipeline.export import (
-    gguf_blocks,
-    gguf_model,
-    gguf_tokenizer,
-    mlx_grids,
-    onnx_architecture,
-    qnn_compiler,
-    qnn_grids,
-)
+from pipeline.export.gguf import blocks as gguf_blocks
+from pipeline.export.gguf import model as gguf_model
+from pipeline.export.gguf import tokenizer as gguf_tokenizer
+from pipeline.export.mlx import grids as mlx_grids
+from pipeline.export.onnx import architecture as onnx_architecture
+from pipeline.export.qnn import compiler as qnn_compiler
+from pipeline.export.qnn import grids as qnn_grids
 from pipeline.knobs.scheme import Activations, KVCache, Weights
 
 NUMBER = r"\.\d+(?=\.)"  # of a layer, in a module's name

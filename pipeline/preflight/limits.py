@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
-from pipeline.export import gguf_model, qnn_grids, refusals
+from pipeline.export import refusals
+from pipeline.export.gguf import model as gguf_model
+from pipeline.export.qnn import grids as qnn_grids
 from pipeline.knobs.checking_sections import Evaluate
 from pipeline.knobs.freezing import AUTO
 from pipeline.knobs.params import Params

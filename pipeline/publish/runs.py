@@ -106,7 +106,7 @@ FORMATS = {  # by the export's name of it
         (
             "It was run in Qualcomm's simulator, on no device.",
             "Texts are no longer than `context` in qnn.json; whoever runs it keeps the KV cache "
-            "(pipeline/export/qnn_decoder.py says how).",
+            "(pipeline/export/qnn/decoder.py says how).",
         ),
     ),
     "dequantized": Format(

@@ -9,6 +9,7 @@ from pipeline.artifacts import contract
 
 PREFIX = "proof"  # of their numbers in the summary
 COMPARED = ("top1_student", "kl_student")  # in the summary
+ON_GRIDS = ("onnxruntime", "onnxruntime-genai", "qnn")  # runtimes with inputs and KV cache on their grids
 LEAST_SHOWN = 1e-3  # a KL below is shown by its power of ten
 EXPORTED, INSTANCE = "{variant}-{format}.json", "{variant}.json"  # files of the artifact
 
@@ -102,9 +103,14 @@ def _small(value: float) -> str:
 def note(proofs: Proofs) -> str:
     """What the table's columns are."""
     first = next(iter(proofs.exports.values()))
-    held_to = {r: numbers[f"positions.{r}"] for numbers in proofs.exports.values() for r in runtimes(numbers)}
-    positions = max(held_to.values())
-    fewer = "".join(f" ({runtime}: {count:.0f})" for runtime, count in held_to.items() if count < positions)
+    measured = {r: of_runtime(numbers, r) for numbers in proofs.exports.values() for r in runtimes(numbers)}
+    positions = max(mine["positions"] for mine in measured.values())
+    short = {runtime: mine["positions"] for runtime, mine in measured.items() if mine["positions"] < positions}
+    fewer = "".join(f" ({runtime}: {count:.0f})" for runtime, count in short.items())
+    gridded = ", ".join(runtime for runtime in ON_GRIDS if runtime in measured)
+    on_grids = f", and in those with the grids ({gridded}) to the variant as it was made" if gridded else ""
+    bounded = ", ".join(runtime for runtime, mine in measured.items() if is_bound(mine))
+    bound = f"≥ ({bounded}): all but the likeliest tokens count as one, so the KL is a lower bound. " if bounded else ""
     name, own = max(proofs.students.items(), key=lambda item: item[0] == "student")
     return (
         f"Every tensor of each file is the trained one, bit for bit ({first['tensors']:.0f} of them), and each "
@@ -113,9 +119,8 @@ def note(proofs: Proofs) -> str:
         f"{positions:.0f} positions of held-out text{fewer}. With these in float, as most runtimes have them, the "
         f"{name} itself is at a KL of {_small(own['in_float.kl_student'])} and agrees in "
         f"{100 * own['in_float.top1_student']:.1f} %: in sampled text two tokens are often all but equally likely. "
-        "The largest difference of logits is a share of the largest logit, or in nats of a log-probability. "
-        "onnxruntime, onnxruntime-genai and qnn have the grids, and theirs is to the variant as it was made. All "
-        "others, onnxruntime-float among them, are held to it with inputs in float, and so are the tokens of greedy "
-        "continuations. ≥: llama.cpp tells of the likeliest tokens alone, all others count as one, so its KL is a "
-        f"lower bound. Versions: {', '.join(f'{runtime} {known}' for runtime, known in proofs.versions.items())}."
+        "The largest difference of logits is a share of the largest logit, or in nats of a log-probability; it is to "
+        f"the variant with inputs in float{on_grids}. The same tokens are of greedy continuations, inputs in float. "
+        f"{bound}"
+        f"Versions: {', '.join(f'{runtime} {known}' for runtime, known in proofs.versions.items())}."
     )

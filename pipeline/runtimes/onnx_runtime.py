@@ -11,8 +11,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from pipeline.export.onnx_genai import EXACT, WEIGHTS
-from pipeline.export.onnx_in_float import without_grids
+from pipeline.export.onnx.folder import EXACT, WEIGHTS
+from pipeline.export.onnx.in_float import without_grids
 from pipeline.models import saved
 from pipeline.models.loading import reason
 from pipeline.runtimes import cached_graph, stepping

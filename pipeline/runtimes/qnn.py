@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts.contract import read_json
-from pipeline.export import qnn_compiler, qnn_folder, qnn_session
-from pipeline.export.onnx_genai import EXACT
+from pipeline.export.onnx.folder import EXACT
+from pipeline.export.qnn import compiler as qnn_compiler
+from pipeline.export.qnn import folder as qnn_folder
+from pipeline.export.qnn import session as qnn_session
 from pipeline.models import saved
 from pipeline.models.loading import reason
 from pipeline.runtimes.folder_tokenizer import FromFolder

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-from pipeline.export import qnn_compiler
+from pipeline.export.qnn import compiler as qnn_compiler
 from pipeline.runtimes import genai, hugging_face, in_mlx, llama_cpp, onnx_runtime, qnn
 from pipeline.runtimes.limits import SIMULATED, Limits
 from pipeline.runtimes.opened import Open

@@ -22,7 +22,8 @@ from gguf.quants import quantize
 from torch import Tensor
 
 from pipeline.corpus.artifact import Corpus
-from pipeline.export import gguf_model, gguf_tokenizer
+from pipeline.export.gguf import model as gguf_model
+from pipeline.export.gguf import tokenizer as gguf_tokenizer
 from pipeline.models import saved
 from pipeline.quant.model import state
 from pipeline.runtimes import llama_cpp, references

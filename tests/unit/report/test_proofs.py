@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.artifacts import contract
 from pipeline.report import proofs
+from pipeline.runtimes.table import RUNTIMES
 
 DENSE = {
     "weight_bytes": 103.3e6, "tensors": 273.0, "positions.transformers": 1020.0, "kl_student.transformers": 0.00265,
@@ -59,6 +60,20 @@ def test_a_runtime_that_was_held_to_fewer_positions_is_named_with_them(folder: P
     note = proofs.note(proofs.Proofs(made.versions, {("student", "qnn"): short, **made.exports}, made.students))
     assert "on 1020 positions of held-out text (qnn: 127). With" in note
     assert "held-out text. With" in proofs.note(made)
+
+
+def test_a_runtime_is_named_in_the_note_where_it_has_a_row(folder: Path):
+    assert {*proofs.ON_GRIDS} == {name for name, runtime in RUNTIMES.items() if runtime.on_grids}
+    made = proofs.read(folder)
+    both = proofs.note(made)
+    assert "to the variant with inputs in float. The same" in both
+    assert "≥ (llama.cpp): all but" in both
+    assert not [name for name in RUNTIMES if name not in made.versions and name in both]
+    onnx = {name.replace("transformers", "onnxruntime"): value for name, value in DENSE.items()}
+    alone = proofs.note(proofs.Proofs({"onnxruntime": "1.3"}, {("student", "onnx"): onnx}, made.students))
+    assert "with inputs in float, and in those with the grids (onnxruntime) to the variant as it was made." in alone
+    assert not [name for name in RUNTIMES if name != "onnxruntime" and name in alone]
+    assert "≥" not in alone
 
 
 def test_the_note_is_of_the_student_where_other_variants_are_proven_too(folder: Path):

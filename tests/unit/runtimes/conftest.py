@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.export.formats import export
-from pipeline.export.qnn_folder import Target
+from pipeline.export.qnn.folder import Target
 from pipeline.runtimes.references import References, Text, references, text
 from pipeline.runtimes.table import RUNTIMES
 from tests import tiny
@@ -46,7 +46,8 @@ def exported(whole_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     def make(format_name: str, scheme: str = "blocks") -> Path:
         folder = tmp_path_factory.mktemp("export")
         tokens = torch.randint(3, 258, (4, 24), generator=torch.Generator().manual_seed(6))
-        export(quantized(scheme), whole_teacher, format_name, folder, Target(tokens, 32, 512, "v75", True))
+        needs = {"qnn": {"target": Target(tokens, 32, 512, "v75", True)}}
+        export(quantized(scheme), whole_teacher, format_name, folder, **needs.get(format_name, {}))
         return folder
 
     return make

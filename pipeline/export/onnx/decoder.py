@@ -14,9 +14,9 @@ import numpy as np
 from onnx import TensorProto
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.export import onnx_grids
-from pipeline.export.onnx_graph import Graph, value
-from pipeline.export.onnx_tensors import Tensors
+from pipeline.export.onnx import grids
+from pipeline.export.onnx.graph import Graph, value
+from pipeline.export.onnx.tensors import Tensors
 from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel
 
@@ -135,7 +135,7 @@ class Decoder:
         if self.kv_cache.bits:
             width = graph.constant([0, 0, self.key_heads * self.size], np.int64)
             rows = graph.add("Reshape", graph.add("Transpose", x, perm=SWAP), width)
-            rows = onnx_grids.on_cache_grid(graph, rows, self.kv_cache, self.key_heads * self.size)
+            rows = grids.on_cache_grid(graph, rows, self.kv_cache, self.key_heads * self.size)
             x = graph.add("Transpose", self._shaped(rows, self.key_heads), perm=SWAP)
         for names, length in ((graph.inputs, "past"), (graph.outputs, "total")):
             name = past if length == "past" else present

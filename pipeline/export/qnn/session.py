@@ -2,7 +2,7 @@
 
 The same library compiles for a chip on any machine and, on x86-64, simulates the NPU, some thousand times slower.
 
-    python -m pipeline.export.qnn_session GRAPHS OUT ARCHITECTURE SHARED     # see qnn_compiler.compile_graphs
+    python -m pipeline.export.qnn.session GRAPHS OUT ARCHITECTURE SHARED     # see compiler.compile_graphs
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime
 
-from pipeline.export.qnn_compiler import CHIPS, GRAPHS, installed
+from pipeline.export.qnn.compiler import CHIPS, GRAPHS, installed
 
 PROVIDER = "QNNExecutionProvider"
 FATAL = 4  # severity of what onnxruntime logs; what it raises says the rest
@@ -49,7 +49,7 @@ def open_session(file: Path, architecture: str, entries: Mapping[str, str], thre
 
 
 def compile_graphs(graphs: Path, out: Path, architecture: str, shared: bool) -> None:
-    """Write the contexts, see `qnn_compiler.compile_graphs`."""
+    """Write the contexts, see `compiler.compile_graphs`."""
     for name in GRAPHS:
         entries = {"ep.context_enable": "1", "ep.context_file_path": str(out / name), "ep.context_embed_mode": "0"}
         if shared:

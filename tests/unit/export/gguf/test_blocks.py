@@ -7,7 +7,7 @@ from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.export import gguf_blocks
+from pipeline.export.gguf import blocks as gguf_blocks
 from pipeline.knobs.scheme import Weights
 from pipeline.rounding.methods import rtn
 

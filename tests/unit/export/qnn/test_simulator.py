@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.export import qnn_ranges
-from pipeline.export.onnx_graph import Graph, value
-from pipeline.export.qnn_tensors import OPSET, QnnTensors
+from pipeline.export.onnx.graph import Graph, value
+from pipeline.export.qnn import ranges as qnn_ranges
+from pipeline.export.qnn.tensors import OPSET, QnnTensors
 from pipeline.knobs.scheme import from_short
 from pipeline.quant.grid import Grid
 from tests.families import family
-from tests.unit.export.qnn_folders import rounded
+from tests.unit.export.qnn.folders import rounded
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed")
 DOWN, ROWS = "model.layers.0.mlp.down_proj", 64
 
 
 def test_a_product_has_back_what_the_npu_cuts_off_of_its_sum(tokens: Tensor, valid: Tensor, tmp_path: Path):
-    from pipeline.export import qnn_session
+    from pipeline.export.qnn import session as qnn_session
 
     quantized, model = rounded(family("llama"), from_short("W4A16"), tokens, valid), family("llama")
     ranges = qnn_ranges.observe(family("llama"), quantized, tokens)

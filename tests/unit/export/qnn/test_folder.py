@@ -11,15 +11,18 @@ from onnx import helper
 from torch import Tensor
 
 from pipeline.artifacts.contract import read_json
-from pipeline.export import qnn_compiler, qnn_folder, qnn_ranges, refusals
+from pipeline.export import refusals
 from pipeline.export.formats import export
+from pipeline.export.qnn import compiler as qnn_compiler
+from pipeline.export.qnn import folder as qnn_folder
+from pipeline.export.qnn import ranges as qnn_ranges
 from pipeline.export.sizes import stored_bytes
 from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
 from tests import tiny
 from tests.families import family
-from tests.unit.export.qnn_folders import rounded, target
+from tests.unit.export.qnn.folders import rounded, target
 
 DEFAULT = from_short("W4A16E8H6")
 UP, DOWN, HEAD = "model.layers.1.mlp.up_proj", "model.layers.0.mlp.down_proj", "lm_head"
@@ -56,7 +59,7 @@ def folder(installed: None, quantized: QuantizedModel, tokens: Tensor, tmp_path:
     family("llama").save_pretrained(tmp_path / "teacher")
     tiny.merging_tokenizer().save_pretrained(tmp_path / "teacher")
     (tmp_path / "out").mkdir()
-    export(quantized, tmp_path / "teacher", "qnn", tmp_path / "out", target(tokens))
+    export(quantized, tmp_path / "teacher", "qnn", tmp_path / "out", target=target(tokens))
     return tmp_path / "out"
 
 
@@ -178,7 +181,8 @@ def test_ranges_are_what_the_products_reach(quantized: QuantizedModel, tokens: T
     assert ranges.outputs.keys() == reached.keys()
     for name, most in reached.items():
         assert ranges.outputs[name] == pytest.approx(most, rel=1e-4)
-        assert ranges.scale(name) == pytest.approx(2 * most / 32767, rel=1e-4)
+        (step,) = ranges.steps(name)
+        assert float(step.scale) == pytest.approx(2 * most / 32767, rel=1e-4)
     assert ranges.beyond == {}
 
 

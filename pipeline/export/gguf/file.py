@@ -1,6 +1,6 @@
 """GGUF: one file that llama.cpp, and all that is built on it, runs.
 
-Blocks hold the trained codes and scales, see `gguf_blocks`. What stays in float keeps its dtype, but for vectors
+Blocks hold the trained codes and scales, see `blocks`. What stays in float keeps its dtype, but for vectors
 (norms, biases), which llama.cpp wants in float32. Inputs and KV cache are llama.cpp's own matter: it quantizes the
 inputs of such weights to 8 bits, a scale a block of 32.
 """
@@ -14,7 +14,8 @@ from gguf.quants import dequantize
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.export import gguf_blocks, gguf_model, gguf_tokenizer
+from pipeline.export.gguf import blocks, tokenizer
+from pipeline.export.gguf import model as gguf_model
 from pipeline.export.proof import others
 from pipeline.models import saved
 from pipeline.quant.model import QuantizedModel
@@ -41,12 +42,12 @@ def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out:
     tensors = _tensors(quantized, model)
     names = gguf_model.tensor_names(model, list(tensors))
     writer = GGUFWriter(out / WEIGHTS, MODEL_ARCH_NAMES[gguf_model.architecture(config).name])
-    kinds = [gguf_blocks.kind_of(scheme.bits).type for scheme in quantized.schemes.values()]
+    kinds = [blocks.kind_of(scheme.bits).type for scheme in quantized.schemes.values()]
     writer.add_type("model")
     writer.add_file_type(FILE_TYPES[max(set(kinds), key=kinds.count)])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     gguf_model.write_config(writer, config)
-    gguf_tokenizer.write(writer, saved.load_tokenizer(teacher), teacher, config.vocab_size)
+    tokenizer.write(writer, saved.load_tokenizer(teacher), teacher, config.vocab_size)
     for key, (values, kind) in tensors.items():
         writer.add_tensor(names[key], values, raw_dtype=kind)
     writer.write_header_to_file()
@@ -63,7 +64,7 @@ def _tensors(quantized: QuantizedModel, model: PreTrainedModel) -> dict[str, tup
         codes = gguf_model.in_order(model.config, key, codes)
         scale = gguf_model.in_order(model.config, key, quantized.steps[name].scale)
         try:
-            tensors[key] = gguf_blocks.write(codes, scale, quantized.schemes[name].bits)
+            tensors[key] = blocks.write(codes, scale, quantized.schemes[name].bits)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return tensors

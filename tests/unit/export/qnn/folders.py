@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
-from pipeline.export import qnn_compiler, qnn_folder
-from pipeline.export.qnn_folder import Target
+from pipeline.export.qnn import compiler as qnn_compiler
+from pipeline.export.qnn import folder as qnn_folder
+from pipeline.export.qnn.folder import Target
 from pipeline.knobs.scheme import Scheme
 from pipeline.quant.model import QuantizedModel
 from pipeline.runtimes import qnn

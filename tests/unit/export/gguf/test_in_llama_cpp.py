@@ -10,8 +10,8 @@ from torch import Tensor
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
-from pipeline.export import gguf_model
 from pipeline.export.formats import export
+from pipeline.export.gguf import model as gguf_model
 from pipeline.knobs.scheme import from_short
 from tests import tiny
 from tests.families import FAMILIES, family

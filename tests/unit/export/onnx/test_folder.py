@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
-from pipeline.export import llama_like, onnx_genai, refusals
+from pipeline.export import llama_like, refusals
 from pipeline.export.formats import export
+from pipeline.export.onnx import folder as onnx_folder
 from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.quant.model import QuantizedModel
 from tests import tiny
@@ -63,7 +64,7 @@ class Session:
     def __init__(self, folder: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        for key, value in onnx_genai.EXACT.items():
+        for key, value in onnx_folder.EXACT.items():
             options.add_session_config_entry(key, value)
         self.session = onnxruntime.InferenceSession(folder / "model.onnx", options)
         self.shapes = {value.name: value.shape for value in self.session.get_inputs()}
@@ -165,7 +166,7 @@ def test_a_changed_tensor_is_named(part: str, scheme: str, tokens: Tensor, valid
     model = rotate(family("llama"), 0)
     quantized = rounded(model, SCHEMES.get(scheme) or from_short(scheme), tokens, valid)
     folder = written(quantized, family("llama"), tmp_path)
-    onnx_genai.check(quantized, model, folder)
+    onnx_folder.check(quantized, model, folder)
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     changed = next(tensor for tensor in graph.initializer if tensor.name.endswith(part))
     where = {entry.key: int(entry.value) for entry in changed.external_data if entry.key != "location"}
@@ -180,7 +181,7 @@ def test_a_changed_tensor_is_named(part: str, scheme: str, tokens: Tensor, valid
         (folder / "model.onnx").write_bytes(whole.replace(changed.raw_data, other))
     name = changed.name.replace(".high", "").rpartition(".")[0]
     with pytest.raises(ValueError, match=rf"others than were written: \['{name}'\]"):
-        onnx_genai.check(quantized, model, folder)
+        onnx_folder.check(quantized, model, folder)
 
 
 def test_missing_and_foreign_tensors_are_named(tokens: Tensor, valid: Tensor, tmp_path: Path):
@@ -192,7 +193,7 @@ def test_missing_and_foreign_tensors_are_named(tokens: Tensor, valid: Tensor, tm
     with pytest.raises(
         ValueError, match=rf"missing: \['another.weight'\], foreign: \['{name}.weight', '{name}.weight_sc"
     ):
-        onnx_genai.check(quantized, model, folder)
+        onnx_folder.check(quantized, model, folder)
 
 
 def test_what_the_graph_does_not_compute_is_refused_by_name():

@@ -14,9 +14,9 @@ from onnx import TensorProto, numpy_helper
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import write_json
-from pipeline.export import onnx_tensors
-from pipeline.export.onnx_decoder import Decoder
-from pipeline.export.onnx_graph import CONSTANT, Graph
+from pipeline.export.onnx import tensors
+from pipeline.export.onnx.decoder import Decoder
+from pipeline.export.onnx.graph import CONSTANT, Graph
 from pipeline.models import layout, saved, vocabulary
 from pipeline.quant.model import QuantizedModel
 
@@ -86,8 +86,8 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
     Raises:
         ValueError: tensors are missing, foreign, or not those that were quantized, bit for bit; names them.
     """
-    tensors = onnx.load(folder / WEIGHTS).graph.initializer
-    stored = {tensor.name: tensor for tensor in tensors if not tensor.name.startswith(CONSTANT)}
+    initializers = onnx.load(folder / WEIGHTS).graph.initializer
+    stored = {tensor.name: tensor for tensor in initializers if not tensor.name.startswith(CONSTANT)}
     compare(quantized, model, stored, WEIGHTS)
 
 
@@ -103,7 +103,7 @@ def compare(quantized: QuantizedModel, model: PreTrainedModel, stored: dict[str,
         is_rows = embedding is not None and name == f"{embedding.name}.weight"
         if name not in stored:
             missing.append(name)
-        elif not np.array_equal(_array(stored.pop(name)), onnx_tensors.stored(values, is_rows).float().numpy()):
+        elif not np.array_equal(_array(stored.pop(name)), tensors.stored(values, is_rows).float().numpy()):
             wrong.append(name)
     for name, codes in quantized.codes.items():
         try:

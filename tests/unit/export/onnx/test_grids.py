@@ -9,8 +9,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from pipeline.export import onnx_grids
-from pipeline.export.onnx_graph import Graph, value
+from pipeline.export.onnx import grids as onnx_grids
+from pipeline.export.onnx.graph import Graph, value
 from pipeline.knobs.scheme import Activations, KVCache
 from pipeline.quant import kv_cache
 from pipeline.quant.activations import Quantizer

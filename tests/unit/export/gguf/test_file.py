@@ -15,8 +15,11 @@ from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.calibration.plan import plan
 from pipeline.calibration.rotation import rotate
-from pipeline.export import gguf_model, gguf_tokenizer, llama_cpp, refusals
+from pipeline.export import refusals
 from pipeline.export.formats import export
+from pipeline.export.gguf import file as gguf_file
+from pipeline.export.gguf import model as gguf_model
+from pipeline.export.gguf import tokenizer as gguf_tokenizer
 from pipeline.knobs.scheme import from_short
 from pipeline.models import loading
 from pipeline.quant.grid import Step
@@ -74,7 +77,7 @@ def test_what_is_read_back_is_what_was_trained(name: str, scheme: str, tokens: T
     moved.steps["model.layers.1.mlp.up_proj"] = Step(step.scale * 2, step.zero)
     assert not torch.equal(moved.weight("model.layers.1.mlp.up_proj"), weight)
     with pytest.raises(ValueError, match=r"1 tensors .* \['model.layers.1.mlp.up_proj.weight'\]"):
-        llama_cpp.check(moved, family(name), tmp_path / "out")
+        gguf_file.check(moved, family(name), tmp_path / "out")
 
 
 @pytest.mark.parametrize(("name", "turned"), [("llama", False), ("llama", True), ("qwen2", False)])
@@ -167,7 +170,7 @@ def test_scales_that_blocks_do_not_hold_are_named(tokens: Tensor, valid: Tensor,
     model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e7
     start = rounded(model, "W4", tokens, valid)
     with pytest.raises(ValueError, match=r"model.layers.0.mlp.up_proj: a block's scale is float16"):
-        llama_cpp.write(start, family("llama"), save(tmp_path / "teacher", family("llama")), tmp_path)
+        gguf_file.write(start, family("llama"), save(tmp_path / "teacher", family("llama")), tmp_path)
     assert not (tmp_path / "model.gguf").exists()
 
 
@@ -175,7 +178,7 @@ def test_the_same_model_gives_the_same_bytes(tokens: Tensor, valid: Tensor, tmp_
     start, teacher = rounded(family("qwen3"), "W4E8", tokens, valid), save(tmp_path / "teacher", family("qwen3"))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        llama_cpp.write(start, family("qwen3"), teacher, tmp_path / name)
+        gguf_file.write(start, family("qwen3"), teacher, tmp_path / name)
     assert (tmp_path / "a/model.gguf").read_bytes() == (tmp_path / "b/model.gguf").read_bytes()
 
 

@@ -11,8 +11,8 @@ from onnx import TensorProto
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.export import onnx_grids
-from pipeline.export.onnx_graph import Graph
+from pipeline.export.onnx import grids
+from pipeline.export.onnx.graph import Graph
 from pipeline.models import layout
 from pipeline.quant.activations import to_json
 from pipeline.quant.model import QuantizedModel
@@ -41,11 +41,11 @@ class Tensors:
         self._inputs: dict[tuple[str, ...], str] = {}
 
     @cached_property
-    def _table(self) -> onnx_grids.Table:
+    def _table(self) -> grids.Table:
         """The embedding's codes, which enter the graph where they are first asked for."""
         name, quantized = self.embedding, self.quantized
         grid = quantized.steps[name], quantized.schemes[name]
-        return onnx_grids.Table(self.graph, name, quantized.codes[name], *grid)
+        return grids.Table(self.graph, name, quantized.codes[name], *grid)
 
     def begin(self) -> None:
         """Add the embedding's codes, where it has any, before all else."""
@@ -89,7 +89,7 @@ class Tensors:
         quantizer = self.quantized.inputs[name]
         key = (x, str(to_json({"": quantizer})))
         if key not in self._inputs:
-            self._inputs[key] = onnx_grids.on_grid(self.graph, x, quantizer)
+            self._inputs[key] = grids.on_grid(self.graph, x, quantizer)
         return self._inputs[key]
 
     def _product(self, x: str, name: str) -> str:
@@ -97,7 +97,7 @@ class Tensors:
         graph, quantized, key = self.graph, self.quantized, f"{name}.weight"
         if name in quantized.codes:
             grid = quantized.steps[name], quantized.schemes[name]
-            return onnx_grids.product(graph, x, name, quantized.codes[name], *grid)
+            return grids.product(graph, x, name, quantized.codes[name], *grid)
         if key in quantized.floats:
             values = stored(quantized.floats[key], False)
             return graph.add("MatMul", x, self._wide(self._float(key, values), values))

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from pipeline.models import layout
 from pipeline.models.forward import hidden_states
 from pipeline.quant.activations import Quantizer, beyond_range
-from pipeline.quant.grid import Grid
+from pipeline.quant.grid import Grid, Step
 from pipeline.quant.model import QuantizedModel
 
+OUTPUT = Grid(16)  # of what a linear gives
 SEQUENCES = 16  # of the training split, that are run
 MARGIN = 2.0  # times what was observed that a range holds: one of sixteen bits for texts that reach further
 FLOAT16 = 65504.0  # its greatest number
@@ -46,10 +47,11 @@ class Ranges:
         """The root mean square of an output, at the median token."""
         return float(torch.cat(self.by_token[name]).median())
 
-    def scale(self, name: str, beyond: bool = False) -> float:
-        """The step of an output's symmetric INT16 grid."""
-        observed = (self.beyond if beyond else self.outputs)[name]
-        return max(MARGIN * observed, LEAST) / (2**15 - 1)
+    def steps(self, name: str) -> list[Step]:
+        """Of a linear's output on OUTPUT; two where its input has a second grid, of `outputs` and of `beyond`."""
+        reached = [greatest[name] for greatest in (self.outputs, self.beyond) if name in greatest]
+        scales = [max(MARGIN * most, LEAST) / OUTPUT.range[1] for most in reached]
+        return [Step(torch.tensor(scale), torch.tensor(0.0)) for scale in scales]
 
 
 @torch.no_grad()

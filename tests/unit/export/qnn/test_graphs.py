@@ -12,13 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.calibration.rotation import rotate
-from pipeline.export import llama_like, qnn_compiler, qnn_folder
+from pipeline.export import llama_like
+from pipeline.export.qnn import compiler as qnn_compiler
+from pipeline.export.qnn import folder as qnn_folder
 from pipeline.knobs.scheme import Activations, Scheme, Weights, from_short
 from pipeline.quant.activations import Quantizer
 from pipeline.quant.grid import Step
 from pipeline.quant.model import QuantizedModel
 from tests.families import FAMILIES, family
-from tests.unit.export.qnn_folders import CHUNK, on_cpu, rounded, target, written
+from tests.unit.export.qnn.folders import CHUNK, on_cpu, rounded, target, written
 
 WRITTEN = [name for name, (kind, _) in FAMILIES.items() if kind.model_type in llama_like.ARCHITECTURES]
 FLIPS = 1e-3  # nats a token: other sums, and a cache in float16, put some signals on the next number of their grid

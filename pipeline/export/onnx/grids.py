@@ -12,8 +12,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from pipeline.export.onnx_graph import Graph
-from pipeline.knobs.scheme import Activations, KVCache, Weights
+from pipeline.export.onnx.graph import Graph
+from pipeline.knobs.scheme import KVCache, Weights
 from pipeline.quant.activations import Quantizer, bounds
 from pipeline.quant.grid import Grid, Step
 
@@ -104,23 +104,31 @@ class Table:
 
 def on_grid(graph: Graph, x: str, quantizer: Quantizer) -> str:
     """A linear's input on its grid, or on its two: float32 of x's shape, [batch, tokens, width]."""
-    scheme, grid = quantizer.scheme, Grid(quantizer.scheme.bits, quantizer.scheme.symmetric)
     if quantizer.step is None:
-        return _by_token(graph, x, grid, half=False)
+        return _by_token(graph, x, Grid(quantizer.scheme.bits, quantizer.scheme.symmetric), half=False)
+    parts = on_static_grids(graph, x, quantizer)
+    return graph.add("Add", *parts) if len(parts) > 1 else parts[0]
+
+
+def on_static_grids(graph: Graph, x: str, quantizer: Quantizer) -> list[str]:
+    """A linear's input on its static grid; on two, what the first one's range holds of it, and what lies beyond."""
+    grid, step = Grid(quantizer.scheme.bits, quantizer.scheme.symmetric), quantizer.step
+    assert step is not None
     if quantizer.outer is None:
-        return _static(graph, x, scheme, quantizer.step)
-    held = graph.add("Clip", x, *(graph.constant(float(bound)) for bound in bounds(quantizer.step, grid)))
-    beyond = _static(graph, graph.add("Sub", x, held), scheme, quantizer.outer)
-    return graph.add("Add", _static(graph, held, scheme, quantizer.step), beyond)
+        return [on_static_grid(graph, x, grid, step)]
+    held = graph.add("Clip", x, *(graph.constant(float(bound)) for bound in bounds(step, grid)))
+    beyond = on_static_grid(graph, graph.add("Sub", x, held), grid, quantizer.outer)
+    return [on_static_grid(graph, held, grid, step), beyond]
 
 
-def _static(graph: Graph, x: str, scheme: Activations, step: Step) -> str:
-    if scheme.bits in STATIC_TYPES:
-        zero = 2 ** (scheme.bits - 1) if scheme.symmetric else int(step.zero)
-        grid = graph.constant(float(step.scale)), graph.constant(zero, STATIC_TYPES[scheme.bits])
-        return graph.add("DequantizeLinear", graph.add("QuantizeLinear", x, *grid), *grid)
-    zero_point = None if scheme.symmetric else graph.constant(float(step.zero))
-    return _rounded(graph, x, Grid(scheme.bits, scheme.symmetric), graph.constant(float(step.scale)), zero_point)
+def on_static_grid(graph: Graph, x: str, grid: Grid, step: Step) -> str:
+    """A signal on one grid, whose scale and zero point are known."""
+    if grid.bits in STATIC_TYPES:
+        zero = 2 ** (grid.bits - 1) if grid.symmetric else int(step.zero)
+        scale_and_zero = graph.constant(float(step.scale)), graph.constant(zero, STATIC_TYPES[grid.bits])
+        return graph.add("DequantizeLinear", graph.add("QuantizeLinear", x, *scale_and_zero), *scale_and_zero)
+    zero_point = None if grid.symmetric else graph.constant(float(step.zero))
+    return _rounded(graph, x, grid, graph.constant(float(step.scale)), zero_point)
 
 
 def on_cache_grid(graph: Graph, x: str, scheme: KVCache, width: int) -> str:

@@ -12,26 +12,21 @@ ask for beyond ONNX:
   stores a vector once for each token of a chunk.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from onnx import TensorProto
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.export import onnx_grids
-from pipeline.export.onnx_graph import CONSTANT, Graph
-from pipeline.export.onnx_tensors import Tensors, stored
-from pipeline.export.qnn_ranges import Ranges
-from pipeline.quant.activations import Quantizer, bounds
-from pipeline.quant.grid import Grid
+from pipeline.export.onnx.graph import CONSTANT, Graph
+from pipeline.export.onnx.grids import nibbles, on_static_grid, on_static_grids
+from pipeline.export.onnx.tensors import Tensors, stored
+from pipeline.export.qnn.ranges import OUTPUT, Ranges
 from pipeline.quant.model import QuantizedModel
 
 OPSET = 23  # the first that has RMSNormalization
 CUT = 2**8  # what the NPU keeps multiples of, of a sum of products of codes
 NOTICED = 2.0**-10  # of an output's usual magnitude, above which what it lacks is added: the spacing of float16
-MIDDLE = 2**15  # of an unsigned INT16 grid: the code of zero
 
 
 class QnnTensors(Tensors):
@@ -58,13 +53,11 @@ class QnnTensors(Tensors):
             return super().linear(x, name)
         graph, quantizer, bias = self.graph, self.quantized.inputs[name], self.quantized.floats.get(f"{name}.bias")
         weight = self._weight(name)
-        if quantizer.outer is None:
-            y = self._on_range(graph.add("MatMul", self._on_grid(x, name), weight), self.ranges.scale(name))
-        else:
-            held, beyond = self._parts(x, quantizer)
-            y = self._on_range(graph.add("MatMul", held, weight), self.ranges.scale(name))
-            outer = graph.add("MatMul", beyond, weight)
-            y = graph.add("Add", y, self._on_range(outer, self.ranges.scale(name, beyond=True)))
+        parts = [self._on_grid(x, name)] if quantizer.outer is None else on_static_grids(graph, x, quantizer)
+        products = [graph.add("MatMul", part, weight) for part in parts]
+        steps = self.ranges.steps(name)
+        outputs = [on_static_grid(graph, y, OUTPUT, step) for y, step in zip(products, steps, strict=True)]
+        y = graph.add("Add", *outputs) if len(outputs) > 1 else outputs[0]
         lost = self._lost(name)
         added = [] if bias is None else [graph.tensor(f"{name}.bias", bias.float().numpy())]
         if float(lost.square().mean().sqrt()) > NOTICED * self.ranges.usual(name):
@@ -77,30 +70,15 @@ class QnnTensors(Tensors):
         assert quantizer.step is not None
         return (CUT - 1) / 2 * quantizer.step.scale * self.quantized.steps[name].scale.reshape(-1)
 
-    def _parts(self, x: str, quantizer: Quantizer) -> tuple[str, str]:
-        """What the first grid's range holds of an input, and what lies beyond it, each on its grid."""
-        graph, scheme = self.graph, quantizer.scheme
-        assert quantizer.step is not None
-        ends = bounds(quantizer.step, Grid(scheme.bits, scheme.symmetric))
-        held = graph.add("Clip", x, *(graph.constant(float(end)) for end in ends))
-        grids = Quantizer(scheme, quantizer.step), Quantizer(scheme, quantizer.outer)
-        return onnx_grids.on_grid(graph, held, grids[0]), onnx_grids.on_grid(graph, graph.add("Sub", x, held), grids[1])
-
     def _weight(self, name: str) -> str:
         """A weight, turned over, [in, out], from its codes, scales and zero points."""
         graph, codes, scale = self.graph, self.quantized.codes[name].T, self.quantized.steps[name].scale.reshape(-1)
         zeros = torch.zeros(len(scale), dtype=torch.int8)
         if self.quantized.schemes[name].bits <= 4:
-            weight = graph.packed(f"{name}.weight", TensorProto.INT4, codes.shape, onnx_grids.nibbles(codes))
-            zero = graph.packed(f"{name}.weight_zero_point", TensorProto.INT4, zeros.shape, onnx_grids.nibbles(zeros))
+            weight = graph.packed(f"{name}.weight", TensorProto.INT4, codes.shape, nibbles(codes))
+            zero = graph.packed(f"{name}.weight_zero_point", TensorProto.INT4, zeros.shape, nibbles(zeros))
         else:
             weight = graph.tensor(f"{name}.weight", codes.contiguous().numpy())
             zero = graph.tensor(f"{name}.weight_zero_point", zeros.numpy())
         scales = graph.tensor(f"{name}.weight_scale", scale.numpy())
         return graph.add("DequantizeLinear", weight, scales, zero, axis=1)
-
-    def _on_range(self, x: str, scale: float) -> str:
-        """An output on a symmetric INT16 grid."""
-        graph = self.graph
-        grid: list[Any] = [graph.constant(scale), graph.constant(MIDDLE, np.uint16)]
-        return graph.add("DequantizeLinear", graph.add("QuantizeLinear", x, *grid), *grid)

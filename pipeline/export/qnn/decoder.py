@@ -18,10 +18,10 @@ import numpy as np
 from onnx import TensorProto
 from transformers import PreTrainedModel
 
-from pipeline.export.onnx_decoder import Decoder, sliding_window
-from pipeline.export.onnx_graph import Graph, value
-from pipeline.export.qnn_ranges import Ranges
-from pipeline.export.qnn_tensors import QnnTensors
+from pipeline.export.onnx.decoder import Decoder, sliding_window
+from pipeline.export.onnx.graph import Graph, value
+from pipeline.export.qnn.ranges import Ranges
+from pipeline.export.qnn.tensors import QnnTensors
 from pipeline.models import layout
 from pipeline.quant.model import QuantizedModel
 

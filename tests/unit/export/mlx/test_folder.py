@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
-from pipeline.export import llama_like, mlx_folder, refusals
+from pipeline.export import llama_like, refusals
 from pipeline.export.formats import export
+from pipeline.export.mlx import folder as mlx_folder
 from pipeline.knobs.scheme import Activations, KVCache, Scheme, Weights, from_short
 from pipeline.quant.model import QuantizedModel
 from tests import tiny

@@ -1,7 +1,7 @@
 """A folder for Qualcomm's Hexagon NPU: embedding and head for the CPU, and all between them compiled for the NPU.
 
     embedding.onnx, head.onnx    for onnxruntime on the CPU
-    chunk.onnx, token.onnx, *.bin   compiled: for a prompt's tokens, and for one token, see qnn_decoder.py
+    chunk.onnx, token.onnx, *.bin   compiled: for a prompt's tokens, and for one token, see decoder.py
     qnn.json                     the NPU's architecture, the tokens of a chunk, the places of the cache
     graphs/                      what was compiled, to be read back, and to be compiled again for another chip
 
@@ -19,9 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import write_json
-from pipeline.export import onnx_architecture, onnx_genai, qnn_compiler, qnn_decoder, qnn_grids, qnn_ranges
-from pipeline.export.onnx_graph import CONSTANT, Graph
-from pipeline.export.qnn_tensors import OPSET
+from pipeline.export.onnx import architecture
+from pipeline.export.onnx import folder as onnx_folder
+from pipeline.export.onnx.graph import CONSTANT, Graph
+from pipeline.export.qnn import compiler, decoder, grids
+from pipeline.export.qnn.ranges import observe
+from pipeline.export.qnn.tensors import OPSET
 from pipeline.models import saved
 from pipeline.quant.model import QuantizedModel
 
@@ -35,7 +38,7 @@ class Target(NamedTuple):
 
     Attributes:
         tokens: int64 [sequences, length]. chunk: tokens of a prompt that are read at once. context: places of the KV
-            cache. architecture: a key of `qnn_compiler.CHIPS`. shared: one binary for both graphs.
+            cache. architecture: a key of `compiler.CHIPS`. shared: one binary for both graphs.
     """
 
     tokens: Tensor
@@ -54,44 +57,44 @@ def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out:
     Raises:
         ValueError: the model does not fit the NPU, or is not compiled; before any work where that is known.
     """
-    version = qnn_compiler.installed()
+    version = compiler.installed()
     problems = list(dict.fromkeys(_refusals(quantized, model, target.context)))
     if problems:
         lines = "\n  ".join(problems)
         raise ValueError(f"qnn cannot hold this model; mend it, or leave qnn out of export.formats:\n  {lines}")
     write_graphs(quantized, model, out, target)
-    qnn_compiler.compile_graphs(out / UNCOMPILED, out, target.architecture, target.shared)
+    compiler.compile_graphs(out / UNCOMPILED, out, target.architecture, target.shared)
     facts = {"architecture": target.architecture, "chunk": target.chunk, "context": target.context}
-    facts |= {"shared": target.shared, "vocabulary": model.config.vocab_size, qnn_compiler.PACKAGE: version}
+    facts |= {"shared": target.shared, "vocabulary": model.config.vocab_size, compiler.PACKAGE: version}
     write_json(out / FACTS, facts)
     saved.load_tokenizer(teacher).save_pretrained(out)
 
 
 def _refusals(quantized: QuantizedModel, model: PreTrainedModel, context: int) -> Iterator[str]:
     """Why the NPU does not hold a quantized model."""
-    outside = qnn_grids.outside(model)
+    outside = grids.outside(model)
     inputs = {name: quantizer.scheme for name, quantizer in quantized.inputs.items()}
-    yield from filter(None, (onnx_architecture.problem(model.config), qnn_grids.too_long(model, context)))
-    yield from qnn_grids.problems(quantized.schemes, inputs, quantized.kv_cache, outside)
+    yield from filter(None, (architecture.problem(model.config), grids.too_long(model, context)))
+    yield from grids.problems(quantized.schemes, inputs, quantized.kv_cache, outside)
     for name, step in quantized.steps.items():
         if name not in outside and not bool((step.scale > 0).all()):
-            yield f"{qnn_grids.all_layers(name)}: its weight has scales that are not above zero; keep them positive"
+            yield f"{grids.all_layers(name)}: its weight has scales that are not above zero; keep them positive"
 
 
 def write_graphs(quantized: QuantizedModel, model: PreTrainedModel, out: Path, target: Target) -> None:
     """Write all but what is compiled."""
     quantized.untie(model)
-    ranges = qnn_ranges.observe(model, quantized, target.tokens)
+    ranges = observe(model, quantized, target.tokens)
     with Graph(out / EMBEDDING) as graph:
-        qnn_decoder.Beginning(graph, model, quantized, target.context).write()
+        decoder.Beginning(graph, model, quantized, target.context).write()
     with Graph(out / HEAD) as graph:
-        qnn_decoder.Head(graph, model, quantized).write()
+        decoder.Head(graph, model, quantized).write()
     (out / UNCOMPILED).mkdir()
     like = None
-    for name, tokens in zip(qnn_compiler.GRAPHS, (target.chunk, 1), strict=True):
+    for name, tokens in zip(compiler.GRAPHS, (target.chunk, 1), strict=True):
         with Graph(out / UNCOMPILED / name, OPSET, like) as like:
             shape = tokens, target.context
-            qnn_decoder.FixedDecoder(like, model, quantized, ranges, shape).write()
+            decoder.FixedDecoder(like, model, quantized, ranges, shape).write()
 
 
 def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> None:
@@ -100,7 +103,7 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
     Raises:
         ValueError: tensors are missing, foreign, or not those that were quantized, bit for bit; or a file is missing.
     """
-    files = [folder / EMBEDDING, folder / HEAD, *(folder / UNCOMPILED / name for name in qnn_compiler.GRAPHS)]
+    files = [folder / EMBEDDING, folder / HEAD, *(folder / UNCOMPILED / name for name in compiler.GRAPHS)]
     missing = [file for file in (*files, folder / FACTS, *_contexts(folder)) if not file.is_file()]
     if missing:
         raise ValueError(f"{folder} is no whole export: it lacks {', '.join(file.name for file in missing)}")
@@ -111,13 +114,13 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
         differ += [name for name, tensor in tensors.items() if not _same(stored.get(name, tensor), tensor)]
         stored |= tensors
     if differ:
-        raise ValueError(f"files of {folder} hold different tensors under one name: {differ[: onnx_genai.SHOWN]}")
-    onnx_genai.compare(quantized, model, stored, str(folder))
+        raise ValueError(f"files of {folder} hold different tensors under one name: {differ[: onnx_folder.SHOWN]}")
+    onnx_folder.compare(quantized, model, stored, str(folder))
 
 
 def _contexts(folder: Path) -> list[Path]:
     """The compiled graphs, and the binaries that they name."""
-    files = [folder / name for name in qnn_compiler.GRAPHS]
+    files = [folder / name for name in compiler.GRAPHS]
     for file in [file for file in files if file.is_file()]:
         for node in onnx.load(file, load_external_data=False).graph.node:
             named: Mapping[str, Any] = {attribute.name: attribute.s for attribute in node.attribute}

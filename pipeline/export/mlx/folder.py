@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.artifacts.contract import write_json
-from pipeline.export import mlx_grids
+from pipeline.export.mlx import grids
 from pipeline.models import saved
 from pipeline.quant.grid import Step, stored_dtype
 from pipeline.quant.model import QuantizedModel
@@ -35,7 +35,7 @@ def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out:
     tensors, modules = dict(quantized.floats), {}
     for name, codes in quantized.codes.items():
         scheme, step = quantized.schemes[name], quantized.steps[name]
-        bits, group = mlx_grids.bits_of(scheme), mlx_grids.group_of(scheme, codes.shape[1])
+        bits, group = grids.bits_of(scheme), grids.group_of(scheme, codes.shape[1])
         modules[name] = {"group_size": group, "bits": bits}
         scale, bias = _affine(step, scheme.symmetric, bits, codes.shape[1] // group)
         from_zero = codes if scheme.symmetric else codes.to(torch.int16).sub(2 ** (bits - 1)).to(torch.int8)
@@ -60,7 +60,7 @@ def _affine(step: Step, symmetric: bool, bits: int, groups: int) -> tuple[Tensor
 def config(plain: PreTrainedConfig, modules: dict[str, dict[str, int]]) -> dict[str, Any]:
     """config.json: each module's group and bits, and what mlx-lm looks for elsewhere than transformers puts it."""
     rope = dict(getattr(plain, "rope_parameters", None) or {})
-    first = next(iter(modules.values()), {"group_size": mlx_grids.GROUPS[0], "bits": 4})
+    first = next(iter(modules.values()), {"group_size": grids.GROUPS[0], "bits": 4})
     return {
         **plain.to_dict(),
         "rope_theta": rope.pop("rope_theta", 10000.0),

@@ -13,7 +13,7 @@ PACKAGE = "onnxruntime-qnn"
 INSTALL = "pip install --constraint constraints.txt --editable '.[qnn]'"
 CHIPS = {"v73": 60, "v75": 57, "v79": 69, "v81": 87}  # by architecture of the NPU, QNN's number of a chip that has it
 GRAPHS = ("chunk.onnx", "token.onnx")  # of a prompt's tokens, many at once, and of one token
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def installed() -> str:
@@ -40,7 +40,7 @@ def compile_graphs(graphs: Path, out: Path, architecture: str, shared: bool) -> 
     """
     installed()
     arguments = [str(graphs.resolve()), str(out.resolve()), architecture, str(int(shared))]
-    command = [sys.executable, "-m", "pipeline.export.qnn_session", *arguments]
+    command = [sys.executable, "-m", "pipeline.export.qnn.session", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
