@@ -61,8 +61,10 @@ def config(plain: PreTrainedConfig, modules: dict[str, dict[str, int]]) -> dict[
     """config.json: each module's group and bits, and what mlx-lm looks for elsewhere than transformers puts it."""
     rope = dict(getattr(plain, "rope_parameters", None) or {})
     first = next(iter(modules.values()), {"group_size": grids.GROUPS[0], "bits": 4})
+    fields = plain.to_dict()
+    fields.pop("_name_or_path", None)  # where the teacher lies on this machine
     return {
-        **plain.to_dict(),
+        **fields,
         "rope_theta": rope.pop("rope_theta", 10000.0),
         "rope_scaling": rope if rope.get("rope_type", "default") != "default" else None,
         "quantization": {**first, **modules},

@@ -5,6 +5,7 @@ The same library compiles for a chip on any machine and, on x86-64, simulates th
     python -m pipeline.export.qnn.session GRAPHS OUT ARCHITECTURE SHARED     # see compiler.compile_graphs
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,13 +50,17 @@ def open_session(file: Path, architecture: str, entries: Mapping[str, str], thre
 
 
 def compile_graphs(graphs: Path, out: Path, architecture: str, shared: bool) -> None:
-    """Write the contexts, see `compiler.compile_graphs`."""
+    """Write the contexts, see `compiler.compile_graphs`; changes this process's folder.
+
+    Graphs are opened by their names alone: the name of a context's node has a hash of what opened it.
+    """
+    os.chdir(graphs)
     for name in GRAPHS:
         entries = {"ep.context_enable": "1", "ep.context_file_path": str(out / name), "ep.context_embed_mode": "0"}
         if shared:
             entries["ep.share_ep_contexts"] = "1"
             entries |= {"ep.stop_share_ep_contexts": "1"} if name == GRAPHS[-1] else {}
-        open_session(graphs / name, architecture, entries)
+        open_session(Path(name), architecture, entries)
 
 
 def main() -> None:

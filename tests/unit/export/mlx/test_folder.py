@@ -85,6 +85,12 @@ def test_mlx_lm_computes_what_the_quantized_model_does(
     assert tokenizer.encode("to be, or not") == tiny.merging_tokenizer()("to be, or not")["input_ids"]
 
 
+def test_the_folder_does_not_say_where_the_teacher_lay(tokens: Tensor, valid: Tensor, tmp_path: Path):
+    quantized = rounded(family("llama"), SCHEMES["W2g32"], tokens, valid)
+    folder = written(quantized, family("llama"), tmp_path)
+    assert str(tmp_path) not in (folder / "config.json").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("part", ["q_proj.weight", "k_proj.scales", "down_proj.biases", "norm.weight"])
 def test_a_changed_tensor_is_named(part: str, tokens: Tensor, valid: Tensor, tmp_path: Path):
     model = family("llama")

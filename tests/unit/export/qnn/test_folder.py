@@ -208,3 +208,16 @@ def test_each_chip_is_compiled_for(architecture: str, quantized: QuantizedModel,
         ".onnx",
         ".onnx",
     ]
+
+
+@needs_the_compiler
+def test_where_a_folder_lies_does_not_show_in_what_is_compiled(
+    quantized: QuantizedModel, tokens: Tensor, tmp_path: Path
+):
+    contexts = []
+    for place in (tmp_path / "here", tmp_path / "somewhere" / "else"):
+        place.mkdir(parents=True)
+        qnn_folder.write_graphs(quantized, family("llama"), place, target(tokens))
+        qnn_compiler.compile_graphs(place / "graphs", place, "v75", True)
+        contexts.append([(place / name).read_bytes() for name in qnn_compiler.GRAPHS])
+    assert contexts[0] == contexts[1]
