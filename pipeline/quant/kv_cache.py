@@ -21,6 +21,8 @@ from pipeline.quant import key_channels
 from pipeline.quant.cache_rows import ByChannel, ByToken, Layout
 from pipeline.quant.grid import Grid
 
+PREFIX = "permafrost_kv_"  # of the attentions' names
+
 
 class _FakeQuantize(torch.autograd.Function):
     """dequantize(quantize(x)) of keys or values; min-max ranges clip nothing, so the gradient is the identity."""
@@ -82,7 +84,7 @@ def quantize_cache(model: PreTrainedModel, scheme: KVCache, packed: bool = False
             or values' width is no multiple of the group; or keys are to have a scale a channel and it has a sliding
             window.
     """
-    name = "permafrost_kv_" + "_".join(str(field) for field in (*astuple(scheme), *(["packed"] if packed else [])))
+    name = PREFIX + "_".join(str(field) for field in (*astuple(scheme), *(["packed"] if packed else [])))
     before = model.config._attn_implementation
     try:
         problems = _problems(model, scheme, f"{name}_probe")
@@ -93,6 +95,13 @@ def quantize_cache(model: PreTrainedModel, scheme: KVCache, packed: bool = False
         raise
     _set_attention(model, name, partial(_attention, scheme=scheme, packed=packed))
     return lambda: model.set_attn_implementation(before)
+
+
+def by_place(model: PreTrainedModel) -> bool:
+    """Whether keys are put on grids by their places in a row, as those with a scale a channel are: then a text is to
+    begin at the row's first place, and two do not share a row."""
+    name = str(model.config._attn_implementation)
+    return name.startswith(PREFIX) and "_channel_" in name
 
 
 def _problems(model: PreTrainedModel, scheme: KVCache, name: str) -> list[str]:

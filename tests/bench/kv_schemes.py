@@ -26,7 +26,6 @@ WAYS = {
     "groups of 64, asymmetric": KVCache(8, False, 64),
     "groups of 32, asymmetric": KVCache(8, False, 32),
     "keys a channel, values a token": KVCache(8, False, 0, "channel"),
-    "keys a channel, values groups of 64": KVCache(8, False, 64, "channel"),
     "keys a channel, values groups of 32": KVCache(8, False, 32, "channel"),
 }
 TOKENS = 8192  # at which bits a value are counted
