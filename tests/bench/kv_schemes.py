@@ -61,7 +61,7 @@ def main() -> None:
         for bits in args.bits:
             scheme = replace(way, bits=bits)
             undo = quantize_cache(model, scheme)
-            scores, _ = agreement(model, teacher, tokens, valid, lambda: None)  # type: ignore[arg-type]
+            scores, _ = agreement(model, teacher, tokens, valid, lambda: None)
             undo()
             stored = 8 * cache_bytes(layers, scheme, TOKENS) / values
             cells.append(f"{scores['kl']:.4f} ± {scores['kl.stderr']:.4f} | {stored:.2f}")
