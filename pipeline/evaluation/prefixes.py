@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.corpus import decoding
 from pipeline.models.context import context_length
+from pipeline.quant.kv_cache import by_place
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """Of lm-eval: context and continuation, and the tokens of each."""
@@ -123,6 +124,8 @@ class SharedPrefixes(HFLM):
         """
         if self.model.dtype != torch.float32:
             return f"in {self.model.dtype} rounding hides whether they change each other"
+        if by_place(self.model):
+            return "keys that have a scale a channel are rounded by their places in a row"
         sizes = [len(context) + len(continuation) for _, context, continuation in requests]
         window = min(decoding.spans(self.model), default=max(sizes))
         if max(sizes) > window:

@@ -64,8 +64,11 @@ def _gguf(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals
 
 
 def _onnx(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals) -> Iterator[str]:
-    """Architecture alone: the graph holds every grid."""
+    """Architecture, and keys per channel: the graph holds every other grid."""
     problem = onnx_architecture.problem(model.config)
+    if problem:
+        yield problem
+    problem = onnx_architecture.cache_problem(signals.kv_cache)
     if problem:
         yield problem
 

@@ -11,14 +11,19 @@ from pipeline.knobs.kinds import FORBID, Flag, Int, Number, Text, whole
 from pipeline.knobs.scheme import Activations, KVCache, Override, Scheme, Weights, from_short
 
 CHECKED = {bool: Flag, int: Annotated[Int, Field(ge=0)], float: Annotated[Number, Field(gt=50, le=100)]}
-LEFT_OUT = object()  # the value of an override's field that it does not have
+BLOCK = Annotated[Int, Field(ge=2)]
+OPTIONAL = ("keys", "block")  # fields that a long form need not have, either
+LEFT_OUT = object()  # the value of a field that is not there
 
 
 def _fields(part: type, default: Any = dataclasses.MISSING) -> type:
-    """The fields of a part of a scheme as they are checked: all of them due, or none where there is a default."""
+    """The fields of a part of a scheme as they are checked: all but OPTIONAL due, or none where there is a default."""
     hints = typing.get_type_hints(part)
     checked = {name: _bits(hint) if name == "bits" else CHECKED.get(hint, hint) for name, hint in hints.items()}
-    fields = [(name, hint, dataclasses.field(default=default)) for name, hint in checked.items()]
+    if "block" in checked:
+        checked["block"] = BLOCK
+    defaults = dict.fromkeys(OPTIONAL, LEFT_OUT)
+    fields = [(name, hint, dataclasses.field(default=defaults.get(name, default))) for name, hint in checked.items()]
     made = dataclasses.make_dataclass(part.__name__, fields, frozen=True, kw_only=True)
     return dataclass(made, frozen=True, kw_only=True, config=FORBID)
 

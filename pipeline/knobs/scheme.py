@@ -53,12 +53,24 @@ class KVCache:
     """Grid of keys and values as a cache stores them, after rotary embedding; scales are dynamic.
 
     bits: 2 to 8; 0: stays in float. group: values of a token that share a scale, over its key (value) heads one after
-    the other; 0: all of them, a scale a token.
+    the other; 0: all of them, a scale a token. keys: token, as values are; or channel, a scale for each channel of a
+    head in a block of tokens (KIVI, 2402.02750). block: tokens in one, at least 2; the newest, while it is not whole,
+    stays in float.
     """
 
     bits: Literal[0, 2, 3, 4, 5, 6, 7, 8]
     symmetric: bool = True
     group: int = 0
+    keys: Literal["token", "channel"] = "token"
+    block: int = 32
+
+    def __str__(self) -> str:
+        """In words: asymmetric INT4 KV cache in groups of 32."""
+        if not self.bits:
+            return "float KV cache"
+        groups = f" in groups of {self.group}" if self.group else ""
+        blocks = f", keys per channel in blocks of {self.block} tokens" if self.keys == "channel" else ""
+        return f"{_sign(self.symmetric)}INT{self.bits} KV cache{groups}{blocks}"
 
 
 @dataclass(frozen=True)
@@ -111,9 +123,7 @@ class Scheme:
         kind = "dynamic" if a.dynamic else "static"
         parts.append(f"{_sign(a.symmetric)}{kind} INT{a.bits} activations" if a.bits else "float activations")
         if kv.bits:
-            parts.append(
-                f"{_sign(kv.symmetric)}INT{kv.bits} KV cache" + (f" in groups of {kv.group}" if kv.group else "")
-            )
+            parts.append(str(kv))
         parts += [
             f"{_sign(grid.symmetric)}INT{grid.bits} {part}" + (f" in groups of {grid.group}" if grid.group else "")
             for part, grid in (("embedding", self.embedding), ("head", self.head))

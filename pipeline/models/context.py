@@ -1,6 +1,6 @@
 """How many tokens a model's positions hold."""
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 CONTEXTS = (  # what configs call the longest text that a model's positions hold
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
@@ -12,7 +12,12 @@ def context_length(model: PreTrainedModel) -> int | None:
 
     ALiBi has none (but MPT, whose code makes its bias for max_seq_len positions), nor has a state space.
     """
-    config = model.config.get_text_config(decoder=True)
+    return context_of(model.config)
+
+
+def context_of(config: PreTrainedConfig) -> int | None:
+    """The same of a model of this config."""
+    config = config.get_text_config(decoder=True)
     if getattr(config, "alibi", config.model_type == "bloom"):
         return None
     named = (getattr(config, name, None) for name in CONTEXTS)

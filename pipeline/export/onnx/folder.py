@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import write_json
-from pipeline.export.onnx import tensors
+from pipeline.export.onnx import architecture, tensors
 from pipeline.export.onnx.decoder import Decoder
 from pipeline.export.onnx.graph import CONSTANT, Graph
 from pipeline.models import layout, saved, vocabulary
@@ -31,7 +31,13 @@ def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out:
 
     Args:
         model: the float model, which gives the config. teacher: its folder.
+
+    Raises:
+        ValueError: the graph does not have this KV cache.
     """
+    problem = architecture.cache_problem(quantized.kv_cache)
+    if problem:
+        raise ValueError(f"ONNX cannot hold this model: {problem}")
     quantized.untie(model)
     with Graph(out / WEIGHTS) as graph:
         Decoder(graph, model, quantized).write()

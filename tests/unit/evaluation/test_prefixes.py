@@ -10,6 +10,8 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, BambaConfig, GPTNeoConfig, MambaConfig, MistralConfig, PreTrainedModel
 
 from pipeline.evaluation.prefixes import Request, SharedPrefixes, Tree
+from pipeline.knobs.scheme import KVCache
+from pipeline.quant.kv_cache import quantize_cache
 from tests import tiny
 from tests.families import FAMILIES, family
 
@@ -61,6 +63,18 @@ def test_each_family_gives_the_log_likelihoods_of_lm_eval(name: str):
     model = family(name)
     reason = compared(model)
     assert bool(reason) == (name in ALONE), reason
+
+
+def test_texts_do_not_share_a_row_where_keys_are_rounded_by_their_places_in_it():
+    """At 8 bits, a wrong place would change less than what is compared."""
+    for scheme, reason in ((KVCache(8), ""), (KVCache(8, keys="channel"), "by their places in a row")):
+        model = family("llama")
+        undo = quantize_cache(model, scheme)
+        said = compared(model)
+        assert reason in said
+        assert bool(reason) == bool(said)
+        undo()
+        assert compared(model) == ""
 
 
 @pytest.mark.parametrize(

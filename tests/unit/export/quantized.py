@@ -21,6 +21,7 @@ SCHEMES = {
     **{f"W{bits}": from_short(f"W{bits}A16") for bits in range(2, 9)},
     "groups": from_short("W4g16A8KV4"),
     "mixed": Scheme(Weights(4), Activations(8, symmetric=False), KVCache(4, group=4), OVERRIDES, head=HEAD),
+    "channels": Scheme(Weights(4), kv_cache=KVCache(3, symmetric=False, group=8, keys="channel", block=4)),
     "head": Scheme(Weights(2), head=HEAD),
     "embedding": Scheme(Weights(4), embedding=Weights(6)),
     "blocks": from_short("W4A16E8H6"),

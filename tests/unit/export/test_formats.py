@@ -176,7 +176,7 @@ def test_the_facts_are_sizes_of_the_file(exported: Exported, format_name: str, s
         bits += 16 * ((ROWS - 2 * 32 - 2 * 16) + down // 16 + head // 16)
         weights = LINEARS - v + head
     else:
-        bits = int(scheme[1:]) * LINEARS + 16 * ROWS
+        bits = SCHEMES[scheme].weights.bits * LINEARS + 16 * ROWS
     assert facts["format"] == format_name
     assert facts["weight_bytes"] == stored
     assert facts["bits_per_weight"] == pytest.approx(8 * stored / total)

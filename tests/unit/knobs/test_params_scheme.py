@@ -15,6 +15,13 @@ def test_a_long_scheme_has_what_it_says(tmp_path: Path):
     assert loaded == Scheme(Weights(4, True, 64), Activations(16), KVCache(8, False))
 
 
+def test_keys_of_the_cache_have_a_scale_a_token_unless_it_says_channel(tmp_path: Path):
+    assert load_with(tmp_path, scheme=long(kv_cache__keys="token")).scheme == load_with(tmp_path, scheme=long()).scheme
+    loaded = load_with(tmp_path, scheme=long(kv_cache__keys="channel", kv_cache__block=64)).scheme
+    assert loaded.kv_cache == KVCache(8, False, keys="channel", block=64)
+    assert load_with(tmp_path, scheme=long(kv_cache__keys="channel")).scheme.kv_cache.block == 32
+
+
 @pytest.mark.parametrize("field", [f"{part}__{name}" for part, fields in LONG.items() for name in fields])
 def test_each_field_of_a_long_scheme_must_be_there(tmp_path: Path, field: str):
     assert problems(tmp_path, scheme=long(**{field: ...})) == [f"scheme.{field.replace('__', '.')}: missing"]
@@ -45,7 +52,17 @@ WRONG = [
     ("activations__percentile", "1e"),
 ]
 OUT_OF_RANGE = [("weights__group", -1), ("activations__percentile", 50.0), ("activations__percentile", 100.5)]
-OF_THE_CACHE = [("kv_cache__bits", 16), ("kv_cache__bits", 1), ("kv_cache__group", -8), ("kv_cache__group", 8.0)]
+OF_THE_CACHE = [
+    ("kv_cache__bits", 16),
+    ("kv_cache__bits", 1),
+    ("kv_cache__group", -8),
+    ("kv_cache__group", 8.0),
+    ("kv_cache__keys", "channels"),
+    ("kv_cache__keys", 8),
+    ("kv_cache__block", 1),
+    ("kv_cache__block", 0),
+    ("kv_cache__block", 32.0),
+]
 
 
 @pytest.mark.parametrize(("field", "value"), [*WRONG, *OUT_OF_RANGE, *OF_THE_CACHE])

@@ -164,6 +164,11 @@ def test_overrides_that_name_nothing_are_told_in_order():
             "asymmetric INT4 per-channel weights, asymmetric static INT8 activations, "
             "asymmetric INT4 KV cache in groups of 32",
         ),
+        (
+            Scheme(Weights(4), kv_cache=KVCache(2, False, 32, "channel", 64)),
+            "INT4 per-channel weights, float activations, "
+            "asymmetric INT2 KV cache in groups of 32, keys per channel in blocks of 64 tokens",
+        ),
         (Scheme(Weights(0), Activations(16)), "static INT16 activations"),
         (
             replace(overridden(Override("down", Weights(8))), embedding=Weights(8), head=Weights(5, False, 32)),

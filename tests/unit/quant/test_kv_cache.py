@@ -1,5 +1,7 @@
 """Fake-quantized keys and values against a plain loop over tokens and groups."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from pipeline.knobs.scheme import KVCache
 from pipeline.quant.grid import Grid
-from pipeline.quant.kv_cache import fake_quantize
+from pipeline.quant.kv_cache import fake_quantize, fake_quantize_channels
 from tests.unit.quant.strategies import SEEDS, WEIGHT_BITS, random
 
 
@@ -50,6 +52,29 @@ def test_each_token_or_group_has_its_own_grid(
     quantized = fake_quantize(x, scheme)
     assert quantized.dtype == dtype
     assert torch.equal(quantized, looped(x, scheme))
+
+
+@pytest.mark.parametrize("group", [2, 4, 8])
+def test_a_group_that_divides_a_head_lies_in_one(group: int):
+    """As in the papers, whose groups are of a head's own values."""
+    scheme, x = KVCache(4, symmetric=False, group=group), random(0, 2, 3, 5, 8)
+    alone = [fake_quantize(head, scheme) for head in x.split(1, dim=1)]
+    assert torch.equal(fake_quantize(x, scheme), torch.cat(alone, dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scheme", [KVCache(2, False, 0, "channel", 4), KVCache(5, True, 8, "channel", 3)], ids=str)
+def test_each_channel_of_a_block_has_its_own_grid(scheme: KVCache, dtype: torch.dtype):
+    """Symmetric and asymmetric, beside a loop; the group is of values alone."""
+    grid, keys = Grid(scheme.bits, scheme.symmetric), random(0, 2, 3, 2 * scheme.block, 5).to(dtype)
+    keys[:, :, :, 2] = 40 * keys[:, :, :, 2].abs()  # a channel like those that keys have
+    expected = torch.full_like(keys, torch.nan)
+    for b, h, c in itertools.product(range(2), range(3), range(5)):
+        for start in (0, scheme.block):
+            part = keys[b, h, start : start + scheme.block, c].float()
+            step = grid.step(part.min(), part.max())
+            expected[b, h, start : start + scheme.block, c] = grid.dequantize(grid.quantize(part, step), step).to(dtype)
+    assert torch.equal(fake_quantize_channels(keys, scheme), expected)
 
 
 @pytest.mark.parametrize("scheme", [KVCache(4), KVCache(8, symmetric=False), KVCache(2, group=4)])

@@ -31,6 +31,11 @@ CONTENT: dict[str, Any] = {
     "protocol": "windows",
     "proofs": [["", "runtime"], ["student", "a runtime 1.0"]],
     "proof_note": "bit for bit",
+    "kv_cache": {
+        "plot": '<svg id="kv_cache"></svg>',
+        "rows": [["", "tokens", "float16"], ["this model", "512", "22.5 MiB"]],
+        "note": "to the byte",
+    },
     "task_plot": '<svg id="tasks"></svg>',
     "benchmark_note": "note",
     "margin": {
@@ -77,7 +82,7 @@ SWEEP = {
     "origin": "code has changed",
     "pictures": [('<svg id="overlay"></svg>', "a colour a setting")],
 }
-SVGS = ("tasks", "training", "sizes", "claim", "flow", "kurtosis", "cost", "plan")
+SVGS = ("tasks", "training", "sizes", "kv_cache", "claim", "flow", "kurtosis", "cost", "plan")
 
 
 class Resources(HTMLParser):

@@ -209,6 +209,17 @@ def test_what_the_graph_does_not_compute_is_refused_by_name():
     assert not list(refusals.problems("onnx", family("qwen3"), tiny.tokenizer(), {}))
 
 
+def test_keys_per_channel_are_refused_before_and_when_it_is_written(tmp_path: Path):
+    cache, model = KVCache(4, keys="channel"), tiny.llama()
+    (problem,) = refusals.problems("onnx", model, tiny.tokenizer(), {}, refusals.Signals({}, cache))
+    assert problem == "its keys have a scale a channel, found when a block of tokens is whole; take kv_cache.keys token"
+    with pytest.raises(ValueError, match=f"ONNX cannot hold this model: {problem}"):
+        onnx_genai.write(QuantizedModel(kv_cache=cache), model, tmp_path, tmp_path)
+    assert not [*tmp_path.iterdir()]
+    for allowed in (KVCache(4), KVCache(0, keys="channel")):
+        assert not list(refusals.problems("onnx", model, tiny.tokenizer(), {}, refusals.Signals({}, allowed)))
+
+
 def test_a_model_without_an_end_is_continued_to_the_length_that_is_asked_for(
     tokens: Tensor, valid: Tensor, tmp_path: Path
 ):
