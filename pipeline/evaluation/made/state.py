@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipeline.evaluation.made.rows import Places, Row, distinct, placed
-from pipeline.evaluation.made.words import NAMES, OBJECTS
+from pipeline.evaluation.made.words import ADJECTIVES, NAMES, NOUNS
 
 STEPS = (1, 2, 4)
 THINGS = 3
@@ -43,7 +43,7 @@ def state(rng: random.Random, items: int) -> list[Row]:
         told = "\n".join(f"The {passed} goes to {person}." for passed, person in story.passes)
         rows.append(
             {
-                "context": f"{told}\nNow tell who has the {thing}.\nThe {thing} goes to",
+                "context": f"{told}\nIn the end:\nThe {thing} goes to",
                 "choices": placed(f"{story.owners(thing)[-1]}.", [f"{person}." for person in wrong], place),
                 "answer": place,
                 "cluster": number,
@@ -68,7 +68,8 @@ def _asked(rng: random.Random, stories: Iterator[_Story], rank: int) -> tuple[_S
 
 def _drawn(rng: random.Random, steps: int) -> Callable[[], _Story]:
     def draw() -> _Story:
-        things = rng.sample(OBJECTS, THINGS)
+        described = zip(rng.sample(ADJECTIVES, THINGS), rng.sample(NOUNS, THINGS), strict=True)
+        things = [f"{adjective} {noun}" for adjective, noun in described]
         passed = [*things, *(rng.choice(things) for _ in range(steps))]
         return _Story(tuple(zip(passed, rng.sample(NAMES, len(passed)), strict=True)))
 

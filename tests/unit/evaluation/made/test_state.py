@@ -11,14 +11,14 @@ ROWS = make("state", 0, 600)
 
 
 def simulated(context: str) -> tuple[dict[str, str], dict[str, str], str, list[str]]:
-    """Who has which thing in the end, who had it just before, the thing that is asked for, and who is named, in order."""
+    """Who has what in the end, who had it just before, the thing that is asked for, and who is named, in order."""
     holders, before, named = {}, {}, []
-    for thing, person in re.findall(r"^The (\w+) goes to (\w+)\.$", context, re.MULTILINE):
+    for thing, person in re.findall(r"^The (\w+ \w+) goes to (\w+)\.$", context, re.MULTILINE):
         if thing in holders:
             before[thing] = holders[thing]
         holders[thing] = person
         named.append(person)
-    (asked,) = re.findall(r"^The (\w+) goes to$", context, re.MULTILINE)
+    (asked,) = re.findall(r"^In the end:\nThe (\w+ \w+) goes to$", context, re.MULTILINE)
     return holders, before, asked, named
 
 
