@@ -214,7 +214,7 @@ def test_keys_per_channel_are_refused_before_and_when_it_is_written(tmp_path: Pa
     (problem,) = refusals.problems("onnx", model, tiny.tokenizer(), {}, refusals.Signals({}, cache))
     assert problem == "its keys have a scale a channel, found when a block of tokens is whole; take kv_cache.keys token"
     with pytest.raises(ValueError, match=f"ONNX cannot hold this model: {problem}"):
-        onnx_genai.write(QuantizedModel(kv_cache=cache), model, tmp_path, tmp_path)
+        onnx_folder.write(QuantizedModel(kv_cache=cache), model, tmp_path, tmp_path)
     assert not [*tmp_path.iterdir()]
     for allowed in (KVCache(4), KVCache(0, keys="channel")):
         assert not list(refusals.problems("onnx", model, tiny.tokenizer(), {}, refusals.Signals({}, allowed)))
