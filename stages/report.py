@@ -16,7 +16,7 @@ from pipeline.artifacts import contract
 from pipeline.evaluation.items import Items
 from pipeline.evaluation.provenance import READ
 from pipeline.knobs import params, yaml_1_2
-from pipeline.report import answers, margin, notes, page, plots, proofs, signals, sweep_files, sweeps
+from pipeline.report import answers, fidelity, margin, notes, page, plots, proofs, signals, sweep_files, sweeps
 from pipeline.report import summary as summaries
 from stages import run
 
@@ -62,6 +62,7 @@ def work() -> None:
             exported,
         ),
         **_protocol(knobs, read, dtypes),
+        fidelity=fidelity.section(scores),
         margin=margin.section({v: of_variant.answers for v, of_variant in items.items()}, knobs.report.margin),
         proofs=proofs.rows(proven),
         proof_note=proofs.note(proven),

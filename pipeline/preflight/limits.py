@@ -62,6 +62,7 @@ def _lengths(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[
     for name, value in (
         ("synthesize.length", knobs.synthesize.length),
         ("evaluate.window", knobs.evaluate.window),
+        ("references.long", knobs.references.long),
         ("prove.prompt and prove.tokens", knobs.prove.prompt + knobs.prove.tokens),
     ):
         if value > most:

@@ -14,7 +14,7 @@ DISTILL = {
 
 EVALUATE = {
     "teacher": "data/teacher",
-    "corpus": "data/corpus",
+    "references": "data/references",
     "model": "data/int4/ptq/compressed-tensors",
     "items": "made/items",
 }

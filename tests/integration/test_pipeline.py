@@ -81,7 +81,7 @@ def test_scores_say_what_they_were_read_from_and_a_mix_is_refused(pipeline: Path
     """Scores of another text, whose hashes DVC was made to believe."""
     read = {v: json.loads((pipeline / f"data/scores/{v}.json").read_text())["read"] for v in VARIANTS}
     assert len({json.dumps(hashes) for hashes in read.values()}) == 1
-    names = {"teacher", "text", "windows", "held_out", "benchmark.piqa", "items.piqa"}
+    names = {"teacher", "text", "windows", "held_out", "references", "benchmark.piqa", "items.piqa"}
     assert names <= read["rtn"].keys()
     copy = tmp_path / "copy"
     shutil.copytree(pipeline, copy, symlinks=True)

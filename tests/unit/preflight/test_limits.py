@@ -27,6 +27,7 @@ from tests.unit.knobs.files import load_with, long
 pytestmark = pytest.mark.usefixtures("in_the_root")
 FITTING = {
     "evaluate__window": 64,
+    "references__long": 64,
     "synthesize__length": 64,
     "prove__tokens": 32,
     "evaluate__source": "hub",
@@ -65,10 +66,12 @@ def test_every_family_passes(tmp_path: Path, name: str):
 
 
 def test_what_is_longer_than_the_context_is_named_all_at_once(tmp_path: Path):
-    problem_lines = problems(tiny.llama(), tmp_path, evaluate__window=513, synthesize__length=600, prove__tokens=500)
+    longer = {"evaluate__window": 513, "references__long": 514, "synthesize__length": 600, "prove__tokens": 500}
+    problem_lines = problems(tiny.llama(), tmp_path, **longer)
     assert problem_lines == [
         "synthesize.length: 600 tokens are more than the 512 of the model's context; lower it",
         "evaluate.window: 513 tokens are more than the 512 of the model's context; lower it",
+        "references.long: 514 tokens are more than the 512 of the model's context; lower it",
         "prove.prompt and prove.tokens: 516 tokens are more than the 512 of the model's context; lower it",
     ]
 
