@@ -31,7 +31,7 @@ def test_the_teacher_agrees_with_itself_and_the_variants_do_not(pipeline: Path) 
 
 def test_what_it_keeps_covers_what_the_knobs_ask_for(pipeline: Path) -> None:
     known = References.load(pipeline / "data/references")
-    lengths = pd.Series({text: 0 for text in ("held_out", "long", "dialogue")})
+    lengths = pd.Series(dict.fromkeys(("held_out", "long", "dialogue"), 0))
     for document in known.documents:
         lengths[document.text] += 1
         assert document.text != "long" or len(document.tokens) == 300
