@@ -7,13 +7,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pipeline.artifacts import contract, progress
-from pipeline.evaluation import agreement, detail, generated, harness, items, provenance, text, turns, writing
-from pipeline.evaluation.made.instructions import make_instructions
+from pipeline.evaluation import agreement, detail, generated, harness, items, prompts, provenance, text, writing
 from pipeline.evaluation.references import References
 from pipeline.export.formats import load_exported
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs import params
-from pipeline.models import float_type, head, saved
+from pipeline.models import context, float_type, head, saved
 from stages import run
 
 
@@ -31,17 +30,22 @@ def work() -> str:
     facts = teacher_facts if is_teacher else contract.reading(args.model, contract.INT4)
 
     tokenizer = saved.load_tokenizer(args.teacher)
+    told = prompts.instructions(loaded.seed, knobs.instructions, tokenizer)
     references = References.load(args.references)
     model = saved.load_model(args.teacher, knobs.dtype)
     teacher = head.of(model)
     if not is_teacher:
         del model  # of the teacher the head is needed, and no more
         model = load_exported(args.model, knobs.dtype)
+    longest = told.longest(knobs.instruction_tokens)
+    of_answers = {"evaluate.instruction_tokens, with the instruction before them": longest}
+    if problems := prompts.too_long(context.context_length(model), of_answers):
+        raise ValueError("\n  ".join(problems))
     windows = text.windows(prose, tokenizer, knobs.windows, knobs.window)
     with progress.bar(f"evaluate {variant}: text", windows.numel() + references.size, " tok") as bar:
         scores, measured = text.perplexity(model, windows, lambda: bar.update(knobs.window))
         compared = agreement.agreement(model, teacher, references, bar.update)
-    followed, written = _written(model, tokenizer, references.facts, loaded, variant)
+    followed, written = _written(model, tokenizer, references.facts, told, knobs.instruction_tokens, variant)
     with ExitStack() as shown:
         accuracy, answered, asked = harness.accuracy(
             model,
@@ -76,18 +80,15 @@ def work() -> str:
 
 
 def _written(
-    model: PreTrainedModel, tokenizer: Any, facts: dict[str, Any], loaded: params.Params, variant: str
+    model: PreTrainedModel, tokenizer: Any, facts: dict[str, Any], told: prompts.Prompts, limit: int, variant: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What a variant writes to instructions, as `generated.judged`. facts: of the references."""
-    knobs = loaded.evaluate
-    if not knobs.instructions:
+    if not told.said:
         return [], []
-    asked, frame = make_instructions(loaded.seed, knobs.instructions), turns.of(tokenizer)
-    said = generated.said(asked, tokenizer, frame)
     way = generated.way_of(model, facts["way"])
-    with progress.bar(f"evaluate {variant}: written", writing.longest(said, knobs.instruction_tokens), " tok") as bar:
-        answers = writing.write(model, way, said, knobs.instruction_tokens, facts["ends"], bar.update)
-    return generated.judged(asked, answers, tokenizer)
+    with progress.bar(f"evaluate {variant}: written", told.longest(limit), " tok") as bar:
+        answers = writing.write(model, way, told.said, limit, facts["ends"], bar.update)
+    return generated.judged(told.instructions, answers, tokenizer)
 
 
 def sizes(folder: str | Path, facts: dict) -> dict[str, float]:

@@ -1,12 +1,11 @@
 """references: what the teacher makes of the texts that every variant is compared on, computed once."""
 
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from pipeline.artifacts import contract, progress
 from pipeline.corpus import decoding
 from pipeline.corpus.artifact import Corpus
-from pipeline.evaluation import dialogues, provenance, references, text, turns, writing
-from pipeline.evaluation.made.dialogue import make_dialogues
+from pipeline.evaluation import dialogues, prompts, provenance, references, text
 from pipeline.knobs import params
 from pipeline.models import context, float_type, saved, vocabulary
 from stages import run
@@ -21,14 +20,17 @@ def work() -> None:
     tokenizer, teacher = saved.load_tokenizer(args.teacher), saved.load_model(args.teacher, scoring.dtype)
     prose = text.read_text(scoring.text, scoring.benchmarks) if knobs.long else ""
     long = [text.beginning(prose, tokenizer, knobs.long, "references.long")] if knobs.long else []
-    frame = turns.of(tokenizer) if knobs.dialogues else None
-    said = dialogues.scripts(make_dialogues(loaded.seed, knobs.dialogues), tokenizer, frame) if frame else []
-    longest = writing.longest(said, knobs.tokens)
-    _check_lengths(teacher, knobs.long, longest)
+    talk = prompts.dialogues(loaded.seed, knobs.dialogues, tokenizer)
+    longest = talk.longest(knobs.tokens)
+    asked = {"references.long": knobs.long, "references.tokens, with what is said before the answers": longest}
+    if problems := prompts.too_long(context.context_length(teacher), asked):
+        raise ValueError("\n  ".join(problems))
 
     way, ends = decoding.choose(teacher, max(longest, decoding.COMPARED)).name, vocabulary.end_tokens(teacher)
-    with progress.bar("references: dialogues", longest, " tok") as bar:
-        talks = dialogues.answered(teacher, way, said, knobs.tokens, ends, bar.update) if said else []
+    talks = list[tuple[Tensor, Tensor]]()
+    if talk.said:
+        with progress.bar("references: dialogues", longest, " tok") as bar:
+            talks = dialogues.answered(teacher, way, talk.said, knobs.tokens, ends, bar.update)
     texts = references.documents(
         [
             *((references.HELD_OUT, row[:length], None) for row, length in zip(tokens, lengths.tolist(), strict=True)),
@@ -36,34 +38,13 @@ def work() -> None:
             *((references.DIALOGUE, ids, turn) for ids, turn in talks),
         ]
     )
-    facts = {
-        "held_out": provenance.of_tokens(tokens.numpy(), lengths.numpy()),
-        "dtype": scoring.dtype,
-        "way": way,
-        "ends": ends,
-    }
+    held_out = provenance.of_tokens(tokens.numpy(), lengths.numpy())
+    facts = {"held_out": held_out, "dtype": scoring.dtype, "way": way, "ends": ends}
     with progress.bar("references", sum(len(document.tokens) for document in texts), " tok") as bar:
-        recorded = references.record(teacher, texts, facts, bar.update)
-    recorded.save(args.out)
-    template = "in its chat template" if frame and frame.template else "in plain words, as it has no chat template"
-    print(
-        f"references: {len(tokens)} held-out sequences, {knobs.long} tokens of long text, {len(talks)} conversations"
-        + (f" {template}" if talks else ""),
-        flush=True,
-    )
-
-
-def _check_lengths(teacher: PreTrainedModel, long: int, dialogue: int) -> None:
-    """Raises ValueError if a text is longer than what the model reads: all that are."""
-    most = context.context_length(teacher)
-    asked = {"references.long": long, "references.tokens (with what is said before the answers)": dialogue}
-    problems = [
-        f"{knob}: {count} tokens are more than the {most} of the model's context; lower it"
-        for knob, count in asked.items()
-        if most is not None and count > most
-    ]
-    if problems:
-        raise ValueError("\n  ".join(problems))
+        references.record(teacher, texts, facts, bar.update).save(args.out)
+    template = "in its chat template" if talk.template else "in plain words, as it has no chat template"
+    told = f"references: {len(tokens)} held-out sequences, {knobs.long} tokens of long text, {len(talks)} conversations"
+    print(f"{told} {template}" if talks else told, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,12 @@
 """Conversations of two turns that the teacher answers, greedily: texts on which every variant is read."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.evaluation import writing
-from pipeline.evaluation.turns import Turns
-
-
-def scripts(asked: Sequence[tuple[str, str]], tokenizer: Any, frame: Turns) -> list[list[list[int]]]:
-    """The tokens before the first answer and between the two, of each conversation."""
-    return [[frame.first(tokenizer, first), frame.second(tokenizer, again)] for first, again in asked]
 
 
 def answered(

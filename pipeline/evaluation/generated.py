@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from pipeline.corpus import decoding
 from pipeline.evaluation import items, writing
-from pipeline.evaluation.turns import Turns
 
 GRAM = 4  # tokens, of which one that was there before is a repetition
 
@@ -27,11 +26,6 @@ def way_of(model: PreTrainedModel, teachers: str) -> str:
     fastest, own, _ = decoding.WAYS
     plain = model.config._attn_implementation in ("eager", "sdpa", None)
     return own if teachers == fastest and not plain else teachers
-
-
-def said(asked: Sequence[Any], tokenizer: Any, frame: Turns) -> list[list[list[int]]]:
-    """What is said to a model before its answer to each instruction, as `writing.write` takes it."""
-    return [[frame.first(tokenizer, instruction.prompt)] for instruction in asked]
 
 
 def judged(

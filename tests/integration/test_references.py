@@ -52,7 +52,7 @@ def test_the_same_inputs_give_the_same_bytes(desk: Path) -> None:
 def test_texts_beyond_the_models_context_are_refused_before_any_work(refused: Stage) -> None:
     message = refused("references", {"references.long": 513, "references.tokens": 500}, **INPUTS)
     assert message.startswith("references: references.long: 513 tokens are more than the 512 of the model's context")
-    assert "references.tokens (with what is said before the answers): 1" in message
+    assert "references.tokens, with what is said before the answers: 1" in message
 
 
 def test_a_text_that_is_too_short_and_knobs_of_one(refused: Stage, desk: Path) -> None:

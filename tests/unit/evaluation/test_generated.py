@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 
 from pipeline.corpus import decoding
-from pipeline.evaluation import generated, items, turns, writing
+from pipeline.evaluation import generated, items, prompts, writing
 from pipeline.evaluation.writing import Script
 from pipeline.knobs.scheme import KVCache
 from pipeline.quant.kv_cache import quantize_cache
@@ -56,6 +56,6 @@ def test_a_variant_writes_as_its_teacher_but_for_an_attention_that_would_be_left
         assert generated.way_of(model, way) == way
     quantize_cache(model, KVCache(bits=4))
     assert [generated.way_of(model, way) for way in decoding.WAYS] == [OWN, OWN, NONE]
-    said = generated.said([Instruction("Say a.", "a")], tiny.tokenizer(), turns.of(tiny.tokenizer()))
+    said = prompts.instructions(0, 2, tiny.tokenizer()).said
     chosen, anew = (writing.write(model, way, said, 8, [2], lambda n: None) for way in (OWN, NONE))
     assert chosen[0].tokens == anew[0].tokens
