@@ -75,7 +75,7 @@ def word_order(rng: random.Random, items: int) -> list[Row]:
 def _rows(rng: random.Random, items: int, pairs: dict[str, list[Pair]]) -> list[Row]:
     """The rules in turn; a cluster a row."""
     places = Places(rng)
-    shuffled = {rule: rng.sample(made, min(len(made), items)) for rule, made in pairs.items()}
+    shuffled = {rule: rng.sample(made, len(made)) for rule, made in pairs.items()}
     rows: list[Row] = []
     for number in range(items):
         rule = [*pairs][number % len(pairs)]

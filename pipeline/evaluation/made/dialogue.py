@@ -67,7 +67,7 @@ TALK = (
 
 
 def make_dialogues(seed: int, items: int) -> list[Turns]:
-    """A user's two turns, as many pairs as asked for, the kinds in turn; the same seed gives the same, and fewer are the
+    """A user's two turns, as many as asked for, the kinds in turn; the same seed gives the same, and fewer are the
     first of more.
 
     Raises:

@@ -36,7 +36,7 @@ def label_mapping(rng: random.Random, items: int) -> list[Row]:
     """Which label has the word? Two rows a word: without examples and with them."""
     places, latest = Places(rng), Places(rng)
     rows: list[Row] = []
-    lessons = distinct(_drawn(rng, latest))
+    lessons = distinct(_drawn(rng, latest), lambda lesson: (lesson.word, lesson.label, frozenset(lesson.labels)))
     cluster = 0
     while len(rows) < items:
         lesson = next(lessons)

@@ -41,19 +41,19 @@ def placed(right: str, wrong: Sequence[str], place: int) -> list[str]:
     return [*wrong[:place], right, *wrong[place:]]
 
 
-def distinct(draw: Callable[[], T]) -> Iterator[T]:
-    """What draw gives, without what it gave before.
+def distinct(draw: Callable[[], T], key: Callable[[T], Hashable] = lambda drawn: drawn) -> Iterator[T]:
+    """What draw gives, without what has a key that came before.
 
     Raises:
         ValueError: it has nothing new.
     """
-    drawn: set[T] = set()
+    keys: set[Hashable] = set()
     while True:
         for _ in range(TRIES):
             candidate = draw()
-            if candidate not in drawn:
+            if key(candidate) not in keys:
                 break
         else:
-            raise ValueError(f"no more than {len(drawn)} differ")
-        drawn.add(candidate)
+            raise ValueError(f"no more than {len(keys)} differ")
+        keys.add(key(candidate))
         yield candidate
