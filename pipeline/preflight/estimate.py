@@ -27,7 +27,7 @@ DISTILL = 3.0  # a step's forward and backward
 GRADIENTS = 2.0  # analyze and inspect, a model
 SENSITIVITY = 0.95  # analyze and inspect, a layer of a quantized model
 TEXT = 1.15  # references, and evaluate, a model
-COMPARED = 0.35  # evaluate: the teacher's logits and the comparison, a token
+COMPARED = 0.6  # evaluate: the teacher's logits and the comparison, a token
 SAID = 48  # tokens of what is said to a model before an answer
 # Others.
 STATISTICS = 7000  # forwards of a token that a model's own tensors take in analyze and inspect, whatever the text
