@@ -69,12 +69,12 @@ def test_report_names_no_outside_resource_and_no_path_of_the_machine(pipeline: P
 
 
 def test_report_has_a_verdict_of_each_variant_on_each_task(pipeline: Path) -> None:
-    """arc_easy by accuracy; piqa, with its two choices, by the probability of the right one as well."""
+    """arc_easy and the instructions by accuracy; piqa, with its two choices, by the probability of the right one as well."""
     page = (pipeline / "data/report/index.html").read_text()
     section = page[page.index("Is it as good? Within 2 %") : page.index("How to read it")]
     verdicts = re.findall(r'<b class="[a-z-]+">(within|beyond|not shown|no signal)</b>', section)
-    assert len(verdicts) == len(VARIANTS[1:]) * 3
-    assert len(re.findall(r"\d gained, \d lost", section)) == len(VARIANTS[1:]) * 2
+    assert len(verdicts) == len(VARIANTS[1:]) * 4
+    assert len(re.findall(r"\d gained, \d lost", section)) == len(VARIANTS[1:]) * 3
 
 
 def test_scores_say_what_they_were_read_from_and_a_mix_is_refused(pipeline: Path, tmp_path: Path) -> None:
