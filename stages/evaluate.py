@@ -2,20 +2,24 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from pipeline.artifacts import contract, progress
-from pipeline.corpus.artifact import Corpus, valid_mask
-from pipeline.evaluation import agreement, harness, items, provenance, text
+from pipeline.evaluation import agreement, detail, generated, harness, items, prompts, provenance, text, writing
+from pipeline.evaluation.references import References
 from pipeline.export.formats import load_exported
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs import params
-from pipeline.models import float_type, saved
+from pipeline.models import context, float_type, head, saved
 from stages import run
 
 
 def work() -> str:
-    args = run.begin("evaluate", "teacher", "corpus", "model", "out", "items")
-    knobs = float_type.settled(params.load().evaluate)
+    args = run.begin("evaluate", "teacher", "references", "model", "out", "items")
+    loaded = params.load()
+    knobs = float_type.settled(loaded.evaluate)
     variant = Path(args.out).stem
     folder = knobs.benchmarks if knobs.source == "folder" else None
     if folder is not None:
@@ -26,15 +30,22 @@ def work() -> str:
     facts = teacher_facts if is_teacher else contract.reading(args.model, contract.INT4)
 
     tokenizer = saved.load_tokenizer(args.teacher)
-    tokens, lengths = Corpus.load(args.corpus).test()
-    teacher = saved.load_model(args.teacher, knobs.dtype)
-    model = teacher if is_teacher else load_exported(args.model, knobs.dtype)
-    batches = -(-len(tokens) // agreement.BATCH)
-    with progress.bar(f"evaluate {variant}: text", knobs.windows + batches, " batch") as bar:
-        windows = text.windows(prose, tokenizer, knobs.windows, knobs.window)
-        scores, measured = text.perplexity(model, windows, bar.update)
-        valid = valid_mask(lengths, tokens.shape[1])
-        agreed, by_sequence = agreement.agreement(model, teacher, tokens, valid, bar.update)
+    told = prompts.instructions(loaded.seed, knobs.instructions, tokenizer)
+    references = References.load(args.references)
+    model = saved.load_model(args.teacher, knobs.dtype)
+    teacher = head.of(model)
+    if not is_teacher:
+        del model  # of the teacher the head is needed, and no more
+        model = load_exported(args.model, knobs.dtype)
+    longest = told.longest(knobs.instruction_tokens)
+    of_answers = {"evaluate.instruction_tokens, with the instruction before them": longest}
+    if problems := prompts.too_long(context.context_length(model), of_answers):
+        raise ValueError("\n  ".join(problems))
+    windows = text.windows(prose, tokenizer, knobs.windows, knobs.window)
+    with progress.bar(f"evaluate {variant}: text", windows.numel() + references.size, " tok") as bar:
+        scores, measured = text.perplexity(model, windows, lambda: bar.update(knobs.window))
+        compared = agreement.agreement(model, teacher, references, bar.update)
+    followed, written = _written(model, tokenizer, references.facts, told, knobs.instruction_tokens, variant)
     with ExitStack() as shown:
         accuracy, answered, asked = harness.accuracy(
             model,
@@ -46,18 +57,38 @@ def work() -> str:
             Path("runs/datasets") / variant,
             lambda count: shown.enter_context(progress.bar(f"evaluate {variant}: items", count, " answer")).update,
         )
-    scores |= agreed | accuracy | sizes(args.model, facts)
-    made = items.Items(items.answers(answered), items.documents(measured + by_sequence))
+    wrote = items.written(written)
+    scores |= (
+        detail.scores(compared)
+        | (generated.scores(followed, wrote) if followed else {})
+        | accuracy
+        | sizes(args.model, facts)
+    )
+    by_sequence = agreement.by_document(compared, references)
+    made = items.Items(items.answers(answered + followed), items.documents(measured + by_sequence), compared, wrote)
     made.save(args.items, {"dtype": knobs.dtype})
     read = {
         "teacher": contract.fingerprint(args.teacher),
         "text": text.text_sha256(prose),
         "windows": provenance.of_tokens(windows.numpy()),
-        "held_out": provenance.of_tokens(tokens.numpy(), lengths.numpy()),
+        "held_out": references.facts["held_out"],
+        "references": contract.fingerprint(args.references),
         **asked,
     }
     contract.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()}, read)
     return variant
+
+
+def _written(
+    model: PreTrainedModel, tokenizer: Any, facts: dict[str, Any], told: prompts.Prompts, limit: int, variant: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a variant writes to instructions, as `generated.judged`. facts: of the references."""
+    if not told.said:
+        return [], []
+    way = generated.way_of(model, facts["way"])
+    with progress.bar(f"evaluate {variant}: written", told.longest(limit), " tok") as bar:
+        answers = writing.write(model, way, told.said, limit, facts["ends"], bar.update)
+    return generated.judged(told.instructions, answers, tokenizer)
 
 
 def sizes(folder: str | Path, facts: dict) -> dict[str, float]:

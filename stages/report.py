@@ -16,7 +16,19 @@ from pipeline.artifacts import contract
 from pipeline.evaluation.items import Items
 from pipeline.evaluation.provenance import READ
 from pipeline.knobs import params, yaml_1_2
-from pipeline.report import answers, kv_cache, margin, notes, page, plots, proofs, signals, sweep_files, sweeps
+from pipeline.report import (
+    answers,
+    fidelity,
+    kv_cache,
+    margin,
+    notes,
+    page,
+    plots,
+    proofs,
+    signals,
+    sweep_files,
+    sweeps,
+)
 from pipeline.report import summary as summaries
 from stages import run
 
@@ -63,6 +75,7 @@ def work() -> None:
         ),
         **_protocol(knobs, read, dtypes),
         kv_cache=kv_cache.section(folders["teacher"], knobs.scheme.kv_cache),
+        fidelity=fidelity.section(scores),
         margin=margin.section({v: of_variant.answers for v, of_variant in items.items()}, knobs.report.margin),
         proofs=proofs.rows(proven),
         proof_note=proofs.note(proven),

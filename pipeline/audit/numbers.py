@@ -8,7 +8,8 @@ import numpy as np
 from safetensors import safe_open
 
 from pipeline.artifacts import contract
-from pipeline.evaluation.items import Items
+from pipeline.evaluation import detail, generated
+from pipeline.evaluation.items import INSTRUCTIONS, Items
 from pipeline.evaluation.provenance import READ
 from pipeline.export.sizes import stored_bytes, stored_weights
 
@@ -36,12 +37,12 @@ def read(content: bytes | None) -> dict[str, float] | None:
 
 
 def of_items(items: Items) -> dict[str, float]:
-    """The scores that a variant's answers and documents come to, with their standard errors.
+    """The scores that a variant's answers, documents and tokens come to, with their standard errors.
 
     The standard error of a mean is the sample's standard deviation over the root of its size, as lm-eval's is; of one
     item there is none.
     """
-    scores: dict[str, float] = {}
+    scores = detail.scores(items.tokens) | generated.of_written(items.written)
     for measure, part in items.documents.groupby("measure"):
         scores[str(measure)], scores[f"{measure}.stderr"] = _mean(part["value"].to_numpy())
     if "log_perplexity" in scores:
@@ -50,6 +51,7 @@ def of_items(items: Items) -> dict[str, float]:
     tasks = {str(task): _mean(part["correct"].to_numpy(float)) for task, part in items.answers.groupby("task")}
     for task, (mean, error) in tasks.items():
         scores[f"accuracy.{task}"], scores[f"accuracy.{task}.stderr"] = mean, error
+    tasks.pop(INSTRUCTIONS, None)  # answers that are written are no part of the mean of those that are chosen
     if tasks:
         scores["accuracy"] = sum(mean for mean, _ in tasks.values()) / len(tasks)
         scores["accuracy.stderr"] = math.sqrt(sum(error**2 for _, error in tasks.values())) / len(tasks)

@@ -1,78 +1,87 @@
-"""Agreement with the teacher on held-out text of the teacher's own: KL divergence and top-1 agreement.
+"""Agreement with the teacher, token by token: KL divergence, and whether the most likely next token is the same.
 
 A perplexity under the float model's is no proof of fidelity; these two measure fidelity itself.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.evaluation.items import content_hash
+from pipeline.evaluation.items import TOKENS, content_hash
+from pipeline.evaluation.references import HELD_OUT, References, padded
+from pipeline.models import head
 
-BATCH = 2  # sequences whose logits, the model's and the teacher's, are held at once
+CHUNK = 64  # positions whose logits, the model's and the teacher's, are held at once
 ROWS = 16  # positions whose distributions are: few, so that on a CPU these stay in its caches
 
 
 @torch.inference_mode()
 def agreement(
-    model: PreTrainedModel,
-    teacher: PreTrainedModel,
-    tokens: Tensor,
-    valid: Tensor,
-    advance: Callable[[], object],
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """KL(teacher || model) in nats a token and the share of positions with the same most likely next token.
+    model: PreTrainedModel, teacher: head.Head, references: References, advance: Callable[[int], object]
+) -> pd.DataFrame:
+    """KL(teacher || model) in nats, and whether the most likely token is the same, of each next token that counts.
 
     Args:
-        teacher: the float model; where it is the model itself, it runs once.
-        tokens: int64 [sequences, length]. valid: bool of the same shape; positions whose next token is valid count.
-        advance: called after each batch.
+        teacher: the float model's head. references: what it reads.
+        advance: called with the number of tokens read, after each forward of the model.
 
     Returns:
-        kl, top1 and the standard error of each over sequences; and the rows of each sequence for `items.documents`.
+        a row a token, in the order of the documents: columns as `items.TOKENS`; the position is the token's own, so
+        how many stand before it.
     """
-    divergences, agreements, rows = [], [], []
-    for first, part, mask in zip(range(0, len(tokens), BATCH), tokens.split(BATCH), valid.split(BATCH), strict=True):
-        ours = model(input_ids=part, use_cache=False).logits
-        theirs = ours if model is teacher else teacher(input_ids=part, use_cache=False).logits
-        kl, same = _compare(ours, theirs)
-        counted = mask.roll(-1, dims=1)
-        counted[:, -1] = False
-        for row in range(len(part)):
-            if bool(counted[row].any()):
-                divergences.append(kl[row][counted[row]].double().mean())
-                agreements.append(same[row][counted[row]].double().mean())
-                document = {
-                    "document": first + row,
-                    "hash": content_hash(part[row][mask[row]].numpy().tobytes()),
-                    "tokens": int(counted[row].sum()),
-                }
-                rows.append({"measure": "kl", **document, "value": float(divergences[-1])})
-                rows.append({"measure": "top1", **document, "value": float(agreements[-1])})
-        advance()
-    divergence, agreed = torch.stack(divergences), torch.stack(agreements)
-    root = math.sqrt(len(divergence))
-    errors = [float(measure.std()) / root if len(measure) > 1 else 0.0 for measure in (divergence, agreed)]
-    scores = {
-        "kl": float(divergence.mean()),
-        "kl.stderr": errors[0],
-        "top1": float(agreed.mean()),
-        "top1.stderr": errors[1],
-    }
-    return scores, rows
+    ours, rows = head.of(model), []
+    for batch in references.batches():
+        read = head.reads(model, padded(batch))
+        for document, states in zip(batch, read, strict=True):
+            at = document.counts().nonzero()[:, 0]
+            if not len(at):
+                continue
+            theirs = references.states[document.start : document.start + len(document.tokens)]
+            kl, same = _compare(ours, teacher, states[at], theirs[at])
+            values = {"position": at + 1, "turn": document.turns[at + 1], "kl": kl, "same": same}
+            columns = {name: column.numpy() for name, column in values.items()}
+            rows.append(pd.DataFrame({"text": document.text, "document": document.number, **columns}))
+        advance(sum(len(document.tokens) for document in batch))
+    return pd.concat(rows, ignore_index=True).astype(TOKENS)
 
 
-def _compare(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(theirs || ours) of logits [batch, length, vocabulary] in nats, and whether the most likely tokens are the same
-    (1 or 0): float32 [batch, length] each."""
+def _compare(ours: head.Head, theirs: head.Head, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Of what two heads read, [positions, hidden]: KL(theirs || ours) in nats, float32 [positions], and whether the
+    most likely tokens are the same, bool [positions]."""
     divergences, same = [], []
-    for x, y in zip(ours.flatten(0, 1).split(ROWS), theirs.flatten(0, 1).split(ROWS), strict=True):
-        log_q, log_p = torch.log_softmax(x.float(), dim=-1), torch.log_softmax(y.float(), dim=-1)
-        same.append(log_q.argmax(dim=-1) == log_p.argmax(dim=-1))
-        log_ratio = torch.sub(log_p, log_q)
-        divergences.append(log_ratio.mul_(log_p.exp_()).sum(dim=-1))
-    return torch.cat(divergences).view(ours.shape[:2]), torch.cat(same).float().view(ours.shape[:2])
+    for x_part, y_part in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        for q, p in zip(ours(x_part).split(ROWS), theirs(y_part).split(ROWS), strict=True):
+            log_q, log_p = torch.log_softmax(q.float(), dim=-1), torch.log_softmax(p.float(), dim=-1)
+            same.append(log_q.argmax(dim=-1) == log_p.argmax(dim=-1))
+            log_ratio = torch.sub(log_p, log_q)
+            divergences.append(log_ratio.mul_(log_p.exp_()).sum(dim=-1))
+    return torch.cat(divergences), torch.cat(same)
+
+
+def by_document(tokens: pd.DataFrame, references: References) -> list[dict[str, Any]]:
+    """The rows for `items.documents`: of each held-out sequence the mean KL, and the share of same tokens.
+
+    Args:
+        tokens: as `agreement` returns them.
+    """
+    held_out = tokens[tokens["text"] == HELD_OUT]
+    means = {number: held_out.loc[rows] for number, rows in held_out.groupby("document").groups.items()}
+    rows = []
+    for document in references.documents:
+        part = means.get(document.number) if document.text == HELD_OUT else None
+        if part is None:
+            continue
+        about = {
+            "document": document.number,
+            "hash": content_hash(document.tokens.numpy().tobytes()),
+            "tokens": len(part),
+        }
+        kl, same = part["kl"].to_numpy(np.float64), part["same"].to_numpy(np.float64)
+        rows.append({"measure": "kl", **about, "value": float(kl.mean())})
+        rows.append({"measure": "top1", **about, "value": float(same.mean())})
+    return rows

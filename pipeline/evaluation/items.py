@@ -1,12 +1,13 @@
 """Scores item by item and document by document, so that two versions can be compared in pairs.
 
-Layout: answers.parquet, a row an item of a task; documents.parquet, a row a document and measure. Both name an item by
-its place and by a hash of its content: two versions were asked the same where both agree.
+Layout: answers.parquet, a row an item of a task; documents.parquet, a row a document and measure; tokens.parquet,
+a row a token that was compared with the teacher's; written.parquet, a row an answer that the variant wrote. Items are
+named by their place and by a hash of their content: two versions were asked the same where both agree.
 """
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from pipeline.artifacts import contract
 
-ITEMS = contract.Kind("items", 1, "evaluate")
+ITEMS = contract.Kind("items", 2, "evaluate")
 ANSWERS = {
     "task": "str",
     "item": "int64",
@@ -30,21 +31,43 @@ DOCUMENTS = {
     "tokens": "int64",  # that count
     "value": "float64",  # their mean
 }
+TOKENS = {
+    "text": "str",  # held_out, long, dialogue
+    "document": "int32",  # its number among those of the text
+    "position": "int32",  # of the token, so how many stand before it
+    "turn": "int8",  # the answer of a dialogue that it belongs to, from 1; else 0
+    "kl": "float32",  # from the teacher's distribution of it to the variant's, nats
+    "same": "bool",  # whether both have the same most likely one
+}
+WRITTEN = {
+    "item": "int64",  # of the task that is answered in writing
+    "hash": "str",
+    "text": "str",  # the answer
+    "tokens": "int64",  # of it, without the one that ends it
+    "repetition": "float64",  # share of its 4-grams that stood in it before
+    "ended": "bool",  # before the limit
+}
+INSTRUCTIONS = "instructions"  # the task that is answered in writing
+TABLES = ("answers", "documents", "tokens", "written")
 HASH = 16  # hexadecimal digits of a sha256
 
 
 @dataclass(frozen=True)
 class Items:
-    """What a variant answered (columns ANSWERS) and measured (columns DOCUMENTS)."""
+    """What a variant answered (columns ANSWERS), measured (DOCUMENTS; TOKENS, one by one) and wrote (WRITTEN)."""
 
     answers: pd.DataFrame
     documents: pd.DataFrame
+    tokens: pd.DataFrame = field(default_factory=lambda: tokens([]))
+    written: pd.DataFrame = field(default_factory=lambda: written([]))
 
     def save(self, folder: str | Path, facts: dict[str, Any] | None = None) -> None:
         """Write the artifact, whole or not at all, with facts of how it was scored."""
         with contract.writing(folder, ITEMS) as draft:
             self.answers.to_parquet(draft.path / "answers.parquet", index=False)
             self.documents.to_parquet(draft.path / "documents.parquet", index=False)
+            self.tokens.to_parquet(draft.path / "tokens.parquet", index=False)
+            self.written.to_parquet(draft.path / "written.parquet", index=False)
             draft.facts |= facts or {}
             draft.facts["answers"], draft.facts["documents"] = len(self.answers), len(self.documents)
 
@@ -56,7 +79,7 @@ class Items:
             ValueError: it is no such artifact, or not as it was written.
         """
         contract.reading(folder, ITEMS)
-        return cls(*(pd.read_parquet(Path(folder) / f"{name}.parquet") for name in ("answers", "documents")))
+        return cls(*(pd.read_parquet(Path(folder) / f"{name}.parquet") for name in TABLES))
 
 
 def answers(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -68,6 +91,16 @@ def answers(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def documents(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """The table of a list of measures of documents, in their order."""
     return pd.DataFrame(list(rows), columns=list(DOCUMENTS)).astype(DOCUMENTS)
+
+
+def tokens(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The table of a list of compared tokens, in their order."""
+    return pd.DataFrame(list(rows), columns=list(TOKENS)).astype(TOKENS)
+
+
+def written(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The table of a list of answers in writing, in their order."""
+    return pd.DataFrame(list(rows), columns=list(WRITTEN)).astype(WRITTEN)
 
 
 def content_hash(content: bytes) -> str:

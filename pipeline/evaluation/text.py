@@ -44,13 +44,19 @@ def windows(text: str, tokenizer: Any, count: int, length: int) -> Tensor:
     Raises:
         ValueError: the text is too short.
     """
-    wanted = count * length
+    return beginning(text, tokenizer, count * length, "evaluate.windows x evaluate.window").reshape(count, length)
+
+
+def beginning(text: str, tokenizer: Any, wanted: int, knobs: str) -> Tensor:
+    """The first tokens of the text: int64 [wanted].
+
+    Raises:
+        ValueError: the text is too short; names the knobs that ask for so many.
+    """
     ids = tokenizer(text[: wanted * 16], add_special_tokens=False, verbose=False)["input_ids"][:wanted]
     if len(ids) < wanted:
-        raise ValueError(
-            f"evaluate.windows x evaluate.window asks for {wanted} tokens, the text has {len(ids)}; lower one of them"
-        )
-    return torch.tensor(ids).reshape(count, length)
+        raise ValueError(f"{knobs} asks for {wanted} tokens, the text has {len(ids)}; lower it")
+    return torch.tensor(ids)
 
 
 @torch.inference_mode()

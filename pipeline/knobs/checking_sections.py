@@ -26,6 +26,16 @@ class Prove:
 
 
 @dataclass(frozen=True, kw_only=True, config=FORBID)
+class References:
+    long: Int = Field(
+        ge=0,
+        description="tokens of evaluate.text in one piece, up to the model's context; 0: none, 2 or more",
+    )
+    dialogues: Int = Field(ge=0, description="conversations of two turns, which the teacher answers greedily; 0: none")
+    tokens: Int = Field(ge=1, description="of an answer, at most")
+
+
+@dataclass(frozen=True, kw_only=True, config=FORBID)
 class Evaluate:
     source: Literal["folder", "hub"] = Field(
         description="folder (the one below) | hub (the data sets that lm-eval's own tasks name)",
@@ -45,6 +55,10 @@ class Evaluate:
     windows: Int = Field(ge=2, description="perplexity: windows of the text, from its start")
     window: Int = Field(ge=2, description="perplexity: tokens a window")
     batch: Int = Field(ge=1, description="answers a forward in the harness; those of an item share its question")
+    instructions: Int = Field(
+        ge=0, description="prompts that are answered greedily, whose answers code can judge; 0: none"
+    )
+    instruction_tokens: Int = Field(ge=1, description="of such an answer, at most")
     dtype: Dtype = Field(
         description="of weights and forward: float32, in which an export's weights are codes times scales, "
         "exactly, and inputs lie on their grid | bfloat16, which rounds most of both; several times "

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.knobs import messages, yaml_1_2
-from pipeline.knobs.checking_sections import Evaluate, Prove, Report
+from pipeline.knobs.checking_sections import Evaluate, Prove, References, Report
 from pipeline.knobs.kinds import FORBID, Format, Int
 from pipeline.knobs.long_scheme import AnyScheme
 from pipeline.knobs.scheme import Scheme
@@ -50,6 +50,7 @@ class Params:
     inspect: Inspect
     export: Export
     prove: Prove
+    references: References
     evaluate: Evaluate
     report: Report
 
@@ -103,6 +104,11 @@ def _together(p: Params) -> list[str]:
         problems.append(f"prove.variants: each once, got {p.prove.variants}")
     if p.evaluate.limit == 1:
         problems.append("evaluate.limit: 1 item has no standard error; take 2 or more, or 0 for all")
+    for knob, count in (("references.long", p.references.long), ("references.dialogues", p.references.dialogues)):
+        if count == 1:
+            problems.append(f"{knob}: 1 is too few to score; take 2 or more, or 0 for none")
+    if p.evaluate.instructions == 1:
+        problems.append("evaluate.instructions: 1 has no standard error; take 2 or more, or 0 for none")
     return [
         *problems,
         *_exportable(p.scheme, p.export.formats),

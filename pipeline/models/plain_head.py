@@ -48,6 +48,18 @@ def check(model: PreTrainedModel, head: nn.Linear) -> None:
         )
 
 
+@torch.no_grad()
+def gives_logits(model: PreTrainedModel, head: nn.Module) -> bool:
+    """Whether the logits are what the head gives, whatever that reads: its weight times that, with its bias."""
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or not isinstance(head, nn.Linear):
+        return False
+    tokens = torch.zeros(SEQUENCES, 2, dtype=torch.int64, device=weight.device)
+    ours = _states(weight)
+    _, logits = _run(model, head, tokens, ours)
+    return _differing(logits, nn.functional.linear(ours, weight, head.bias)) is None
+
+
 def _run(model: PreTrainedModel, head: nn.Linear, tokens: Tensor, instead: Tensor | None) -> tuple[Tensor, Tensor]:
     """What the head reads, and the model's logits; with `instead`, the head reads that."""
     read: list[Tensor] = []

@@ -26,7 +26,9 @@ TARGETS = 1.1
 DISTILL = 3.0  # a step's forward and backward
 GRADIENTS = 2.0  # analyze and inspect, a model
 SENSITIVITY = 0.95  # analyze and inspect, a layer of a quantized model
-TEXT = 1.15  # evaluate, a model
+TEXT = 1.15  # references, and evaluate, a model
+COMPARED = 0.6  # evaluate: the teacher's logits and the comparison, a token
+SAID = 48  # tokens of what is said to a model before an answer
 # Others.
 STATISTICS = 7000  # forwards of a token that a model's own tensors take in analyze and inspect, whatever the text
 PROOF = 10_000  # and the check of an export
@@ -39,7 +41,7 @@ STEP = 1.1e-8  # seconds for a weight in a step of distill: it is rounded, and t
 ITEM = 48  # tokens of a benchmark's item, all its answers, which share its question
 ITEMS = 2000  # of a task whose data set is not here to be counted
 START = 16.0  # seconds until a stage is at work
-STAGES = 15  # that a run starts
+STAGES = 16  # that a run starts
 VARIANTS = 2  # that analyze looks at beside the teacher
 EXPORTS = 3
 SCORED = 4  # evaluate's models
@@ -116,7 +118,10 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
     forwards = NEAREST + CALIBRATE + (FISHER if gptq and p.calibrate.fisher else 0)
     looked_at = p.analyze.sequences * length * GRADIENTS + STATISTICS
     layer_by_layer = pace.layers * length * SENSITIVITY
-    scored = p.evaluate.windows * p.evaluate.window + 2 * p.synthesize.held_out * length
+    talk = SAID + p.references.tokens  # a turn of it
+    compared = p.synthesize.held_out * length + p.references.long + 2 * p.references.dialogues * talk
+    scored = p.evaluate.windows * p.evaluate.window + (1 + COMPARED) * compared
+    written = p.evaluate.instructions * (SAID + p.evaluate.instruction_tokens)
     formats = len(p.export.formats)
     proven = p.prove.sequences * length * (REFERENCES + formats * PREDICTED)
     proven += p.prove.prompts * p.prove.tokens * (1 + formats) * CONTINUED
@@ -132,7 +137,8 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
         "inspect": (2 * looked_at + p.inspect.sensitivity_sequences * layer_by_layer) / pace.exact,
         "export": EXPORTS * PROOF / pace.exact,
         "prove": len(p.prove.variants) * proven / pace.exact,
-        "evaluate": SCORED * (TEXT * scored + ITEM * _items(p)) / pace.exact,
+        "references": TEXT * compared / pace.exact + DECODING * 2 * p.references.dialogues * talk / pace.decoding,
+        "evaluate": SCORED * ((TEXT * scored + ITEM * _items(p)) / pace.exact + DECODING * written / pace.decoding),
     }
     return {stage: took for stage, took in stage_seconds.items() if took}
 

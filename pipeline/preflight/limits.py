@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
+from pipeline.evaluation import prompts
 from pipeline.export import refusals
 from pipeline.export.gguf import model as gguf_model
 from pipeline.export.qnn import grids as qnn_grids
@@ -36,6 +37,7 @@ def check(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> None:
     problems = [
         *_lengths(model, tokenizer, knobs),
         *_tokens(model, tokenizer, knobs),
+        *_prompts(model, tokenizer, knobs),
         *_linears(model, knobs),
         *_uncalled(model, knobs),
         *_formats(model, tokenizer, knobs),
@@ -64,6 +66,7 @@ def _lengths(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[
     for name, value in (
         ("synthesize.length", knobs.synthesize.length),
         ("evaluate.window", knobs.evaluate.window),
+        ("references.long", knobs.references.long),
         ("prove.prompt and prove.tokens", knobs.prove.prompt + knobs.prove.tokens),
     ):
         if value > most:
@@ -123,6 +126,24 @@ def _tokens(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[s
                 f"synthesize.length: {knobs.synthesize.length} tokens leave no place behind the {len(opening.tokens)} "
                 "that open a conversation; make it longer, or set synthesize.chat to 0"
             )
+
+
+def _prompts(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[str]:
+    """What of the dialogues and the instructions the chat template or the model's context does not hold."""
+    talk, evaluate = knobs.references, knobs.evaluate
+    try:
+        dialogues = prompts.dialogues(knobs.seed, talk.dialogues, tokenizer)
+        instructions = prompts.instructions(knobs.seed, evaluate.instructions, tokenizer)
+    except ValueError as error:
+        yield str(error)
+        return
+    lengths = {
+        "references.tokens, with what is said before the answers": dialogues.longest(talk.tokens),
+        "evaluate.instruction_tokens, with the instruction before them": instructions.longest(
+            evaluate.instruction_tokens
+        ),
+    }
+    yield from prompts.too_long(context_length(model), lengths)
 
 
 def _linears(model: PreTrainedModel, knobs: Params) -> Iterator[str]:

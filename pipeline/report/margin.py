@@ -3,7 +3,7 @@
 The verdicts are those of `pipeline.statistics.non_inferiority`, on accuracy: whether the answer is right. Where all
 items of a task have two choices, one more line is on the probability of the right one, exp(its log-likelihood) over the
 sum of both, which varies less. Which is right follows from whether the chosen one was; of more choices the items do not
-keep it. Chance is one over an item's number of choices.
+keep it. Chance is one over an item's number of choices, and 0 where an answer is written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from pipeline.evaluation.items import INSTRUCTIONS
 from pipeline.statistics.non_inferiority import BEYOND, NO_SIGNAL, NOT_SHOWN, WITHIN, Verdict, relative
 
 TEACHER = "teacher"
@@ -75,15 +76,16 @@ def losses(answers: Mapping[str, pd.DataFrame], margin: float) -> list[Loss]:
     for task in tables[TEACHER].index.unique("task"):
         of_task = {name: table.loc[[task]] for name, table in tables.items()}
         choices = of_task[TEACHER]["log_likelihoods"].map(len).to_numpy()
+        chance = np.zeros(len(choices)) if task == INSTRUCTIONS else 1 / choices
         right = {name: table["correct"].to_numpy(bool) for name, table in of_task.items()}
         scores = {ACCURACY: right}
         if (choices == 2).all():
             scores[PROBABILITY] = {name: probability_of_right(table) for name, table in of_task.items()}
         for score, values in scores.items():
             for variant in VARIANTS:
-                verdict = relative(values[TEACHER], values[variant], margin, 1 / choices)
+                verdict = relative(values[TEACHER], values[variant], margin, chance)
                 gained, lost = _flips(right[TEACHER], right[variant])
-                known.append(Loss(str(task), score, variant, verdict, float((1 / choices).mean()), gained, lost))
+                known.append(Loss(str(task), score, variant, verdict, float(chance.mean()), gained, lost))
     return known
 
 
@@ -110,7 +112,8 @@ def _other_items(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def _without_choices(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Chance is not known where an item has no choices, or one."""
-    few = {name: table.index[table["log_likelihoods"].map(len) < 2] for name, table in tables.items()}
+    chosen = {name: table.drop(INSTRUCTIONS, level="task", errors="ignore") for name, table in tables.items()}
+    few = {name: table.index[table["log_likelihoods"].map(len) < 2] for name, table in chosen.items()}
     return [
         f"{name}: {len(items)} items of {', '.join(items.unique('task'))} keep the likelihoods of no two choices, so "
         "their chance level is not known"

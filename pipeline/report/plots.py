@@ -226,6 +226,33 @@ def sizes(points: Sequence[tuple[str, float, float]], teacher: float) -> str:
     return svg(draw, (6.4, 3.2 + 0.22 * (len(points) + 1)))
 
 
+def by_position(tables: dict[str, pd.DataFrame]) -> str:
+    """KL to the teacher by bands of positions, a line a variant and text.
+
+    Args:
+        tables: variant to a table with the columns text, end (the band's last position), kl and error; of the texts
+            the first in each table has full lines.
+    """
+
+    def draw(figure: Figure) -> None:
+        axis: Axes = figure.subplots()
+        ends = sorted({int(end) for table in tables.values() for end in table["end"]})
+        for variant, table in tables.items():
+            for text, part in table.groupby("text"):
+                first = text == table["text"].iloc[0]
+                at, style = [ends.index(end) for end in part["end"]], "-" if first else "--"
+                axis.errorbar(
+                    at, part["kl"], part["error"], color=VARIANT_COLOURS[variant], label=f"{variant}, {text}", ls=style,
+                    marker="o", ms=4, lw=1.6, elinewidth=0.8,
+                )  # fmt: skip
+        axis.set_xticks(range(len(ends)), [f"to {end:,}" for end in ends])
+        axis.set(xlabel="tokens before", ylabel="KL to the teacher, nats a token")
+        axis.set_ylim(bottom=0)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+    return svg(draw, (10, 3.2))
+
+
 def _finish(axes: Sequence[Axes], titles: list[str], label: str) -> None:
     """Titles, labels and whole layers under panels by layer, and the legend of the fullest one beside the last."""
     for axis, title in zip(axes, titles, strict=True):

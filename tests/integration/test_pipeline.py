@@ -69,19 +69,19 @@ def test_report_names_no_outside_resource_and_no_path_of_the_machine(pipeline: P
 
 
 def test_report_has_a_verdict_of_each_variant_on_each_task(pipeline: Path) -> None:
-    """arc_easy by accuracy; piqa, with its two choices, by the probability of the right one as well."""
+    """arc_easy and the instructions by accuracy; piqa, with its two choices, by the probability of the right one as well."""
     page = (pipeline / "data/report/index.html").read_text()
     section = page[page.index("Is it as good? Within 2 %") : page.index("How to read it")]
     verdicts = re.findall(r'<b class="[a-z-]+">(within|beyond|not shown|no signal)</b>', section)
-    assert len(verdicts) == len(VARIANTS[1:]) * 3
-    assert len(re.findall(r"\d gained, \d lost", section)) == len(VARIANTS[1:]) * 2
+    assert len(verdicts) == len(VARIANTS[1:]) * 4
+    assert len(re.findall(r"\d gained, \d lost", section)) == len(VARIANTS[1:]) * 3
 
 
 def test_scores_say_what_they_were_read_from_and_a_mix_is_refused(pipeline: Path, tmp_path: Path) -> None:
     """Scores of another text, whose hashes DVC was made to believe."""
     read = {v: json.loads((pipeline / f"data/scores/{v}.json").read_text())["read"] for v in VARIANTS}
     assert len({json.dumps(hashes) for hashes in read.values()}) == 1
-    names = {"teacher", "text", "windows", "held_out", "benchmark.piqa", "items.piqa"}
+    names = {"teacher", "text", "windows", "held_out", "references", "benchmark.piqa", "items.piqa"}
     assert names <= read["rtn"].keys()
     copy = tmp_path / "copy"
     shutil.copytree(pipeline, copy, symlinks=True)
@@ -95,14 +95,15 @@ def test_scores_say_what_they_were_read_from_and_a_mix_is_refused(pipeline: Path
     assert f"text is {read['teacher']['text']} for teacher, {'0' * 64} for rtn" in done.stdout + done.stderr
 
 
-def test_another_python_makes_evaluate_stale_and_nothing_else(pipeline: Path, tmp_path: Path) -> None:
+def test_another_python_makes_stale_what_reads_its_help_topics_and_nothing_else(pipeline: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(pipeline, copy, symlinks=True)
     pins = copy / "versions.yaml"
     pins.write_text(re.sub('python: ".*"', 'python: "3.9.1"', pins.read_text()))
     status = json.loads(run(["dvc", "status", "--json"], copy).stdout)
     assert {stage for stage, reasons in status.items() if "python" in json.dumps(reasons)} == {
-        f"evaluate@{variant}" for variant in VARIANTS
+        "references",
+        *(f"evaluate@{variant}" for variant in VARIANTS),
     }
     done = run(["dvc", "repro", "--single-item", "evaluate@rtn"], copy, check=False)
     assert "python -m pipeline.artifacts.environment" in done.stdout + done.stderr

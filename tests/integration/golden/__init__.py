@@ -18,7 +18,17 @@ import torch
 from safetensors.torch import load_file
 
 MADE = Path(__file__).with_name("made.json")
-ARTIFACTS = ("teacher", "corpus", "calibration", "rtn", "signals", "targets", "student", "signals_student")
+ARTIFACTS = (
+    "teacher",
+    "corpus",
+    "calibration",
+    "rtn",
+    "signals",
+    "targets",
+    "student",
+    "signals_student",
+    "references",
+)
 VARIANTS = ("rtn", "ptq", "student")
 SAMPLED = 24  # values of a float tensor or a column of numbers that are written down
 CLOSE = {

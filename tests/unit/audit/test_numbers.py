@@ -5,15 +5,17 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.audit import numbers
-from pipeline.evaluation import agreement, items, text
+from pipeline.evaluation import agreement, detail, generated, items, text
 from pipeline.export.formats import export
-from pipeline.models import saved
+from pipeline.models import head, saved
 from stages.evaluate import sizes
 from tests import tiny
+from tests.unit.evaluation.recorded import cut, recorded
 from tests.unit.export.quantized import quantized
 
 
@@ -30,18 +32,30 @@ def test_numbers_are_read():
     assert numbers.read(b"{}") == {}
 
 
-def test_scores_of_text_and_agreement_follow_from_their_documents(tokens: Tensor, valid: Tensor):
+def test_scores_of_text_and_agreement_follow_from_their_documents(tokens: Tensor, lengths: Tensor):
     """To the digits in which they are compared."""
     model, teacher = tiny.llama(), tiny.llama()
     for parameter in model.parameters():
         parameter.data.mul_(1.05)
     scores, rows = text.perplexity(model, tokens, lambda: None)
-    agreed, more = agreement.agreement(model, teacher, tokens, valid, lambda: None)
-    recomputed = numbers.of_items(items.Items(items.answers([]), items.documents(rows + more)))
+    known = recorded(teacher, cut(tokens, lengths), tokens[0], [(tokens[1], torch.arange(20) // 7)])
+    compared = agreement.agreement(model, head.of(teacher), known, lambda n: None)
+    agreed, more = detail.scores(compared), agreement.by_document(compared, known)
+    recomputed = numbers.of_items(items.Items(items.answers([]), items.documents(rows + more), compared))
     assert recomputed.keys() == scores.keys() | agreed.keys()
     for name, value in (scores | agreed).items():
         assert recomputed[name] == pytest.approx(value, rel=1e-9), name
         assert value > 0
+
+
+def test_scores_of_what_was_written_follow_from_its_table():
+    rows = [{"item": i, "hash": "", "text": "", "tokens": 9, "repetition": i / 10, "ended": i > 0} for i in range(3)]
+    table = items.written(rows)
+    scores = numbers.of_items(items.Items(items.answers([]), items.documents([]), written=table))
+    assert scores == generated.of_written(table)
+    assert scores["generated.repetition"] == pytest.approx(0.1)
+    assert scores["generated.ended"] == pytest.approx(2 / 3)
+    assert scores["generated.ended.stderr"] == pytest.approx(1 / 3)
 
 
 def test_accuracy_and_its_error_are_those_of_the_harness():
@@ -64,6 +78,17 @@ def test_accuracy_and_its_error_are_those_of_the_harness():
     without = numbers.of_items(
         items.Items(items.answers([row for row in rows if row["task"] != "one"]), items.documents([]))
     )
+    written = {
+        "task": items.INSTRUCTIONS,
+        "item": 0,
+        "hash": "i",
+        "prediction": 1,
+        "correct": True,
+        "log_likelihoods": [],
+    }
+    with_written = numbers.of_items(items.Items(items.answers([*rows, written]), items.documents([])))
+    assert with_written["accuracy.instructions"] == 1
+    assert with_written["accuracy"] == scores["accuracy"]
     assert without["accuracy.stderr"] == pytest.approx(math.hypot(mean_stderr(right["a"]), mean_stderr(right["b"])) / 2)
 
 

@@ -54,7 +54,8 @@ def knobs(monkeypatch: pytest.MonkeyPatch) -> params.Params:
         "inspect": {"sensitivity_sequences": 0},
         "export": {"formats": ["compressed-tensors", "gguf"]},
         "prove": {"variants": ["student"], "sequences": 4, "prompts": 16, "tokens": 64},
-        "evaluate": {"windows": 8, "window": 1024, "source": "folder", "limit": 0},
+        "references": {"long": 0, "dialogues": 0},
+        "evaluate": {"windows": 8, "window": 1024, "source": "folder", "limit": 0, "instructions": 0},
     }
     return dataclasses.replace(changed(params.load(), changes), scheme=from_short("W4A16"))
 

@@ -27,6 +27,9 @@ from tests.unit.knobs.files import load_with, long
 pytestmark = pytest.mark.usefixtures("in_the_root")
 FITTING = {
     "evaluate__window": 64,
+    "references__long": 64,
+    "references__dialogues": 0,
+    "evaluate__instructions": 0,
     "synthesize__length": 64,
     "prove__tokens": 32,
     "evaluate__source": "hub",
@@ -65,12 +68,29 @@ def test_every_family_passes(tmp_path: Path, name: str):
 
 
 def test_what_is_longer_than_the_context_is_named_all_at_once(tmp_path: Path):
-    problem_lines = problems(tiny.llama(), tmp_path, evaluate__window=513, synthesize__length=600, prove__tokens=500)
+    longer = {"evaluate__window": 513, "references__long": 514, "synthesize__length": 600, "prove__tokens": 500}
+    problem_lines = problems(tiny.llama(), tmp_path, **longer)
     assert problem_lines == [
         "synthesize.length: 600 tokens are more than the 512 of the model's context; lower it",
         "evaluate.window: 513 tokens are more than the 512 of the model's context; lower it",
+        "references.long: 514 tokens are more than the 512 of the model's context; lower it",
         "prove.prompt and prove.tokens: 516 tokens are more than the 512 of the model's context; lower it",
     ]
+
+
+def test_talk_that_the_context_or_the_chat_template_does_not_hold_is_named(tmp_path: Path):
+    talk = {"references__dialogues": 3, "evaluate__instructions": 3}
+    assert problems(tiny.llama(), tmp_path, **talk, references__tokens=8) == []
+    dialogue, instruction = problems(
+        tiny.llama(), tmp_path, **talk, references__tokens=256, evaluate__instruction_tokens=512
+    )
+    assert dialogue.startswith("references.tokens, with what is said before the answers: ")
+    assert instruction.startswith("evaluate.instruction_tokens, with the instruction before them: ")
+    assert instruction.endswith("tokens are more than the 512 of the model's context; lower it")
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{% for m in messages[:1] %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"leaves out what is said in two turns; references\.dialogues: 0"):
+        limits.check(tiny.llama(), tokenizer, load_with(tmp_path, **FITTING | talk | {"synthesize__chat": 0}))
 
 
 def test_items_that_are_longer_than_the_context_are_named_by_their_task(tmp_path: Path):

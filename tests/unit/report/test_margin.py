@@ -134,6 +134,16 @@ def test_items_without_the_likelihoods_of_choices_have_no_chance_level():
         margin.losses(tables, 0.02)
 
 
+def test_answers_that_are_written_are_judged_and_their_chance_is_none():
+    tables = of_variants({"instructions": first(70, 100)}, student={"instructions": first(30, 100)})
+    for table in tables.values():
+        table["log_likelihoods"] = pd.Series([[]] * len(table))
+    rtn, _, student = margin.losses(tables, 0.02)
+    assert (rtn.chance, rtn.verdict.teacher, rtn.score) == (0.0, 0.7, margin.ACCURACY)
+    assert rtn.verdict.adjusted == rtn.verdict.loss
+    assert (student.gained, student.lost, student.verdict.verdict) == (0, 40, "beyond")
+
+
 def test_the_section_has_a_line_a_task_and_score_and_a_cell_a_variant():
     teacher = {"arc_easy": first(700), "piqa": first(720)}
     rtn = {"arc_easy": first(500), "piqa": first(100)}

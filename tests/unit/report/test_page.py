@@ -38,6 +38,14 @@ CONTENT: dict[str, Any] = {
     },
     "task_plot": '<svg id="tasks"></svg>',
     "benchmark_note": "note",
+    "fidelity": {
+        "rows": [["", "mean", "99 %"], ["RTN", "0.2", "2.5"], ["student", "0.1", "1.5"]],
+        "note": "quantiles",
+        "dialogues": [["", "KL, first answer"], ["RTN", "0.3"], ["student", "0.2"]],
+        "dialogues_note": "answers",
+        "plot": '<svg id="position"></svg>',
+        "plot_note": "positions",
+    },
     "margin": {
         "title": "Is it as good?",
         "told": ["RTN: beyond on 1 of 1 task", "student: within on 1 of 1 task"],
