@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.artifacts import contract, progress
 from pipeline.corpus.artifact import Corpus, valid_mask
-from pipeline.evaluation import agreement, harness, items, provenance, text
+from pipeline.evaluation import agreement, harness, items, provenance, selection, text
 from pipeline.export.formats import load_exported
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs import params
@@ -18,8 +18,7 @@ def work() -> str:
     knobs = float_type.settled(params.load().evaluate)
     variant = Path(args.out).stem
     folder = knobs.benchmarks if knobs.source == "folder" else None
-    if folder is not None:
-        harness.check_folder(folder, list(knobs.tasks))
+    tasks = selection.selected(knobs.groups, knobs.tasks, folder, knobs.limit, knobs.items)
     prose = text.read_text(knobs.text, knobs.benchmarks)
     teacher_facts = contract.reading(args.teacher, contract.TEACHER)
     is_teacher = args.model == args.teacher
@@ -39,12 +38,13 @@ def work() -> str:
         accuracy, answered, asked = harness.accuracy(
             model,
             tokenizer,
-            list(knobs.tasks),
+            tasks,
             folder,
             knobs.limit,
             knobs.batch,
             Path("runs/datasets") / variant,
             lambda count: shown.enter_context(progress.bar(f"evaluate {variant}: items", count, " answer")).update,
+            knobs.items,
         )
     scores |= agreed | accuracy | sizes(args.model, facts)
     made = items.Items(items.answers(answered), items.documents(measured + by_sequence))

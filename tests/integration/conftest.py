@@ -32,7 +32,7 @@ KNOBS = {
     "analyze": {"sequences": 4, "batch": 2, "sensitivity_sequences": 1},
     "distill": {"steps": 40, "batch": 8, "lr": 2e-3, "checkpoint_every": 4},
     "prove": {"sequences": 2, "prompts": 4, "tokens": 8},
-    "evaluate": {"limit": 3, "windows": 3, "window": 64, "tasks": ["piqa", "arc_easy"]},
+    "evaluate": {"limit": 3, "windows": 3, "window": 64, "groups": ["basic"], "tasks": ["piqa", "arc_easy"]},
 }
 
 

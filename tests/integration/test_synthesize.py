@@ -28,7 +28,7 @@ def written(desk: Path, model: Path, **knobs: object) -> tuple[str, Corpus]:
         "analyze": {"sequences": 4, "sensitivity_sequences": 1},
         "prove": {"prompts": 6, "tokens": 8},
     }
-    evaluate = {"evaluate": {"benchmarks": str(ROOT / "data/benchmarks"), "window": 64}}
+    evaluate = {"evaluate": {"benchmarks": str(ROOT / "data/benchmarks"), "window": 64, "tasks": ["piqa"]}}
     source = {
         "teacher": {"source": "path", "path": str(model), "sha256": ""},
         "export": {"formats": ["compressed-tensors"]},

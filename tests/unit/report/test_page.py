@@ -31,6 +31,7 @@ CONTENT: dict[str, Any] = {
     "protocol": "windows",
     "proofs": [["", "runtime"], ["student", "a runtime 1.0"]],
     "proof_note": "bit for bit",
+    "groups": [["", "basic %"], ["teacher (float)", "61.0 ± 2.0"], ["student", "58.0 ± 2.0"]],
     "task_plot": '<svg id="tasks"></svg>',
     "benchmark_note": "note",
     "margin": {
@@ -39,6 +40,7 @@ CONTENT: dict[str, Any] = {
         "variants": ["RTN", "student"],
         "lines": [
             {
+                "head": "basic: reasoning",
                 "task": "piqa",
                 "score": "accuracy",
                 "facts": "teacher 70 %",
