@@ -145,7 +145,8 @@ class SharedPrefixes(HFLM):
     def _differs(self, requests: list[Request]) -> str:
         """Why these requests, neighbours in lexicographic order, are not to be put together; empty: they may be.
 
-        The longest and the shortest are compared, each with the one after it.
+        The longest and the shortest are compared, each with the one after it; of those of which lm-eval reads four in
+        TOKENS, as it makes logits of all tokens.
         """
         if self.model.dtype != torch.float32:
             return f"in {self.model.dtype} rounding hides whether they change each other"
@@ -153,7 +154,9 @@ class SharedPrefixes(HFLM):
         window = min(decoding.spans(self.model), default=max(sizes))
         if max(sizes) > window:
             return f"the longest has {max(sizes)} tokens, and a window of the model's attention {window}"
-        ends = {sizes.index(max(sizes)), sizes.index(min(sizes))}
+        fours = [4 * max(sizes[i : i + 2]) for i in range(len(sizes))]
+        fitting = [i for i, tokens in enumerate(fours) if tokens <= TOKENS] or [fours.index(min(fours))]
+        ends = {max(fitting, key=sizes.__getitem__), min(fitting, key=sizes.__getitem__)}
         asked = [requests[i] for end in ends for i in (end, end + 1) if i < len(requests)]
         plain = _values(self._plain(asked))
         noise = (plain - _values([self._plain([request])[0] for request in asked])).abs().max()
