@@ -87,7 +87,7 @@ def problems_of(name: str, folder: str | Path | None, limit: int, items: int) ->
         except ValueError as error:
             return [str(error)]
         few = _groups(rows, name) < 2
-        return [f"evaluate.items: {len(rows)} of {name} stand together, so accuracy has no error; more"] * few
+        return [f"evaluate.items: {len(rows)} of {name} are one cluster, so accuracy has no standard error; more"] * few
     if folder is None:
         hub = TASKS[name].hub
         return [] if hub else [f"evaluate.tasks: {name} is not on the hub; set evaluate.source to folder"]
@@ -131,7 +131,8 @@ def _problems_in(file: Path, name: str, limit: int) -> list[str]:
     if 0 < len(without) < len(rows):
         return [f"{file}, line {without[0]}: lacks the field {task.cluster!r}, which others have"]
     if _groups(rows[: limit or None], name) < 2:
-        return [f"{file}: all items that are asked have one {task.cluster!r}, so accuracy has no error; ask for more"]
+        what = f"all items that are asked have one {task.cluster!r}" if task.cluster else "one item is asked"
+        return [f"{file}: {what}, which leaves accuracy without a standard error; raise evaluate.limit"]
     return []
 
 

@@ -160,7 +160,7 @@ def test_the_data_sets_library_has_its_own_cache_back_after_a_failure(
     before = datasets.config.HF_DATASETS_CACHE
     monkeypatch.setattr(lm_eval, "simple_evaluate", fail)
     with pytest.raises(ValueError, match="cannot be had: no route to host"):
-        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 1, 4, tmp_path / "tables")
+        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")
     assert before == datasets.config.HF_DATASETS_CACHE
 
 
@@ -168,7 +168,7 @@ def test_data_sets_out_of_reach_are_answered_with_the_way_out(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"the data sets of \['piqa'\] cannot be had: .* set evaluate\.source to folder"
     ):
-        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 1, 4, tmp_path)
+        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 2, 4, tmp_path)
 
 
 def test_a_malformed_folder_is_refused_before_the_harness_starts(tmp_path: Path):

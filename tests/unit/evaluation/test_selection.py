@@ -172,7 +172,7 @@ def test_made_items_are_the_same_each_time_and_as_many_as_asked_for():
     (most,) = problems(["basic"], [name], None, items=10**9)
     assert most.startswith("evaluate.items: word_order: ")
     together = next(name for name, line in made.MADE.items() if line.compares)
-    assert "stand together" in problems([made.MADE[together].group], [together], None, items=2)[0]
+    assert "are one cluster" in problems([made.MADE[together].group], [together], None, items=2)[0]
 
 
 def test_a_made_row_fits_its_schema():
