@@ -1,7 +1,7 @@
-"""State tracking: who has a thing after it was passed on? The number of times that things were passed is the level.
+"""State tracking: who has a thing after things were passed on? How often they were is the level.
 
-Who was named latest, or first, is right as often as anybody else: the answer's place in the order of latest mentions is
-balanced, and the choices are all who are named.
+Who was named latest, or first, is right as often as anybody else: the place of the answer in the order in which the
+choices are named is balanced. Where the thing was passed on, who had it before is a choice.
 """
 
 import random
@@ -9,40 +9,42 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipeline.evaluation.made.rows import Places, Row, distinct, placed
-from pipeline.evaluation.made.words import NAMES, OBJECTS
+from pipeline.evaluation.made.words import ADJECTIVES, NAMES, NOUNS
 
 STEPS = (1, 2, 4)
-PEOPLE = 3
-THINGS = 4  # one more than people, so that who gave a thing away may have another
+THINGS = 3
+CHOICES = 4
 
 
 @dataclass(frozen=True)
 class _Story:
-    text: str
-    holders: tuple[tuple[str, str], ...]  # thing, who has it in the end
-    people: tuple[str, ...]  # in the order of their latest mention
+    """Who gets which thing, in order; the first THINGS of them are who has what at first. Nobody gets two."""
 
-    def rank(self, thing: str) -> int:
-        return self.people.index(dict(self.holders)[thing])
+    passes: tuple[tuple[str, str], ...]
+
+    def owners(self, thing: str) -> list[str]:
+        """Who had a thing, the present owner last."""
+        return [person for passed, person in self.passes if passed == thing]
+
+    def order(self, people: list[str]) -> list[str]:
+        return [person for _, person in self.passes if person in people]
 
 
 def state(rng: random.Random, items: int) -> list[Row]:
-    """Who has it now? One choice a person."""
+    """Who has it now? Four choices, all of them people who have or had something."""
     rows: list[Row] = []
     places, ranks = Places(rng), Places(rng)
     stories = {steps: distinct(_drawn(rng, steps)) for steps in STEPS}
     for number in range(items):
         steps = STEPS[number % len(STEPS)]
         level = f"{steps} step{'s' if steps > 1 else ''}"
-        rank = ranks.next(PEOPLE, level)
-        story, thing = _asked(rng, stories[steps], rank)
-        place = places.next(PEOPLE, level)
-        right = dict(story.holders)[thing]
-        wrong = rng.sample([person for person in story.people if person != right], PEOPLE - 1)
+        story, thing, wrong = _asked(rng, stories[steps], ranks.next(CHOICES, level))
+        place = places.next(CHOICES, level)
+        told = "\n".join(f"The {passed} goes to {person}." for passed, person in story.passes)
         rows.append(
             {
-                "context": f"{story.text} Now the {thing} is with",
-                "choices": placed(right, wrong, place),
+                "context": f"{told}\nIn the end:\nThe {thing} goes to",
+                "choices": placed(f"{story.owners(thing)[-1]}.", [f"{person}." for person in wrong], place),
                 "answer": place,
                 "cluster": number,
                 "level": level,
@@ -51,32 +53,24 @@ def state(rng: random.Random, items: int) -> list[Row]:
     return rows
 
 
-def _asked(rng: random.Random, stories: Iterator[_Story], rank: int) -> tuple[_Story, str]:
-    """The next story with a thing whose holder has the wanted rank, and that thing."""
+def _asked(rng: random.Random, stories: Iterator[_Story], rank: int) -> tuple[_Story, str, list[str]]:
+    """The next story in which a thing can be asked so that the right choice has the wanted rank among the choices, in
+    the order in which they are named; that thing and the wrong choices."""
     for story in stories:
-        things = [thing for thing, _ in story.holders if story.rank(thing) == rank]
-        if things:
-            return story, rng.choice(things)
+        thing = rng.choice(story.passes)[0]
+        *before, owner = story.owners(thing)
+        others = [person for _, person in story.passes if person != owner and person not in before[-1:]]
+        wrong = before[-1:] + rng.sample(others, CHOICES - 1 - len(before[-1:]))
+        if story.order([owner, *wrong]).index(owner) == rank:
+            return story, thing, rng.sample(wrong, len(wrong))
     raise AssertionError("stories do not end")
 
 
 def _drawn(rng: random.Random, steps: int) -> Callable[[], _Story]:
-    return lambda: _story(rng, steps)
+    def draw() -> _Story:
+        described = zip(rng.sample(ADJECTIVES, THINGS), rng.sample(NOUNS, THINGS), strict=True)
+        things = [f"{adjective} {noun}" for adjective, noun in described]
+        passed = [*things, *(rng.choice(things) for _ in range(steps))]
+        return _Story(tuple(zip(passed, rng.sample(NAMES, len(passed)), strict=True)))
 
-
-def _story(rng: random.Random, steps: int) -> _Story:
-    people, things = rng.sample(NAMES, PEOPLE), rng.sample(OBJECTS, THINGS)
-    owners = [*people, rng.choice(people)]
-    rng.shuffle(owners)
-    holders = dict(zip(things, owners, strict=True))
-    sentences = [f"{person} has the {thing}." for thing, person in holders.items()]
-    mentions = [*owners]
-    for _ in range(steps):
-        thing = rng.choice(things)
-        giver = holders[thing]
-        taker = rng.choice([person for person in people if person != giver])
-        sentences.append(f"{giver} gives the {thing} to {taker}.")
-        holders[thing] = taker
-        mentions += [giver, taker]
-    latest = sorted(people, key=lambda person: mentions[::-1].index(person))
-    return _Story(" ".join(sentences), tuple(holders.items()), tuple(latest))
+    return draw

@@ -40,7 +40,7 @@ MADE = {
     "word_order": Made("basic", "understanding", word_order, None, 300, MOST_WORD_ORDER),
     "label_mapping": Made("emergent", "in-context learning", label_mapping, ("0 shots", "12 shots"), 240),
     "state": Made("emergent", "multi-step", state, None, 240),
-    "arithmetic": Made("emergent", "multi-step", arithmetic, None, 120),
+    "arithmetic": Made("emergent", "multi-step", arithmetic, None, 108),
     "ethics": Made("trust", "ethics", ethics, None, 300, MOST_ETHICS),
     "attacked": Made("trust", "robustness", attacked, ("attacked", "clean"), 300, MOST_ATTACKED),
     "lines": Made("long", "retrieval", lines, None, 160),

@@ -10,12 +10,6 @@ MEN = (
 )  # fmt: skip
 NAMES = (*WOMEN, *MEN)
 
-OBJECTS = (
-    "cup", "key", "ball", "coin", "book", "lamp", "ring", "map", "hat", "bell", "pen", "rope", "box", "spoon",
-    "clock", "towel", "brush", "candle", "basket", "drum",
-)  # fmt: skip
-"""Things that a hand can hold and pass on."""
-
 ADJECTIVES = (
     "amber", "brave", "calm", "dusty", "eager", "faint", "gentle", "hasty", "icy", "jolly", "keen", "lively",
     "mellow", "noble", "olive", "proud", "quiet", "rapid", "silent", "tidy", "urban", "vivid", "warm", "young",
