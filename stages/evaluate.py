@@ -7,7 +7,18 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pipeline.artifacts import contract, progress
-from pipeline.evaluation import agreement, detail, generated, harness, items, prompts, provenance, text, writing
+from pipeline.evaluation import (
+    agreement,
+    detail,
+    generated,
+    harness,
+    items,
+    prompts,
+    provenance,
+    selection,
+    text,
+    writing,
+)
 from pipeline.evaluation.references import References
 from pipeline.export.formats import load_exported
 from pipeline.export.sizes import stored_bytes, stored_weights
@@ -22,8 +33,7 @@ def work() -> str:
     knobs = float_type.settled(loaded.evaluate)
     variant = Path(args.out).stem
     folder = knobs.benchmarks if knobs.source == "folder" else None
-    if folder is not None:
-        harness.check_folder(folder, list(knobs.tasks))
+    tasks = selection.selected(knobs.groups, knobs.tasks, folder, knobs.limit, knobs.items)
     prose = text.read_text(knobs.text, knobs.benchmarks)
     teacher_facts = contract.reading(args.teacher, contract.TEACHER)
     is_teacher = args.model == args.teacher
@@ -50,12 +60,13 @@ def work() -> str:
         accuracy, answered, asked = harness.accuracy(
             model,
             tokenizer,
-            list(knobs.tasks),
+            tasks,
             folder,
             knobs.limit,
             knobs.batch,
             Path("runs/datasets") / variant,
             lambda count: shown.enter_context(progress.bar(f"evaluate {variant}: items", count, " answer")).update,
+            knobs.items,
         )
     wrote = items.written(written)
     scores |= (

@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.artifacts import contract
 from pipeline.evaluation.items import Items
+from pipeline.evaluation.made import table as made_tasks
 from pipeline.evaluation.provenance import READ
 from pipeline.knobs import params, yaml_1_2
 from pipeline.report import (
@@ -130,6 +131,7 @@ def _results(
     return {
         "answers": answers.answers(summary, changes, exported, quantized_inputs),
         "scores": summaries.rows(summary, method),
+        "groups": summaries.group_rows(summary, method),
         "gap_note": summaries.gap_note(summary),
         "task_plot": plots.tasks(summary, tasks, summaries.VARIANTS),
     }
@@ -139,9 +141,10 @@ def _protocol(knobs: params.Params, read: dict[str, str], dtypes: dict[str, str]
     """For the page's template: which text and items were scored. read: what the student's scores say of them."""
     e = knobs.evaluate
     dtype = dtypes.get("evaluate@student", e.dtype)
+    made = sum(f"items.{name}" in read for name in made_tasks.MADE)
     return {
         "protocol": notes.protocol(e.windows, e.window, e.text, read.get("text", ""), dtype, knobs.synthesize.held_out),
-        "benchmark_note": notes.benchmark(e.source, e.benchmarks, e.limit),
+        "benchmark_note": notes.benchmark(e.source, e.benchmarks, e.limit, made),
     }
 
 

@@ -90,6 +90,9 @@ def _audit(arguments: Sequence[str], git: Git, cache: Cache) -> int:
     contract.write_text(args.out / "index.html", page.render(entries, args.metric, cache, drawn, left_out))
     contract.write_text(args.out / "audit.csv", table.tidy(entries).to_csv(index=False, lineterminator="\n"))
     print(table.text(table.overview(entries), shutil.get_terminal_size().columns))
+    if len(turned := table.flips(entries)) > 1:
+        print(f"\nanswers of the {table.STUDENT} that changed from the version before:")
+        print(f"{table.aligned(turned)}\n")
     print(f"the page: {args.out / 'index.html'}; every number: {args.out / 'audit.csv'}")
     return 0
 

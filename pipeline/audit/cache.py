@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from pyarrow import parquet
 
 from pipeline.artifacts.contract import MANIFEST
 from pipeline.evaluation.items import Items
 
 FOLDER = ".dir"  # after the md5 of a folder
 COMPARED = {
-    "answers": ["task", "item", "hash", "correct"],
+    "answers": ["task", "item", "hash", "correct", "prediction", "cluster"],
     "documents": ["measure", "document", "hash", "value"],
 }
 
@@ -44,7 +45,7 @@ class Cache:
     def items(self, md5: str) -> Items | None:
         """A variant's answers and documents, the columns that are compared; None where the cache has none."""
         files = {name: self.file(md5, f"{name}.parquet") for name in COMPARED}
-        tables = [pd.read_parquet(file, columns=COMPARED[name]) for name, file in files.items() if file is not None]
+        tables = [_read(file, COMPARED[name]) for name, file in files.items() if file is not None]
         return Items(*tables) if len(tables) == 2 else None
 
     def manifest(self, md5: str) -> dict[str, dict[str, str]]:
@@ -66,3 +67,9 @@ class Cache:
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) and isinstance(content.get("libraries"), dict) else {}
+
+
+def _read(file: Path, columns: list[str]) -> pd.DataFrame:
+    """Those of some columns that a table has: items of before 2026-12 have no clusters."""
+    there = set(parquet.read_schema(file).names)
+    return pd.read_parquet(file, columns=[column for column in columns if column in there])

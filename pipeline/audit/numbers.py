@@ -9,8 +9,9 @@ from safetensors import safe_open
 
 from pipeline.artifacts import contract
 from pipeline.evaluation import detail, generated
-from pipeline.evaluation.items import INSTRUCTIONS, Items
+from pipeline.evaluation.items import Items
 from pipeline.evaluation.provenance import READ
+from pipeline.evaluation.scores import of_answers
 from pipeline.export.sizes import stored_bytes, stored_weights
 
 SCALE_BITS = {"F16": 16, "BF16": 16, "F32": 32}  # by safetensors' names
@@ -39,8 +40,8 @@ def read(content: bytes | None) -> dict[str, float] | None:
 def of_items(items: Items) -> dict[str, float]:
     """The scores that a variant's answers, documents and tokens come to, with their standard errors.
 
-    The standard error of a mean is the sample's standard deviation over the root of its size, as lm-eval's is; of one
-    item there is none.
+    The standard error of a mean over documents is the sample's standard deviation over the root of its size; of one
+    there is none. Those of answers are as evaluate has them.
     """
     scores = detail.scores(items.tokens) | generated.of_written(items.written)
     for measure, part in items.documents.groupby("measure"):
@@ -48,14 +49,7 @@ def of_items(items: Items) -> dict[str, float]:
     if "log_perplexity" in scores:
         scores["perplexity"] = math.exp(scores["log_perplexity"])
         scores["perplexity.stderr"] = scores["perplexity"] * scores.pop("log_perplexity.stderr")
-    tasks = {str(task): _mean(part["correct"].to_numpy(float)) for task, part in items.answers.groupby("task")}
-    for task, (mean, error) in tasks.items():
-        scores[f"accuracy.{task}"], scores[f"accuracy.{task}.stderr"] = mean, error
-    tasks.pop(INSTRUCTIONS, None)  # answers that are written are no part of the mean of those that are chosen
-    if tasks:
-        scores["accuracy"] = sum(mean for mean, _ in tasks.values()) / len(tasks)
-        scores["accuracy.stderr"] = math.sqrt(sum(error**2 for _, error in tasks.values())) / len(tasks)
-    return scores
+    return scores | of_answers(items.answers)
 
 
 def of_model(folder: Path, teacher: Path) -> dict[str, float]:

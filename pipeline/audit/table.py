@@ -20,11 +20,14 @@ HEADLINE = {
 }  # metric: what is compared
 SIGNS = {BETTER: "better", WORSE: "worse", SAME: "no diff."}
 STALE, NO_CHANGE = "stale", "-"
+TASK = "accuracy."  # before a task's name
 NAME = 20  # letters of a name that leave room for the commit beside it
 INDENT = "    "
+COUNTS = ("pairs", "of", "gained", "lost", "changed")
 COLUMNS = [
     *("version", "commit", "kind", "name", "variant", "value", "stderr", "stale"),
     *("against", "pairs", "of", "before", "difference", "low", "high", "p", "corrected", "verdict"),
+    *("gained", "lost", "changed"),
 ]
 
 
@@ -35,6 +38,28 @@ def overview(entries: Sequence[Entry], variant: str = STUDENT) -> list[list[str]
         changed = changes.summary(list(entry.changes)) if entry.previous else NO_CHANGE
         rows.append([_name(entry), *(cell(entry, variant, metric) for metric in HEADLINE), changed])
     return rows
+
+
+def flips(entries: Sequence[Entry], variant: str = STUDENT) -> list[list[str]]:
+    """A row a version and task, a header first: how many answers are others than the version before gave, and how many
+    of these turned right and wrong. The header alone where nothing is compared."""
+    rows = [["version", "task", "items", "changed", "gained", "lost", "verdict"]]
+    for entry in entries:
+        for pair in entry.pairs:
+            if pair.variant == variant and not pair.within:
+                rows += [
+                    [_name(entry), *_flipped(comparison)] for comparison in pair.comparisons if _is_task(comparison)
+                ]
+    return rows
+
+
+def _is_task(comparison: Comparison) -> bool:
+    return comparison.measure.startswith(TASK)
+
+
+def _flipped(comparison: Comparison) -> list[str]:
+    counts = (comparison.pairs, comparison.changed, comparison.gained, comparison.lost)
+    return [comparison.measure.removeprefix(TASK), *map(str, counts), SIGNS[comparison.verdict]]
 
 
 def cell(entry: Entry, variant: str, metric: str) -> str:
@@ -74,7 +99,7 @@ def tidy(entries: Sequence[Entry]) -> pd.DataFrame:
             rows += [{**shared, **_columns(comparison)} for comparison in pair.comparisons]
             if pair.note:
                 rows.append({**shared, "verdict": pair.note})
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"pairs": "Int64", "of": "Int64"})
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
 def text(rows: Sequence[Sequence[str]], width: int) -> str:
@@ -90,6 +115,13 @@ def text(rows: Sequence[Sequence[str]], width: int) -> str:
     return "\n".join(lines)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
 def _columns(comparison: Comparison) -> dict[str, object]:
     """What a comparison holds, by its columns of the CSV."""
     return {
@@ -97,7 +129,11 @@ def _columns(comparison: Comparison) -> dict[str, object]:
         "value": comparison.after,
         "before": comparison.before,
         "difference": comparison.difference,
-        **{key: getattr(comparison, key) for key in ("pairs", "of", "low", "high", "p", "corrected", "verdict")},
+        **{
+            key: getattr(comparison, key)
+            for key in COLUMNS[COLUMNS.index("pairs") :]
+            if key not in ("before", "difference")
+        },
     }
 
 

@@ -2,12 +2,12 @@
 
 Each verdict is about the number that the scores show. Accuracy, a mean over tasks of each task's mean, by a permutation
 test within the tasks on the items that exactly one of the two answers correctly; of one task this is McNemar's exact
-test. Perplexity (by its logarithm), KL and top-1 agreement, means over documents, by a paired bootstrap over these,
-whose tails are too short where the documents are few: where a paired t-test is less sure, its p-value stands. All
-comparisons that an audit makes are one family: their p-values are
-corrected by Holm's method, so that among any number of comparisons of versions that do not differ, a difference is
-shown in one of twenty audits at most. The items are what is sampled: a verdict is about these two models on text and
-questions of this kind, not about what another seed would have given.
+test. Items that come as one, in a cluster or clean and attacked, are one coin. Perplexity (by its logarithm), KL and
+top-1 agreement, means over documents, by a paired bootstrap over these, whose tails are too short where the documents
+are few: where a paired t-test is less sure, its p-value stands. All comparisons that an audit makes are one family:
+their p-values are corrected by Holm's method, so that among any number of comparisons of versions that do not differ, a
+difference is shown in one of twenty audits at most. The items are what is sampled: a verdict is about these two models
+on text and questions of this kind, not about what another seed would have given.
 """
 
 import math
@@ -18,12 +18,38 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.items import Items
+from pipeline.evaluation.tasks import family
 from pipeline.statistics import corrections, paired
 from pipeline.statistics.paired import LEVEL, RESAMPLES
 
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 HIGHER_IS_BETTER = {"log_perplexity": False, "kl": False, "top1": True, "accuracy": True}
-Column = tuple[list[tuple[int, str]], np.ndarray]  # place and hash of each document or item, and their values [n]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure's documents, or a task's items, in their order.
+
+    Attributes:
+        rows: place and hash of each. values: float64 [n], of items whether they are right. clusters: int64 [n], what
+            comes as one. chosen: int64 [n], the answers; of documents all the same.
+    """
+
+    rows: list[tuple[int, str]]
+    values: np.ndarray
+    clusters: np.ndarray
+    chosen: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, places: Sequence[int]) -> "Column":
+        """Some of them, in this order."""
+        rows = [self.rows[i] for i in places]
+        return Column(rows, self.values[places], self.clusters[places], self.chosen[places])
+
+
+Pair = tuple[Column, Column]  # before and after, the same rows
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,7 @@ class Comparison:
         low, high: 95 % interval of the difference, not corrected.
         p: that the difference is chance, not corrected. corrected: by Holm, over all of an audit.
         verdict: better, worse or no difference shown, by the corrected p.
+        gained, lost, changed: of answers, how many turned right, turned wrong, and are others, wrong ones included.
     """
 
     measure: str
@@ -49,6 +76,9 @@ class Comparison:
     of: int = 0
     corrected: float = math.nan
     verdict: str = ""
+    gained: int | None = None
+    lost: int | None = None
+    changed: int | None = None
 
     @property
     def difference(self) -> float:
@@ -88,10 +118,12 @@ def compare(before: Scored, after: Scored, resamples: int = RESAMPLES) -> list[C
     Pairs are rows of the same measure or task whose place and content agree; what the other has not is left out.
     """
     documents, answers = _paired(before.documents, after.documents), _paired(before.answers, after.answers)
-    comparisons = [bootstrap(measure, *values, resamples) for measure, values in documents.items()]
+    comparisons = [
+        bootstrap(measure, one.values, other.values, resamples) for measure, (one, other) in documents.items()
+    ]
     if answers:
-        comparisons.append(_accuracy("accuracy", [answers[task] for task in sorted(answers)], resamples))
-    comparisons += [_accuracy(f"accuracy.{task}", [answers[task]], resamples) for task in sorted(answers)]
+        comparisons.append(_accuracy("accuracy", answers, resamples))
+    comparisons += [_accuracy(f"accuracy.{task}", {task: answers[task]}, resamples) for task in sorted(answers)]
     return [replace(comparison, of=_asked(comparison.measure, before, after)) for comparison in comparisons]
 
 
@@ -101,30 +133,33 @@ def _asked(measure: str, before: Scored, after: Scored) -> int:
     def count(scored: Scored) -> int:
         task = measure.partition(".")[2]
         columns = scored.documents.items() if measure in scored.documents else scored.answers.items()
-        return sum(len(rows) for name, (rows, _) in columns if name in (measure, task) or measure == "accuracy")
+        return sum(len(column) for name, column in columns if name in (measure, task) or measure == "accuracy")
 
     return max(count(before), count(after))
 
 
 def _columns(table: pd.DataFrame, group: str, place: str, value: str) -> dict[str, Column]:
-    return {
-        str(name): (list(zip(part[place], part["hash"], strict=True)), part[value].to_numpy(dtype=float))
-        for name, part in table.groupby(group, sort=False)
-    }
+    columns = {}
+    for name, part in table.groupby(group, sort=False):
+        own = part[place].to_numpy()
+        clusters, chosen = (part[key].to_numpy() if key in part else own for key in ("cluster", "prediction"))
+        rows = list(zip(part[place], part["hash"], strict=True))
+        columns[str(name)] = Column(rows, part[value].to_numpy(dtype=float), clusters, chosen)
+    return columns
 
 
-def _paired(before: dict[str, Column], after: dict[str, Column]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The values of the rows that both have, by measure or task; nothing of one without any."""
-    paired_values = {}
-    for name in before:
-        (rows, one), (others, other) = before[name], after.get(name, ([], np.empty(0)))
-        if rows != others:
-            place = {row: i for i, row in enumerate(others)}
-            shared = [i for i, row in enumerate(rows) if row in place]
-            one, other = one[shared], other[[place[rows[i]] for i in shared]]
+def _paired(before: dict[str, Column], after: dict[str, Column]) -> dict[str, Pair]:
+    """The rows that both have, by measure or task; nothing of one without any."""
+    pairs = {}
+    for name in before.keys() & after.keys():
+        one, other = before[name], after[name]
+        if one.rows != other.rows:
+            place = {row: i for i, row in enumerate(other.rows)}
+            shared = [i for i, row in enumerate(one.rows) if row in place]
+            one, other = one.at(shared), other.at([place[one.rows[i]] for i in shared])
         if len(one):
-            paired_values[name] = one, other
-    return paired_values
+            pairs[name] = one, other
+    return {name: pairs[name] for name in before if name in pairs}
 
 
 def judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -150,13 +185,22 @@ def resamples_for(comparisons: int) -> int:
     return max(RESAMPLES, math.ceil(4 * comparisons / LEVEL))
 
 
-def _accuracy(measure: str, tasks: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int) -> Comparison:
+def _accuracy(measure: str, tasks: dict[str, Pair], resamples: int) -> Comparison:
     """The mean over tasks of each task's mean, and the interval of its difference; of each task before and after."""
-    before, after = (math.fsum(float(pair[i].mean()) for pair in tasks) / len(tasks) for i in (0, 1))
-    apart = [other - one for one, other in tasks]
-    reach, p = paired.reach_over_tasks(apart), paired.sign_flips(apart, resamples)
-    mean = after - before
-    return Comparison(measure, sum(map(len, apart)), before, after, mean - reach, mean + reach, p)
+    before, after = (math.fsum(float(pair[i].values.mean()) for pair in tasks.values()) / len(tasks) for i in (0, 1))
+    families: dict[str, list[Pair]] = {}
+    for task in sorted(tasks):
+        families.setdefault(family(task), []).append(tasks[task])
+    apart = [
+        paired.by_cluster([other.values - one.values for one, other in pairs], [one.clusters for one, _ in pairs])
+        for pairs in families.values()
+    ]
+    reach, p = paired.reach_over_tasks(apart, len(tasks)), paired.sign_flips(apart, resamples)
+    mean, count = after - before, sum(len(one) for one, _ in tasks.values())
+    turned = np.concatenate([other.values - one.values for one, other in tasks.values()])
+    changed = sum(int((one.chosen != other.chosen).sum()) for one, other in tasks.values())
+    comparison = Comparison(measure, count, before, after, mean - reach, mean + reach, p)
+    return replace(comparison, gained=int((turned > 0).sum()), lost=int((turned < 0).sum()), changed=changed)
 
 
 def _direction(comparison: Comparison) -> str:

@@ -6,6 +6,7 @@ named by their place and by a hash of their content: two versions were asked the
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,16 @@ ANSWERS = {
     "task": "str",
     "item": "int64",
     "hash": "str",
-    "prediction": "int64",  # the answer's index
+    "prediction": "int64",  # the chosen answer's index; -1: none of them, where there is one alone
     "correct": "bool",  # by the task's headline metric
     "log_likelihoods": "object",  # of each answer: float64, nats
+    "group": "str",
+    "part": "str",  # of the group
+    "cluster": "int64",  # items of a task with one number come as one; else the item itself
+    "level": "str",  # how hard it is, or of which kind; often empty
+    "answer": "int64",  # the right one's index; -1: there is none, or it is not known
+    "probabilities": "object",  # of each answer: float64; softmax as the metric ranks them; of one alone, its own
+    "right_probability": "float64",  # of the right one; nan: not known
 }
 DOCUMENTS = {
     "measure": "str",  # log_perplexity, kl: nats a token; top1: share of tokens
@@ -83,8 +91,13 @@ class Items:
 
 
 def answers(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """The table of a list of answers, in the order of task and item."""
-    table = pd.DataFrame(list(rows), columns=list(ANSWERS)).astype(ANSWERS)
+    """The table of a list of answers, in the order of task and item.
+
+    An item whose row does not say more stands alone, and which answer is right is not known.
+    """
+    alone = {"group": "", "part": "", "level": "", "answer": -1, "probabilities": (), "right_probability": math.nan}
+    whole = [{**alone, "cluster": row["item"], **row} for row in rows]
+    table = pd.DataFrame(whole, columns=list(ANSWERS)).astype(ANSWERS)
     return table.sort_values(["task", "item"], ignore_index=True)
 
 

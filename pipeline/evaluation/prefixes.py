@@ -7,8 +7,9 @@ such mask, or gives other log-likelihoods with it, is asked as lm-eval asks it.
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from pipeline.corpus import decoding
+from pipeline.models import vocabulary
 from pipeline.models.context import context_length
 from pipeline.quant.kv_cache import by_place
 
@@ -23,6 +25,9 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 """Of lm-eval: context and continuation, and the tokens of each."""
 
 TOLERANCE = 1e-3  # of a log-likelihood, as a share of it: an input that is rounded to the next code changes less
+TOKENS = 2048  # of a forward: a mask is of their square
+ONE_ITEM = 2 * TOKENS  # where nearly all of them are one text's
+DOCUMENT = "<|endoftext|>"
 NOISE = 4.0  # times what padding changes, which is how much rounding to coarser codes may
 
 
@@ -30,14 +35,21 @@ NOISE = 4.0  # times what padding changes, which is how much rounding to coarser
 class Tree:
     """Token sequences, of which those that begin alike share what they begin with.
 
-    tokens, positions: int64 [n]. attends: bool [n, n], to which tokens each one attends, itself included. paths: of
-    each sequence, where its tokens stand.
+    tokens, positions: int64 [n]. paths: of each sequence, where its tokens stand.
     """
 
     tokens: Tensor
     positions: Tensor
-    attends: Tensor
     paths: list[list[int]]
+
+    @cached_property
+    def attends(self) -> Tensor:
+        """To which tokens each one attends, itself included: bool [n, n]."""
+        attends = torch.zeros(len(self.tokens), len(self.tokens), dtype=torch.bool)
+        for path in self.paths:
+            on_path = torch.tensor(path)
+            attends[on_path[:, None], on_path] |= torch.ones(len(path), len(path), dtype=torch.bool).tril()
+        return attends
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> "Tree":
@@ -53,11 +65,14 @@ class Tree:
             paths.append(before[:shared] + list(range(len(tokens), len(tokens) + len(sequence) - shared)))
             tokens += sequence[shared:]
             positions += range(shared, len(sequence))
-        attends = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
-        for path in paths:
-            on_path = torch.tensor(path)
-            attends[on_path[:, None], on_path] |= torch.ones(len(path), len(path), dtype=torch.bool).tril()
-        return cls(torch.tensor(tokens), torch.tensor(positions), attends, paths)
+        return cls(torch.tensor(tokens), torch.tensor(positions), paths)
+
+
+def opening(tokenizer: Any) -> int | None:
+    """The token that an answer without a question follows: the one between documents, where the tokenizer has it; None
+    leaves it to lm-eval, which takes the first of a text. Of chat models that is often one that opens a turn."""
+    token = tokenizer.get_vocab().get(DOCUMENT)
+    return token if token in vocabulary.special_tokens(tokenizer) else None
 
 
 class SharedPrefixes(HFLM):
@@ -87,14 +102,25 @@ class SharedPrefixes(HFLM):
         order = sorted(range(len(requests)), key=lambda i: requests[i][1] + requests[i][2])
         self.passed_over = self._differs([requests[i] for i in order])
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
+        for part in self._parts(order, [len(context) + len(said) - 1 for _, context, said in requests]):
             asked = [requests[i] for i in part]
             batch_answers = self._plain(asked) if self.passed_over else self._together(asked)
             for i, answer in zip(part, batch_answers, strict=True):
                 answers[i] = answer
             advance(len(part))
         return answers
+
+    def _parts(self, order: list[int], sizes: list[int]) -> Iterator[list[int]]:
+        """The requests of each batch: as many as asked for, and of one by one so many that they have TOKENS, padded."""
+        part: list[int] = []
+        for i in order:
+            longest = max(sizes[j] for j in (*part, i))
+            full = len(part) == self.batch_size or (self.passed_over and (len(part) + 1) * longest > TOKENS)
+            if part and full:
+                yield part
+                part = []
+            part.append(i)
+        yield part
 
     def _refuse_long(self, requests: list[Request]) -> None:
         """lm-eval would cut off their beginnings, and score what is left as if it were the item."""
@@ -120,7 +146,8 @@ class SharedPrefixes(HFLM):
     def _differs(self, requests: list[Request]) -> str:
         """Why these requests, neighbours in lexicographic order, are not to be put together; empty: they may be.
 
-        The longest and the shortest are compared, each with the one after it.
+        The longest and the shortest are compared, each with the one after it; of those of which lm-eval reads four in
+        TOKENS, as it makes logits of all tokens.
         """
         if self.model.dtype != torch.float32:
             return f"in {self.model.dtype} rounding hides whether they change each other"
@@ -130,7 +157,9 @@ class SharedPrefixes(HFLM):
         window = min(decoding.spans(self.model), default=max(sizes))
         if max(sizes) > window:
             return f"the longest has {max(sizes)} tokens, and a window of the model's attention {window}"
-        ends = {sizes.index(max(sizes)), sizes.index(min(sizes))}
+        fours = [4 * max(sizes[i : i + 2]) for i in range(len(sizes))]
+        fitting = [i for i, tokens in enumerate(fours) if tokens <= TOKENS] or [fours.index(min(fours))]
+        ends = {max(fitting, key=sizes.__getitem__), min(fitting, key=sizes.__getitem__)}
         asked = [requests[i] for end in ends for i in (end, end + 1) if i < len(requests)]
         plain = _values(self._plain(asked))
         noise = (plain - _values([self._plain([request])[0] for request in asked])).abs().max()
@@ -144,9 +173,11 @@ class SharedPrefixes(HFLM):
         return ""
 
     def _together(self, requests: list[Request]) -> list[tuple[float, bool]]:
-        """Of one forward over a tree, or of several where it is too long for one."""
+        """Of one forward over a tree, or of several where it has too many tokens for one."""
         tree = Tree.of([(context + continuation)[:-1] for _, context, continuation in requests])
-        if len(tree.tokens) > self.max_length and len(requests) > 1:  # no row is longer than the model's context
+        longest = max(len(path) for path in tree.paths)
+        most = max(TOKENS, min(longest * 5 // 4, ONE_ITEM))
+        if len(tree.tokens) > min(self.max_length, most) and len(requests) > 1:  # no row is beyond the context
             half = len(requests) // 2
             return self._together(requests[:half]) + self._together(requests[half:])
         paths = [path[-len(ask[2]) :] for path, ask in zip(tree.paths, requests, strict=True)]
@@ -162,8 +193,10 @@ class SharedPrefixes(HFLM):
 
     def _logits(self, tree: Tree, wanted: Tensor) -> Tensor:
         """The logits of some of a tree's tokens: float32 [wanted, vocabulary]."""
-        barred = torch.zeros(tree.attends.shape).masked_fill_(~tree.attends, torch.finfo(torch.float32).min)
-        asked: dict[str, Any] = {"attention_mask": barred[None, None], "position_ids": tree.positions[None]}
+        asked: dict[str, Any] = {}
+        if len(tree.tokens) > len(tree.paths[0]):  # else it is one text, however long
+            barred = torch.zeros(tree.attends.shape).masked_fill_(~tree.attends, torch.finfo(torch.float32).min)
+            asked |= {"attention_mask": barred[None, None], "position_ids": tree.positions[None]}
         only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         if only:
             asked["logits_to_keep"] = wanted

@@ -28,15 +28,15 @@ def of_tokens(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def of_benchmark(task: str, folder: Path | None, splits: Mapping[str, Any]) -> str:
-    """The sha256 of a task's file in a folder; of the hub's data set, without a folder, the revision of its files.
+def of_benchmark(file: Path | None, splits: Mapping[str, Any]) -> str:
+    """The sha256 of a task's file; of the hub's data set, without one, the revision of its files.
 
     Args:
         splits: the data set as lm-eval has it loaded, split by split; where it does not say from which revision its
             files are, the fingerprints that the data sets library gave it stand for that.
     """
-    if folder is not None:
-        return sha256(folder / f"{task}.jsonl")
+    if file is not None:
+        return sha256(file)
     files = [file for split in splits.values() for file in split.info.download_checksums or ()]
     revisions = sorted({match[1] for file in files if (match := HUB.match(file))})
     return ", ".join(revisions or [f"{name}: {split._fingerprint}" for name, split in sorted(splits.items())])

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipeline.knobs.kinds import FORBID, Dtype, Int, Number, Task, Text, Variant
+from pipeline.knobs.kinds import FORBID, Dtype, Group, Int, Names, Number, Text, Variant
 
 
 @dataclass(frozen=True, kw_only=True, config=FORBID)
@@ -43,8 +43,15 @@ class Evaluate:
     benchmarks: Text = Field(
         description="folder of JSON lines files, one a task, in the schemas of the tasks' own data sets",
     )
-    tasks: Annotated[list[Task], Field(min_length=1)] = Field(description="of lm-eval, zero-shot")
-    limit: Int = Field(ge=0, description="items a task; 0: all")
+    groups: Annotated[list[Group], Field(min_length=1)] = Field(
+        description="of tasks: basic | emergent | trust | dialogue | long",
+    )
+    tasks: Names = Field(
+        description="auto (all of the groups whose file is in the folder, or that the hub has, and all that are made "
+        "by code), or a list of names: docs/evaluation.md has them",
+    )
+    items: Int = Field(ge=0, description="of a task that is made by code; 0: its own number")
+    limit: Int = Field(ge=0, description="items of any other task; 0: all")
     text: Text = Field(
         description="perplexity: pydoc (CPython's own pydoc_data.topics), or a JSON lines file in the folder, "
         "without .jsonl",
@@ -54,7 +61,10 @@ class Evaluate:
     )
     windows: Int = Field(ge=2, description="perplexity: windows of the text, from its start")
     window: Int = Field(ge=2, description="perplexity: tokens a window")
-    batch: Int = Field(ge=1, description="answers a forward in the harness; those of an item share its question")
+    batch: Int = Field(
+        ge=1,
+        description="answers a forward in the harness; those of an item share its question; fewer where they are long",
+    )
     instructions: Int = Field(
         ge=0, description="prompts that are answered greedily, whose answers code can judge; 0: none"
     )

@@ -60,4 +60,8 @@ Variant = Literal["rtn", "ptq", "student"]
 Divergence = Literal["forward", "reverse", "symmetric"]
 Chunk = Annotated[Literal[32, 64, 128, 256], BeforeValidator(whole)]
 PlanBits = Annotated[Literal[2, 3, 4, 5, 6, 7, 8], BeforeValidator(whole)]
-Task = Literal["piqa", "hellaswag", "winogrande", "openbookqa", "arc_easy", "arc_challenge"]
+Group = Literal["basic", "emergent", "trust", "dialogue", "long"]
+Names = Annotated[
+    Annotated[Literal["auto"], Tag("name")] | Annotated[Terms, Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list) else "name"),
+]

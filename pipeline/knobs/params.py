@@ -102,13 +102,16 @@ def _together(p: Params) -> list[str]:
         problems.append(f"export.formats: each once, got {p.export.formats}")
     if len(set(p.prove.variants)) < len(p.prove.variants):
         problems.append(f"prove.variants: each once, got {p.prove.variants}")
-    if p.evaluate.limit == 1:
-        problems.append("evaluate.limit: 1 item has no standard error; take 2 or more, or 0 for all")
     for knob, count in (("references.long", p.references.long), ("references.dialogues", p.references.dialogues)):
         if count == 1:
             problems.append(f"{knob}: 1 is too few to score; take 2 or more, or 0 for none")
     if p.evaluate.instructions == 1:
         problems.append("evaluate.instructions: 1 has no standard error; take 2 or more, or 0 for none")
+    if len(set(p.evaluate.groups)) < len(p.evaluate.groups):
+        problems.append(f"evaluate.groups: each once, got {p.evaluate.groups}")
+    for knob, value, none in (("limit", p.evaluate.limit, "for all"), ("items", p.evaluate.items, "for their number")):
+        if value == 1:
+            problems.append(f"evaluate.{knob}: 1 item has no standard error; take 2 or more, or 0 {none}")
     return [
         *problems,
         *_exportable(p.scheme, p.export.formats),
@@ -182,10 +185,10 @@ def _of_files(p: Params) -> list[str]:
     folder = Path(p.evaluate.benchmarks)
     if p.evaluate.source == "folder" and not folder.is_dir():
         problems.append(f"evaluate.benchmarks: {p.evaluate.benchmarks!r} is not a folder")
-    elif p.evaluate.source == "folder":
-        names = [*p.evaluate.tasks, *([p.evaluate.text] if p.evaluate.text != "pydoc" else [])]
-        files = [folder / f"{name}.jsonl" for name in names]
-        problems += [f"evaluate: benchmark file {file} does not exist" for file in files if not file.is_file()]
+    elif p.evaluate.source == "folder" and p.evaluate.text != "pydoc":
+        file = folder / f"{p.evaluate.text}.jsonl"
+        if not file.is_file():
+            problems.append(f"evaluate: benchmark file {file} does not exist")
     return problems
 
 

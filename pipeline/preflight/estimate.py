@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.progress import duration
+from pipeline.evaluation import selection
+from pipeline.evaluation.made.table import MADE
 from pipeline.knobs.params import Params
 from pipeline.models import float_type, saved
 
@@ -193,9 +195,11 @@ def _linears(model: PreTrainedModel) -> Iterator[tuple[torch.Tensor, int]]:
 def _items(params: Params) -> int:
     """Items of all tasks that are scored."""
     knobs, count = params.evaluate, 0
-    for task in knobs.tasks:
-        file = Path(knobs.benchmarks) / f"{task}.jsonl"
-        here = knobs.source == "folder" and file.is_file()
-        items = sum(1 for _ in file.open("rb")) if here else ITEMS
+    folder = knobs.benchmarks if knobs.source == "folder" else None
+    for task in selection.selected(knobs.groups, knobs.tasks, folder, knobs.limit, knobs.items):
+        if task in MADE:
+            count += knobs.items or MADE[task].items
+            continue
+        items = len(selection.rows_of(task, folder, knobs.items)) or ITEMS
         count += min(items, knobs.limit or items)
     return count

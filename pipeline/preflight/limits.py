@@ -4,9 +4,7 @@ Each stage refuses what it cannot do itself, but some of them hours after the fi
 of these knobs dvc.yaml gives the stage `teacher` only those whose limit the stage that uses them does not see.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +13,8 @@ from transformers import PreTrainedModel
 from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
-from pipeline.evaluation import prompts
+from pipeline.evaluation import prompts, selection
+from pipeline.evaluation.tasks import preamble
 from pipeline.export import refusals
 from pipeline.export.gguf import model as gguf_model
 from pipeline.export.qnn import grids as qnn_grids
@@ -27,7 +26,10 @@ from pipeline.models.context import context_length
 from pipeline.runtimes.limits import SIMULATED
 
 PROBE_TOKENS = 32  # of a text that shows which linears a text reaches
-ALTERNATIVES = ("sol1", "sol2", "option1", "option2", "endings", "choices")  # of which a request holds one
+ALTERNATIVES = (  # of which a request holds one
+    *("sol1", "sol2", "option1", "option2", "endings", "choices", "sentence_good", "sentence_bad"),
+    *("mc1_targets", "mc2_targets", "multiple_choice_targets"),
+)
 
 
 def check(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> None:
@@ -35,7 +37,8 @@ def check(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> None:
     ValueError: knobs ask for what the model or its tokenizer does not have: all of them, a line each.
     """
     problems = [
-        *_lengths(model, tokenizer, knobs),
+        *_lengths(model, knobs),
+        *_tasks(model, tokenizer, knobs.evaluate),
         *_tokens(model, tokenizer, knobs),
         *_prompts(model, tokenizer, knobs),
         *_linears(model, knobs),
@@ -59,7 +62,7 @@ def warning(model: PreTrainedModel) -> str:
     return ""
 
 
-def _lengths(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[str]:
+def _lengths(model: PreTrainedModel, knobs: Params) -> Iterator[str]:
     most = context_length(model)
     if most is None:
         return
@@ -71,30 +74,40 @@ def _lengths(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> Iterator[
     ):
         if value > most:
             yield f"{name}: {value} tokens are more than the {most} of the model's context; lower it"
-    tasks = knobs.evaluate
-    longest = {task: longest_request(tasks, task, tokenizer) for task in tasks.tasks if tasks.source == "folder"}
-    for task, tokens in longest.items():
-        if tokens > most:
+
+
+def _tasks(model: PreTrainedModel, tokenizer: Any, knobs: Evaluate) -> Iterator[str]:
+    """What evaluate would refuse hours later: of the tasks' names and rows, and items beyond the model's context."""
+    folder, most = knobs.benchmarks if knobs.source == "folder" else None, context_length(model)
+    try:
+        names = selection.selected(knobs.groups, knobs.tasks, folder, knobs.limit, knobs.items)
+    except ValueError as error:
+        yield str(error)
+        return
+    for name in names if most is not None else ():
+        rows = selection.rows_of(name, folder, knobs.items)  # none of the hub's, which evaluate sees
+        tokens = longest_request(rows, tokenizer, preamble(name)) if rows else 0
+        if most is not None and tokens > most:
             yield (
-                f"evaluate.tasks: the longest item of {task} has about {tokens} tokens, the model's context {most}; "
+                f"evaluate.tasks: the longest item of {name} has about {tokens} tokens, the model's context {most}; "
                 "leave the task out, or its long items"
             )
 
 
-def longest_request(knobs: Evaluate, task: str, tokenizer: Any) -> int:
-    """About the tokens of the longest request of a task's file: a row's texts, of its alternatives the longest."""
-    file, longest = Path(knobs.benchmarks) / f"{task}.jsonl", ""
-    for line in file.read_text(encoding="utf-8").split("\n") if file.is_file() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # for evaluate to name
+def longest_request(rows: Sequence[dict[str, Any]], tokenizer: Any, before: str = "") -> int:
+    """About the tokens of the longest request of some rows: a row's texts, of its alternatives the longest.
+
+    Args:
+        before: what every request begins with.
+    """
+    longest = ""
+    for row in rows:
         texts = {key: list(_texts(value)) for key, value in row.items()}
         alternatives = [text for key in ALTERNATIVES for text in texts.pop(key, [])]
         context = [text for field_texts in texts.values() for text in field_texts]
         asked = " ".join(["Question: Answer:", *context, max(alternatives, key=len, default="")])
         longest = max(longest, asked, key=len)
-    return len(tokenizer(longest, add_special_tokens=False, verbose=False)["input_ids"])
+    return len(tokenizer(before + longest, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _texts(value: Any) -> Iterator[str]:

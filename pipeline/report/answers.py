@@ -61,22 +61,16 @@ def task_changes(teacher: pd.DataFrame, student: pd.DataFrame) -> list[Change]:
     """Each task's change, the largest loss first.
 
     Args:
-        teacher, student: answers as `Items.answers`: task, item, hash, correct.
+        teacher, student: answers as `Items.answers`: task, item, hash, cluster, correct.
     """
     both = teacher.merge(student, on=["task", "item", "hash"], suffixes=("", "_student"), validate="one_to_one")
-    tasks = {
-        str(task): part["correct_student"].to_numpy(float) - part["correct"].to_numpy(float)
-        for task, part in both.groupby("task")
-    }
-    changes = [
-        Change(
-            task,
-            float(apart.mean()),
-            paired.reach_over_tasks([apart]),
-            min(1.0, len(tasks) * paired.sign_flips([apart])),
-        )
-        for task, apart in tasks.items()
-    ]
+    names = both["task"].unique()
+    changes = []
+    for task, part in both.groupby("task"):
+        apart = part["correct_student"].to_numpy(float) - part["correct"].to_numpy(float)
+        coins = [paired.by_cluster([apart], [part["cluster"].to_numpy()])]
+        p = min(1.0, len(names) * paired.sign_flips(coins))
+        changes.append(Change(str(task), float(apart.mean()), paired.reach_over_tasks(coins), p))
     return sorted(changes, key=lambda change: (change.difference, change.task))
 
 

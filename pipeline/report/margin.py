@@ -1,9 +1,9 @@
 """Whether each variant's loss on each task is shown to be within a margin of the teacher's score, item by item.
 
-The verdicts are those of `pipeline.statistics.non_inferiority`, on accuracy: whether the answer is right. Where all
-items of a task have two choices, one more line is on the probability of the right one, exp(its log-likelihood) over the
-sum of both, which varies less. Which is right follows from whether the chosen one was; of more choices the items do not
-keep it. Chance is one over an item's number of choices, and 0 where an answer is written.
+The verdicts are those of `pipeline.statistics.non_inferiority`, over clusters where items come as one, on accuracy:
+whether the answer is right. Where it is known which answer is right, one more line is on the probability of it, as the
+task's metric ranks the answers, which varies less. What guessing scores is as the table of tasks has it: mostly one
+over an item's number of choices, and 0 where an answer is written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
+from pipeline.evaluation import tasks
 from pipeline.evaluation.items import INSTRUCTIONS
 from pipeline.statistics.non_inferiority import BEYOND, NO_SIGNAL, NOT_SHOWN, WITHIN, Verdict, relative
 
@@ -30,10 +30,12 @@ class Loss:
     """What a variant loses on a task.
 
     Attributes:
-        score: ACCURACY or PROBABILITY. chance: what guessing scores, mean over the items.
+        group, part: of the task. score: ACCURACY or PROBABILITY. chance: what guessing scores, mean over the items.
         gained, lost: items that the variant alone, or the teacher alone, answers correctly.
     """
 
+    group: str
+    part: str
     task: str
     score: str
     variant: str
@@ -44,7 +46,8 @@ class Loss:
 
 
 def section(answers: Mapping[str, pd.DataFrame], margin: float) -> dict[str, Any]:
-    """For the page's template: title, a sentence a variant, table (lines of a task's name, facts and cells) and note.
+    """For the page's template: title, a sentence a variant, table (lines of a task's name, facts and cells, under a
+    head where a part of a group begins) and note.
 
     Args:
         answers: of the teacher and VARIANTS, as `Items.answers`. margin: share of the teacher's score, between 0 and 1.
@@ -63,42 +66,39 @@ def section(answers: Mapping[str, pd.DataFrame], margin: float) -> dict[str, Any
 
 
 def losses(answers: Mapping[str, pd.DataFrame], margin: float) -> list[Loss]:
-    """By task, in the order of their names, then by score, then by variant.
+    """By group and part, in their order; then by task, in the order of their names, by score, and by variant.
 
     Raises:
-        ValueError: variants did not answer the teacher's items, or items keep no likelihoods of their choices: all that
+        ValueError: variants did not answer the teacher's items, or items keep no likelihoods of their answers: all that
             are so; or what `relative` refuses, a single item of a task for one.
     """
     tables = {name: answers[name].set_index(ITEM).sort_index() for name in (TEACHER, *VARIANTS)}
     if problems := _other_items(tables) or _without_choices(tables):
         raise ValueError("; ".join(problems) + "; `dvc repro -f --single-item evaluate@VARIANT` scores one anew")
     known = []
-    for task in tables[TEACHER].index.unique("task"):
+    for group, part, task in _ordered(answers[TEACHER]):
         of_task = {name: table.loc[[task]] for name, table in tables.items()}
-        choices = of_task[TEACHER]["log_likelihoods"].map(len).to_numpy()
-        chance = np.zeros(len(choices)) if task == INSTRUCTIONS else 1 / choices
+        counts = of_task[TEACHER]["log_likelihoods"].map(len)
+        chance = counts.map(lambda count, task=task: tasks.chance(task, count)).to_numpy(float)
         right = {name: table["correct"].to_numpy(bool) for name, table in of_task.items()}
         scores = {ACCURACY: right}
-        if (choices == 2).all():
-            scores[PROBABILITY] = {name: probability_of_right(table) for name, table in of_task.items()}
+        if not any(table["right_probability"].isna().any() for table in of_task.values()):
+            scores[PROBABILITY] = {name: table["right_probability"].to_numpy() for name, table in of_task.items()}
+        clusters = of_task[TEACHER]["cluster"].to_numpy()
         for score, values in scores.items():
             for variant in VARIANTS:
-                verdict = relative(values[TEACHER], values[variant], margin, chance)
+                verdict = relative(values[TEACHER], values[variant], margin, chance, clusters)
                 gained, lost = _flips(right[TEACHER], right[variant])
-                known.append(Loss(str(task), score, variant, verdict, float(chance.mean()), gained, lost))
+                known.append(Loss(group, part, task, score, variant, verdict, float(chance.mean()), gained, lost))
     return known
 
 
-def probability_of_right(answers: pd.DataFrame) -> np.ndarray:
-    """What a model gives the right one of two choices, float64 [items].
-
-    Args:
-        answers: columns prediction, correct and log_likelihoods of `Items.answers`, two likelihoods an item.
-    """
-    given = special.softmax(np.stack(answers["log_likelihoods"].tolist()).astype(float), axis=1)
-    prediction = answers["prediction"].to_numpy()
-    right = np.where(answers["correct"].to_numpy(bool), prediction, 1 - prediction)
-    return given[np.arange(len(given)), right]
+def _ordered(answers: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Group, part and name of each task."""
+    names = answers[["group", "part", "task"]].drop_duplicates().itertuples(index=False)
+    order = {group: i for i, group in enumerate(tasks.GROUPS)}
+    texts = [(str(group), str(part), str(task)) for group, part, task in names]
+    return sorted(texts, key=lambda text: (order.get(text[0], len(order)), *text))
 
 
 def _flips(teacher: np.ndarray, variant: np.ndarray) -> tuple[int, int]:
@@ -111,13 +111,13 @@ def _other_items(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def _without_choices(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Chance is not known where an item has no choices, or one."""
+    """Chance is not known where an item keeps nothing of the answers that it is chosen from."""
     chosen = {name: table.drop(INSTRUCTIONS, level="task", errors="ignore") for name, table in tables.items()}
-    few = {name: table.index[table["log_likelihoods"].map(len) < 2] for name, table in chosen.items()}
+    none = {name: table.index[table["log_likelihoods"].map(len) < 1] for name, table in chosen.items()}
     return [
-        f"{name}: {len(items)} items of {', '.join(items.unique('task'))} keep the likelihoods of no two choices, so "
-        "their chance level is not known"
-        for name, items in few.items()
+        f"{name}: {len(items)} items of {', '.join(items.unique('task'))} keep no likelihoods, so their chance level "
+        "is not known"
+        for name, items in none.items()
         if len(items)
     ]
 
@@ -132,19 +132,23 @@ def _counted(variant: str, known: Sequence[Loss]) -> str:
 
 def _lines(known: Sequence[Loss]) -> list[dict[str, Any]]:
     """A line a task and score, a cell a variant."""
-    lines = []
+    lines: list[dict[str, Any]] = []
+    above = ""
     for start in range(0, len(known), len(VARIANTS)):
         mine = known[start : start + len(VARIANTS)]
-        verdict = mine[0].verdict
+        verdict, head = mine[0].verdict, ": ".join(filter(None, (mine[0].group, mine[0].part)))
+        grouped = "" if verdict.groups == verdict.items else f" in {verdict.groups}{BLANK}clusters"
         lines.append(
             {
+                "head": head if head != above else "",
                 "task": mine[0].task,
                 "score": mine[0].score,
                 "facts": f"teacher {100 * verdict.teacher:.1f}{BLANK}%, chance {100 * mine[0].chance:.3g}{BLANK}%, "
-                f"{verdict.items}{BLANK}items",
+                f"{verdict.items}{BLANK}items{grouped}",
                 "cells": [_cell(loss) for loss in mine],
             }
         )
+        above = head
     return lines
 
 
@@ -187,11 +191,12 @@ def _note(margin: float, probabilities: bool) -> str:
         "lost; no signal, the teacher itself is not shown to be above chance. These are one-sided tests at 5 % on the "
         "same items, each for itself: that all tasks are within needs no correction, the best of several does. "
         "± is one standard error, and a loss below 0 is a gain. Above chance: the loss as a share of what the teacher "
-        "has above guessing. Gained and lost: answers that turned right, and that turned wrong."
+        "has above guessing. Items that come as one are a cluster, and clusters are what is sampled. Gained and lost: "
+        "answers that turned right, and that turned wrong."
     )
     if not probabilities:
         return text
     return (
-        f"{text} The probability of the right choice is known for tasks with two choices. It is another score, not "
+        f"{text} The probability of the right choice is taken as the task ranks its choices. It is another score, not "
         "a better test of accuracy, and it varies less, so fewer items do."
     )

@@ -15,15 +15,16 @@ def protocol(windows: int, window: int, text: str, text_sha256: str, dtype: str,
         f"{text_sha256[:16]}), each alone, no BOS, {dtype}; its error is over windows. Gap won back: "
         f"share of RTN's loss in log-perplexity, in brackets its 95 % interval, from the windows in pairs. "
         f"KL (nats a token) and top-1 agreement are against the teacher on "
-        f"{held_out} held-out sequences of its own. Accuracy: zero-shot mean over the tasks below."
+        f"{held_out} held-out sequences of its own. Accuracy: mean over the tasks below."
     )
 
 
-def benchmark(source: str, folder: str, limit: int) -> str:
-    """Which items accuracy is over; `source` by the name of its knob, a limit of 0 is none."""
+def benchmark(source: str, folder: str, limit: int, made: int = 0) -> str:
+    """Which items accuracy is over; `source` by the name of its knob, a limit of 0 is none; made: tasks by code."""
     where = "the data sets of lm-eval's own tasks" if source == "hub" else f"the JSON lines files in {folder}"
     most = f", at most {limit} items a task" if limit else ""
-    return f"lm-eval {version('lm-eval')}, zero-shot, {where}{most}. Bars are one standard error each way."
+    also = f"; the items of {made} task{'s' if made > 1 else ''} are made by code" if made else ""
+    return f"lm-eval {version('lm-eval')}, {where}{most}{also}. Bars are one standard error each way."
 
 
 def sizes(shown: int, elsewhere: int) -> str:

@@ -1,6 +1,7 @@
 """The report's pictures, as SVG text that is the same for the same numbers."""
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ COLOURS = {
 }
 VARIANT_COLOURS = {"teacher": "#333333", "rtn": "#d9a441", "ptq": "#4c78a8", "student": "#b01e3b"}
 OTHERS = ("#54a24b", "#9467bd", "#8c8c8c", "#c49c6b", "#72b7b2", "#6b5b95", "#000000")  # what is no variant
+IN_A_ROW = 8  # tasks
+LETTERS = 14  # of a task's name in a line
 STYLE: Any = {
     "svg.hashsalt": "permafrost",
     "svg.fonttype": "none",
@@ -171,10 +174,14 @@ def training(log: pd.DataFrame) -> str:
 
 
 def tasks(summary: dict[str, float], names: list[str], variants: tuple[str, ...]) -> str:
-    """Accuracy of each task, a bar a variant, with standard errors."""
+    """Accuracy of each task, a bar a variant, with standard errors; so many tasks a row."""
+    parts = [names[i : i + IN_A_ROW] for i in range(0, len(names), IN_A_ROW)]
 
     def draw(figure: Figure) -> None:
-        axis: Axes = figure.subplots()
+        for axis, part in zip(figure.subplots(len(parts), squeeze=False)[:, 0], parts, strict=True):
+            bars(axis, part)
+
+    def bars(axis: Axes, names: list[str]) -> None:
         width = 0.8 / len(variants)
         for i, variant in enumerate(variants):
             heights = [100 * summary[f"task.{name}.{variant}"] for name in names]
@@ -189,11 +196,16 @@ def tasks(summary: dict[str, float], names: list[str], variants: tuple[str, ...]
                 label=variant,
                 error_kw={"lw": 0.8},
             )
-        axis.set_xticks(range(len(names)), names)
+        axis.set_xticks(range(len(names)), [_broken(name) for name in names])
         axis.set_ylabel("accuracy, %")
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
-    return svg(draw, (10, 3.2))
+    return svg(draw, (10, 3.2 * len(parts)))
+
+
+def _broken(name: str) -> str:
+    """A long name in lines."""
+    return "\n".join(textwrap.wrap(name.replace("_", "_ "), LETTERS)).replace("_ ", "_")
 
 
 def sizes(points: Sequence[tuple[str, float, float]], teacher: float) -> str:

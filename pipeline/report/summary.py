@@ -9,9 +9,12 @@ from typing import Any
 import pandas as pd
 
 from pipeline.evaluation import provenance
+from pipeline.evaluation.tasks import GROUPS, TASKS
 from pipeline.report import gap
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")
+CALIBRATION = ("calibration.brier", "calibration.ece")
+DIFFERENCE = "difference."  # before the name of a task that is compared with another
 DETAILS = (".stderr", ".low", ".high", ".p")  # after a number's name: its error, interval, and p-value
 
 
@@ -49,19 +52,40 @@ def of_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
                 continue  # the teacher against itself
             summary[f"{metric}.{variant}"] = mine[metric]
             summary[f"{metric}.{variant}.stderr"] = mine[f"{metric}.stderr"]
-        for name in task_names(scores):
-            summary[f"task.{name}.{variant}"] = mine[f"accuracy.{name}"]
-            summary[f"task.{name}.{variant}.stderr"] = mine[f"accuracy.{name}.stderr"]
+        for name, score in _of_tasks(scores).items():
+            summary[f"{name}.{variant}"] = mine[score]
+            summary[f"{name}.{variant}.stderr"] = mine[f"{score}.stderr"]
         summary[f"bits_per_weight.{variant}"] = mine["bits_per_weight"]
         summary[f"weight_bytes.{variant}"] = mine["weight_bytes"]
     summary["bits_per_quantized_weight.student"] = scores["student"]["bits_per_quantized_weight"]
     return summary
 
 
+def _of_tasks(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Names in the summary, less the variant, of what is scored on tasks, and those among the scores."""
+    teacher = scores["teacher"]
+    more = [name for name in teacher if name in CALIBRATION or name.startswith(DIFFERENCE)]
+    return {
+        **{f"task.{name}": f"accuracy.{name}" for name in task_names(scores)},
+        **{f"group.{name}": f"accuracy.{name}" for name in group_names(scores)},
+        **{name: name for name in more if not name.endswith(DETAILS)},
+    }
+
+
 def task_names(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The tasks that the teacher was scored on."""
+    """The tasks that the teacher was scored on, by group and name."""
+    groups = {name: GROUPS.index(task.group) for name, task in TASKS.items()}
+    return sorted(_of_accuracy(scores) - {*GROUPS}, key=lambda name: (groups.get(name, len(GROUPS)), name))
+
+
+def group_names(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The groups of these, in their order."""
+    return [group for group in GROUPS if group in _of_accuracy(scores)]
+
+
+def _of_accuracy(scores: Mapping[str, Mapping[str, Any]]) -> set[str]:
     keys = (key.split(".") for key in scores["teacher"])
-    return sorted({parts[1] for parts in keys if parts[0] == "accuracy" and len(parts) == 2 and parts[1] != "stderr"})
+    return {parts[1] for parts in keys if parts[0] == "accuracy" and len(parts) == 2 and parts[1] != "stderr"}
 
 
 def bars(summary: dict[str, float], names: list[str]) -> list[tuple[str, float]]:
@@ -71,7 +95,7 @@ def bars(summary: dict[str, float], names: list[str]) -> list[tuple[str, float]]
 
 def rows(summary: dict[str, float], method: str) -> list[list[str]]:
     """The score table, a header first: strings ready to print, values with their standard errors."""
-    names = {"teacher": "teacher (float)", "rtn": "RTN", "ptq": f"PTQ ({method})", "student": "student"}
+    names = _names(method)
 
     def cell(metric: str, variant: str, digits: int, factor: float = 1.0) -> str:
         key = f"{metric}.{variant}"
@@ -96,6 +120,26 @@ def rows(summary: dict[str, float], method: str) -> list[list[str]]:
             ]
         )
     return table
+
+
+def group_rows(summary: Mapping[str, float], method: str) -> list[list[str]]:
+    """Accuracy by group in %, and calibration, a header first; values with their standard errors."""
+    groups = [group for group in GROUPS if f"group.{group}.teacher" in summary]
+    columns = {f"group.{group}": f"{group} %" for group in groups}
+    columns |= {name: name.rpartition(".")[2] for name in CALIBRATION if f"{name}.teacher" in summary}
+    names, table = _names(method), [["", *columns.values()]]
+    for variant in VARIANTS:
+        cells = []
+        for column in columns:
+            digits, factor = (3, 1.0) if column in CALIBRATION else (1, 100.0)
+            value, error = (summary[f"{column}.{variant}{end}"] * factor for end in ("", ".stderr"))
+            cells.append(f"{value:.{digits}f} ± {error:.{digits}f}")
+        table.append([names[variant], *cells])
+    return table
+
+
+def _names(method: str) -> dict[str, str]:
+    return {"teacher": "teacher (float)", "rtn": "RTN", "ptq": f"PTQ ({method})", "student": "student"}
 
 
 def _won_back(summary: Mapping[str, float], variant: str) -> str:

@@ -40,11 +40,25 @@ def mean(values: np.ndarray, clusters: np.ndarray) -> Mean:
     """The mean of float64 [items], and its error over their clusters: int64 [items], 0 to clusters - 1, at least 2."""
     values = np.where(np.abs(values) < ROUNDING, 0.0, values)
     value = float(values.mean())
-    sums = np.bincount(clusters, values - value)
+    return Mean(value, error((values - value) / len(values), clusters), int(clusters.max()) + 1)
+
+
+def error(moves: np.ndarray, clusters: np.ndarray) -> float:
+    """The standard error of an estimate, from by how much each item moves it (its influence; together 0).
+
+    Args:
+        moves: float64 [items]; of a mean, an item's distance from it over the number of items. clusters: as of `mean`.
+
+    Returns:
+        nan where there is one cluster alone.
+    """
+    sums = np.bincount(clusters, moves)
     groups = len(sums)
-    spread = float(np.abs(values - value).max())
-    variance = 0.0 if spread < ROUNDING else groups / (groups - 1) * float(sums @ sums)
-    return Mean(value, math.sqrt(variance) / len(values), groups)
+    if groups < 2:
+        return math.nan
+    if float(np.abs(moves).max()) * len(moves) < ROUNDING:
+        return 0.0
+    return math.sqrt(groups / (groups - 1) * float(sums @ sums))
 
 
 def _tail(value: float, error: float, freedom: int) -> float:

@@ -23,38 +23,55 @@ def sign_flips(tasks: Sequence[np.ndarray], resamples: int = RESAMPLES) -> float
     """Two-sided p-value of the mean over tasks of each task's mean difference, by permutation within the tasks.
 
     Under no difference, each item that one model alone answers correctly is a fair coin. Of one task this is McNemar's
-    exact test. All outcomes are counted where they are at most ENUMERATED; else RESAMPLES are drawn, and where none is
-    as large as the difference, all `resamples`; p is then at least 1 / (resamples + 1).
+    exact test. Of items in clusters, each cluster is a coin. All outcomes are counted where they are at most
+    ENUMERATED; else RESAMPLES are drawn, and where none is as large as the difference, all `resamples`; p is then at
+    least 1 / (resamples + 1).
 
     Args:
-        tasks: of each task the paired differences, -1, 0 or 1: float64 [items].
+        tasks: of each task the paired differences, -1, 0 or 1: float64 [items]; or those of its clusters, as
+            `by_cluster` has them.
     """
     shown = abs(math.fsum(float(apart.sum()) / len(apart) for apart in tasks))
-    apart_by_size: Counter[int] = Counter()  # tasks of one size weigh their items alike, so they are one
+    coins: Counter[float] = Counter()  # by what each adds; those of tasks of one size weigh alike
     for apart in tasks:
-        apart_by_size[len(apart)] += int(np.count_nonzero(apart))
-    coins = {size: count for size, count in apart_by_size.items() if count}
+        coins.update(float(f"{abs(value) / len(apart):.12g}") for value in apart if value)
     if math.prod(count + 1 for count in coins.values()) <= ENUMERATED:
         sums, chances = np.zeros(1), np.ones(1)
-        for size, count in coins.items():
+        for weight, count in coins.items():
             heads = np.arange(count + 1)
-            sums = np.add.outer(sums, (2 * heads - count) / size).ravel()
+            sums = np.add.outer(sums, (2 * heads - count) * weight).ravel()
             chances = np.multiply.outer(chances, stats.binom.pmf(heads, count, 0.5)).ravel()
         return min(1.0, float(chances[np.abs(sums) >= shown - ROUNDING].sum()))
     beyond = drawn = 0
     for draws in (RESAMPLES, max(resamples, RESAMPLES)):
         if beyond == 0:
             random, sums = np.random.default_rng(0), np.zeros(draws)
-            for size, count in coins.items():
-                sums += (2 * random.binomial(count, 0.5, draws) - count) / size
+            for weight, count in coins.items():
+                sums += (2 * random.binomial(count, 0.5, draws) - count) * weight
             beyond, drawn = int((np.abs(sums) >= shown - ROUNDING).sum()), draws
     return (beyond + 1) / (drawn + 1)
 
 
-def reach_over_tasks(tasks: Sequence[np.ndarray]) -> float:
-    """Half the 95 % interval of the mean over tasks of each task's mean difference (Wald, tasks apart)."""
+def by_cluster(apart: Sequence[np.ndarray], clusters: Sequence[np.ndarray]) -> np.ndarray:
+    """Differences of clusters whose mean is the sum over some tasks of each task's mean difference: float64 [clusters].
+
+    Args:
+        apart, clusters: of each task the paired differences, float64 [items], and their clusters' numbers, int64
+            [items]; what has one number in two tasks is one cluster.
+    """
+    labels, places = np.unique(np.concatenate(clusters), return_inverse=True)
+    sizes = np.repeat([len(values) for values in apart], [len(values) for values in apart])
+    return len(labels) * np.bincount(places, np.concatenate(apart) / sizes)
+
+
+def reach_over_tasks(tasks: Sequence[np.ndarray], count: int | None = None) -> float:
+    """Half the 95 % interval of the mean over tasks of each task's mean difference (Wald, tasks apart).
+
+    Args:
+        tasks: as `sign_flips` takes them. count: of tasks, where `by_cluster` has put some into one.
+    """
     variances = [(float((apart**2).sum()) - float(apart.sum()) ** 2 / len(apart)) / len(apart) ** 2 for apart in tasks]
-    return NORMAL * math.sqrt(max(math.fsum(variances), 0.0)) / len(tasks)
+    return NORMAL * math.sqrt(max(math.fsum(variances), 0.0)) / (count or len(tasks))
 
 
 def bootstrap(apart: np.ndarray, resamples: int = RESAMPLES) -> tuple[float, float, float]:

@@ -32,7 +32,7 @@ from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import PTQ_METHODS, Options
 from pipeline.calibration.rotation import rotate
 from pipeline.corpus.artifact import Corpus, valid_mask
-from pipeline.evaluation import agreement, harness, text
+from pipeline.evaluation import agreement, harness, selection, text
 from pipeline.knobs import params
 from pipeline.knobs.params import Params
 from pipeline.knobs.scheme import from_short
@@ -132,9 +132,10 @@ class Bench:
         """Zero-shot accuracy."""
 
         def measure() -> dict[str, float]:
-            tasks, where = list(self.knobs.evaluate.tasks), self.args.keep / "datasets"
-            model, batch, a = self.model(method, scheme), self.knobs.evaluate.batch, self.args
-            return harness.accuracy(model, self.tokenizer, tasks, a.benchmarks, a.limit, batch, where)[0]
+            knobs, a, where = self.knobs.evaluate, self.args, self.args.keep / "datasets"
+            tasks = selection.selected(knobs.groups, knobs.tasks, a.benchmarks, a.limit, knobs.items)
+            model, asked = self.model(method, scheme), (tasks, a.benchmarks, a.limit, knobs.batch, where)
+            return harness.accuracy(model, self.tokenizer, *asked, made=knobs.items)[0]
 
         return self._kept(f"{method} {scheme} accuracy", measure)
 

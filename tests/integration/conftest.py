@@ -39,6 +39,7 @@ KNOBS = {
         "limit": 3,
         "windows": 3,
         "window": 64,
+        "groups": ["basic"],
         "tasks": ["piqa", "arc_easy"],
     },
 }

@@ -28,10 +28,8 @@ def written(desk: Path, model: Path, **knobs: object) -> tuple[str, Corpus]:
         "analyze": {"sequences": 4, "sensitivity_sequences": 1},
         "prove": {"prompts": 6, "tokens": 8},
     }
-    evaluate = {
-        "references": {"long": 64, "dialogues": 0},
-        "evaluate": {"instructions": 0, "benchmarks": str(ROOT / "data/benchmarks"), "window": 64},
-    }
+    window = {"instructions": 0, "benchmarks": str(ROOT / "data/benchmarks"), "window": 64, "tasks": ["piqa"]}
+    evaluate = {"references": {"long": 64, "dialogues": 0}, "evaluate": window}
     source = {
         "teacher": {"source": "path", "path": str(model), "sha256": ""},
         "export": {"formats": ["compressed-tensors"]},

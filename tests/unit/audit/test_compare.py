@@ -90,3 +90,33 @@ def test_every_number_is_in_the_tidy_table(entries: list[compare.Entry]):
     assert row["low"] < row["difference"] < row["high"]
     assert row["p"] <= row["corrected"]
     assert pd.isna(numbers[numbers["verdict"] == compare.NO_ITEMS]["value"]).all()
+
+
+def test_answers_that_changed_are_told_by_task(files: dict[str, bytes], version):
+    def answered(*right: bool) -> items.Items:
+        rows = [
+            {
+                "task": "piqa",
+                "item": i,
+                "hash": str(i),
+                "prediction": int(value),
+                "correct": value,
+                "log_likelihoods": [],
+            }
+            for i, value in enumerate(right)
+        ]
+        return items.Items(items.answers(rows), items.documents([]))
+
+    shelf = Shelf()
+    shelf.contents = {
+        f"{'d' * 32}.dir": answered(True, True, False, False), f"{'e' * 32}.dir": answered(True, False, False, True),
+    }  # fmt: skip
+    versions = [version(name, changed(files, letter), METRICS) for name, letter in (("a", "d"), ("b", "e"))]
+    entries = compare.audit(versions, [None, versions[0]], shelf, lambda: None)  # type: ignore[arg-type]
+    header, row = table.flips(entries)
+    assert header[1:] == ["task", "items", "changed", "gained", "lost", "verdict"]
+    assert row[1:] == ["piqa", "4", "2", "1", "1", "no diff."]
+    assert table.aligned([header, row]).splitlines()[1].split()[-6:] == ["4", "2", "1", "1", "no", "diff."]
+    told = table.tidy(entries).set_index("name").loc["accuracy.piqa"]
+    assert (told["changed"], told["gained"], told["lost"]) == (2, 1, 1)
+    assert len(table.flips(entries[:1])) == 1

@@ -2,20 +2,26 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import lm_eval
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.artifacts import contract
-from pipeline.evaluation import items
-from pipeline.evaluation.harness import TASKS, accuracy, check_folder
+from pipeline.evaluation import items, tasks
+from pipeline.evaluation.harness import accuracy
+from pipeline.evaluation.made import table as made
+from pipeline.evaluation.selection import made_rows
+from pipeline.evaluation.tasks import harness_folder
 from tests import tiny
 
 SHIPPED = Path(__file__).parents[3] / "data" / "benchmarks"
 ITEMS = 12
+TASKS = ("piqa", "hellaswag", "winogrande", "openbookqa", "arc_easy", "arc_challenge")  # of which the project has items
 NORMALISED = {"hellaswag", "openbookqa", "arc_challenge"}  # whose headline, by custom, is acc_norm
 HarnessRun = tuple[dict[str, float], list[dict], dict[str, str]]  # scores, rows of items, what was read
 
@@ -117,7 +123,11 @@ def test_the_headline_is_the_mean_over_tasks_with_its_error(scores: dict[str, fl
     errors = [scores[f"accuracy.{task}.stderr"] for task in TASKS]
     assert scores["accuracy"] == pytest.approx(sum(accuracies) / 6)
     assert scores["accuracy.stderr"] == pytest.approx(math.sqrt(sum(e * e for e in errors)) / 6)
-    assert len(scores) == 2 * 7
+    assert [name for name in scores if not name.endswith(".stderr")] == [
+        *(f"accuracy.{task}" for task in sorted(TASKS)),
+        *("accuracy.basic", "accuracy", "calibration.brier", "calibration.ece"),
+    ]
+    assert scores["accuracy.basic"] == scores["accuracy"]
     assert 0 < scores["accuracy"] < 1
 
 
@@ -150,77 +160,15 @@ def test_the_data_sets_library_has_its_own_cache_back_after_a_failure(
     before = datasets.config.HF_DATASETS_CACHE
     monkeypatch.setattr(lm_eval, "simple_evaluate", fail)
     with pytest.raises(ValueError, match="cannot be had: no route to host"):
-        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 1, 4, tmp_path / "tables")
+        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")
     assert before == datasets.config.HF_DATASETS_CACHE
-
-
-def changed(task: str, **changes: object) -> str:
-    row = {**rows_of(task)[0], **changes}
-    return json.dumps({name: value for name, value in row.items() if value is not ...})
-
-
-MALFORMED = [
-    ("piqa", "{", "not JSON"),
-    ("piqa", "[]", "expected an object, got list"),
-    ("piqa", changed("piqa", sol2=...), "lacks the field 'sol2'"),
-    ("piqa", changed("piqa", goal=3), "field 'goal' is int"),
-    ("piqa", changed("piqa", label=2), "label 2 is neither 0 nor 1"),
-    ("hellaswag", changed("hellaswag", label="4"), "label '4' is no index of its 4 endings"),
-    ("hellaswag", changed("hellaswag", label=-1), "label -1 is no index"),
-    ("winogrande", changed("winogrande", sentence="no blank"), "expected one '_'"),
-    ("winogrande", changed("winogrande", answer="3"), "expected one '_' in the sentence and the answer '1' or '2'"),
-    ("openbookqa", changed("openbookqa", answerKey="E"), "answerKey 'E' is none of the labels"),
-    ("arc_easy", changed("arc_easy", choices={"text": ["a", "b"], "label": ["A"]}), "choices need as many"),
-    ("arc_easy", changed("arc_easy", choices={"text": ["a"]}), "choices need as many"),
-    ("arc_easy", changed("arc_easy", choices={"text": 2, "label": 2}), "choices need as many"),
-]
-
-
-@pytest.mark.parametrize(("task", "line", "problem"), MALFORMED)
-def test_a_malformed_line_is_named_with_file_and_number(tmp_path: Path, task: str, line: str, problem: str):
-    good = changed(task)
-    write(tmp_path, task, good, line, good)
-    with pytest.raises(ValueError, match=r"evaluate\.benchmarks") as caught:
-        check_folder(tmp_path, [task])
-    (message,) = str(caught.value).splitlines()[1:]
-    assert message.strip().startswith(f"{tmp_path / task}.jsonl, line 2: {problem}")
-
-
-def test_only_a_newline_ends_a_line_of_json(tmp_path: Path):
-    """JSON allows Unicode's other line ends unescaped inside strings."""
-    row = {"goal": "one\u2028two\x85three", "sol1": "a", "sol2": "b", "label": 0}
-    check_folder(write(tmp_path, "piqa", *[json.dumps(row, ensure_ascii=False)] * 2), ["piqa"])
-
-
-def test_one_item_alone_is_refused(tmp_path: Path):
-    """The harness gives N/A for its standard error."""
-    with pytest.raises(ValueError, match=r"piqa\.jsonl has one item, which leaves accuracy without a standard error"):
-        check_folder(write(tmp_path, "piqa", changed("piqa")), ["piqa"])
 
 
 def test_data_sets_out_of_reach_are_answered_with_the_way_out(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"the data sets of \['piqa'\] cannot be had: .* set evaluate\.source to folder"
     ):
-        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 1, 4, tmp_path)
-
-
-def test_all_files_are_checked_at_once(tmp_path: Path):
-    write(tmp_path, "piqa", "{", changed("piqa"), "[]")
-    (tmp_path / "arc_easy.jsonl").write_text("")
-    with pytest.raises(ValueError, match="evaluate") as caught:
-        check_folder(tmp_path, ["piqa", "arc_easy", "winogrande"])
-    message = str(caught.value)
-    assert all(
-        part in message
-        for part in ("line 1: not JSON", "line 3", "arc_easy.jsonl is empty", "winogrande.jsonl does not exist")
-    )
-
-
-def test_many_problems_are_cut_short_and_counted(tmp_path: Path):
-    with pytest.raises(ValueError, match="and 10 more") as caught:
-        check_folder(write(tmp_path, "piqa", *["{"] * 30), ["piqa"])
-    assert len(str(caught.value).splitlines()) == 22
+        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 2, 4, tmp_path)
 
 
 def test_a_malformed_folder_is_refused_before_the_harness_starts(tmp_path: Path):
@@ -236,3 +184,62 @@ def test_what_was_read_and_asked_is_told_by_hashes(small: Path, harness_run: Har
     part = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")[2]
     assert part["benchmark.piqa"] == read["benchmark.piqa"]
     assert part["items.piqa"] != read["items.piqa"], "fewer items were asked"
+
+
+def test_made_items_are_asked_as_they_are_made_whatever_the_limit(tmp_path: Path):
+    scores, rows, read = accuracy(
+        tiny.llama(), tiny.tokenizer(), ["agreement", "piqa"], SHIPPED, 2, 4, tmp_path / "tables", made=5
+    )
+    asked = [row for row in rows if row["task"] == "agreement"]
+    assert (len(asked), len(rows)) == (5, 7)
+    for row, item in zip(asked, made_rows("agreement", 5), strict=True):
+        expected = [log_likelihood(item["context"], " " + choice) for choice in item["choices"]]
+        assert row["log_likelihoods"] == pytest.approx(expected, rel=1e-4)
+        assert row["correct"] == (expected.index(max(expected)) == item["answer"])
+        assert (row["answer"], row["cluster"], row["level"]) == (item["answer"], item["cluster"], item["level"])
+    assert read["benchmark.agreement"] == contract.sha256(tmp_path / "tables/made/agreement.jsonl")
+    assert scores["accuracy"] == pytest.approx((scores["accuracy.agreement"] + scores["accuracy.piqa"]) / 2)
+
+
+def test_every_made_task_can_be_asked(tmp_path: Path):
+    """By a model whose context is long enough; two levels of one task are set against each other in pairs."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=259, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                         num_attention_heads=2, max_position_embeddings=8192)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    scores, rows, _ = accuracy(model, tiny.tokenizer(), [*made.MADE], None, 0, 8, tmp_path / "tables", made=8)
+    for name, line in made.MADE.items():
+        mine = [row for row in rows if row["task"] == name]
+        assert len(mine) == 8
+        assert f"accuracy.{line.group}" in scores
+        assert (f"difference.{name}" in scores) == (line.compares is not None)
+        if line.compares:
+            first, second = ([row["correct"] for row in mine if row["level"] == level] for level in line.compares)
+            expected = sum(second) / len(second) - sum(first) / len(first)
+            assert scores[f"difference.{name}"] == pytest.approx(expected)
+
+
+def test_a_task_that_the_hub_keeps_in_parts_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two files stand for parts on the hub."""
+    parts = {}
+    for part, (task, count) in {"one": ("piqa", 3), "two": ("piqa", 5)}.items():
+        write(tmp_path, part, *(json.dumps(row) for row in rows_of(task)[-count:]))
+        parts[part] = tmp_path / f"{part}.jsonl"
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for part, file in parts.items():
+        (folder / f"{part}.yaml").write_text(
+            f"include: {harness_folder() / 'piqa/piqa.yaml'}\ntask: {part}\ndataset_path: json\n"
+            f"dataset_kwargs: {{data_files: {{validation: {file}}}}}\ntraining_split: null\ntest_split: null\n"
+        )
+    (folder / "both.yaml").write_text("group: both\ntask: [one, two]\n")
+    monkeypatch.setitem(tasks.TASKS, "piqa", replace(tasks.TASKS["piqa"], hub="both"))
+    manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **_: manager)
+    _, rows, read = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 4, 4, tmp_path / "tables")
+    assert [row["item"] for row in rows] == [*range(7)], "three of one, and four, the limit, of the other"
+    expected = [
+        json.loads(line)["goal"] for part in ("one", "two") for line in parts[part].read_text().split("\n")[:4] if line
+    ]
+    assert len({row["hash"] for row in rows}) == len(set(expected)) == 5, "three items are in both"
+    assert read["benchmark.piqa"].startswith("one.validation: ")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, BambaConfig, GPTNeoConfig, MambaConfig, MistralConfig, PreTrainedModel
 
+from pipeline.evaluation import prefixes
 from pipeline.evaluation.prefixes import Request, SharedPrefixes, Tree
 from pipeline.knobs.scheme import KVCache
 from pipeline.quant.kv_cache import quantize_cache
@@ -124,6 +125,47 @@ def test_texts_that_share_a_row_fit_in_the_context_together():
     torch.manual_seed(0)
     config = GPTNeoConfig(**shape, max_position_embeddings=24, initializer_range=0.2)
     assert compared(AutoModelForCausalLM.from_config(config).eval()) == ""
+
+
+def test_a_forward_has_a_bounded_number_of_tokens(monkeypatch: pytest.MonkeyPatch):
+    """In a tree and padded, but for one text that is longer; what comes out is the same."""
+    monkeypatch.setattr(prefixes, "TOKENS", 24)
+    monkeypatch.setattr(prefixes, "ONE_ITEM", 30)
+    for name, rest in (("llama", 32), ("mistral", 1)):
+        model, read = family(name), []
+        model.register_forward_pre_hook(
+            lambda _, args, options, read=read: read.append((args[0] if args else options["input_ids"]).numel()),
+            with_kwargs=True,
+        )
+        compared(model)
+        engine, _ = asked(model, SharedPrefixes, begin=lambda _: int)
+        assert bool(engine.passed_over) == (rest == 1)
+        read.clear()
+        many = [(("", ""), list(range(10 * i, 10 * i + 10)), [i]) for i in range(8)]
+        with torch.inference_mode():
+            for part in engine._parts([*range(8)], [10] * 8):
+                ask = [many[i] for i in part]
+                engine._plain(ask) if engine.passed_over else engine._together(ask)
+        assert sum(read) == 80
+        assert max(read) <= 24
+
+
+def test_one_text_needs_no_mask(monkeypatch: pytest.MonkeyPatch):
+    model = tiny.llama()
+    engine = SharedPrefixes(lambda _: int, pretrained=model, tokenizer=tiny.tokenizer(), batch_size=1)
+    seen: list[bool] = []
+    model.register_forward_pre_hook(lambda _, __, options: seen.append("attention_mask" in options), with_kwargs=True)
+    with torch.inference_mode():
+        (alone,), together = engine._together(REQUESTS[:1]), engine._together(sorted(REQUESTS))
+    assert seen == [False, True]
+    assert alone[0] == pytest.approx(together[sorted(REQUESTS).index(REQUESTS[0])][0], rel=1e-5)
+
+
+def test_an_answer_without_a_question_follows_what_parts_documents():
+    tokenizer = tiny.tokenizer()
+    assert prefixes.opening(tokenizer) is None, "lm-eval takes the first token of a text"
+    tokenizer.add_special_tokens({"additional_special_tokens": [prefixes.DOCUMENT]})
+    assert prefixes.opening(tokenizer) == tokenizer.convert_tokens_to_ids(prefixes.DOCUMENT)
 
 
 def test_a_question_is_read_once():

@@ -28,11 +28,11 @@ def test_tokens_are_known_by_content_shape_and_dtype():
 
 def test_a_file_is_known_by_its_sha256_and_a_data_set_of_the_hub_by_its_revision(tmp_path: Path):
     (tmp_path / "piqa.jsonl").write_text("{}\n")
-    assert provenance.of_benchmark("piqa", tmp_path, {}) == hashlib.sha256(b"{}\n").hexdigest()
+    assert provenance.of_benchmark(tmp_path / "piqa.jsonl", {}) == hashlib.sha256(b"{}\n").hexdigest()
     files = [f"hf://datasets/baber/piqa@{COMMIT}/data/{name}.parquet" for name in ("train", "validation")]
     splits = {"train": split("a", files[0]), "validation": split("b", files[1])}
-    assert provenance.of_benchmark("piqa", None, splits) == f"baber/piqa@{COMMIT}"
-    assert provenance.of_benchmark("piqa", None, {"validation": split("b", "data.zip")}) == "validation: b"
+    assert provenance.of_benchmark(None, splits) == f"baber/piqa@{COMMIT}"
+    assert provenance.of_benchmark(None, {"validation": split("b", "data.zip")}) == "validation: b"
 
 
 def test_items_are_known_by_what_was_asked():

@@ -9,7 +9,7 @@ import pytest
 from pipeline.calibration.methods import PTQ_METHODS
 from pipeline.calibration.observers import OBSERVERS
 from pipeline.corpus.sampler import SAMPLERS
-from pipeline.evaluation.harness import TASKS
+from pipeline.evaluation.tasks import GROUPS
 from pipeline.export.formats import EXPORT_FORMATS
 from pipeline.knobs import kinds, params, sections
 from pipeline.knobs.scheme import Activations, KVCache, Observer, Weights, from_short
@@ -56,10 +56,10 @@ def test_the_long_scheme_in_the_comments_of_the_shipped_knobs_loads(tmp_path: Pa
         (sections.Calibrate.__annotations__["scales"], SCALES),
         (sections.Synthesize.__annotations__["strategy"], SAMPLERS),
         (kinds.Format, EXPORT_FORMATS),
-        (kinds.Task, TASKS),
+        (kinds.Group, GROUPS),
         (Observer, OBSERVERS),
     ],
-    ids=["divergence", "method", "scales", "strategy", "format", "task", "observer"],
+    ids=["divergence", "method", "scales", "strategy", "format", "group", "observer"],
 )
 def test_the_names_a_knob_admits_are_the_keys_of_the_table_behind_it(hint: object, table: dict):
     assert sorted(typing.get_args(hint)) == sorted(table)
@@ -107,7 +107,7 @@ def test_unknown_missing_and_ill_typed_knobs_are_all_named_at_once(tmp_path: Pat
         ("calibrate__method", "gpqt", "'gptq'"),
         ("calibrate__scales", "min-max", "'minmax'"),
         ("export__formats", ["compressed-tensors", "ggf"], "'gguf'"),
-        ("evaluate__tasks", ["arc_ez"], "'arc_easy'"),
+        ("evaluate__groups", ["trsut"], "'trust'"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_one_that_was_meant(tmp_path: Path, knob: str, value: object, meant: str):

@@ -102,6 +102,8 @@ def test_a_text_that_is_asked_for_must_be_there(tmp_path: Path):
         ({"report__margin": 0}, "report.margin: must be above 0, got 0"),
         ({"report__margin": 1}, "report.margin: must be below 1, got 1"),
         ({"evaluate__limit": 1}, "evaluate.limit: 1 item has no standard error"),
+        ({"evaluate__items": 1}, "evaluate.items: 1 item has no standard error"),
+        ({"evaluate__groups": ["long", "long"]}, "evaluate.groups: each once"),
         (
             {"teacher__source": "path", "teacher__path": "/nowhere/model"},
             "teacher.path: '/nowhere/model' does not exist",

@@ -33,6 +33,7 @@ FITTING = {
     "synthesize__length": 64,
     "prove__tokens": 32,
     "evaluate__source": "hub",
+    "evaluate__tasks": ["piqa"],
     "export__formats": ["compressed-tensors"],
 }
 
@@ -104,6 +105,22 @@ def test_items_that_are_longer_than_the_context_are_named_by_their_task(tmp_path
     }
     (problem,) = problems(tiny.llama(), tmp_path, **changes)
     assert problem.startswith("evaluate.tasks: the longest item of piqa has about 619 tokens, the model's context 512;")
+    rows = [{"input": "a and b is", "target": "True"}] * 2
+    (tmp_path / "bbh_boolean_expressions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = families.family("llama")
+    fewer = {"evaluate__window": 64, "evaluate__tasks": ["bbh_boolean_expressions"]}
+    (problem,) = problems(small, tmp_path, **changes | fewer)
+    assert "the longest item of bbh_boolean_expressions has about" in problem, "with its shots"
+
+
+def test_tasks_that_evaluate_would_refuse_are_named_before_any_work(tmp_path: Path):
+    named = {"evaluate__groups": ["trust"], "evaluate__tasks": ["piqa", "ethics_vitrue", "adv_rte"]}
+    problem_lines = problems(tiny.llama(), tmp_path, **named, evaluate__source="hub", synthesize__length=600)
+    text = "\n".join(problem_lines)
+    assert "synthesize.length: 600 tokens are more" in text
+    assert "piqa is of basic, which evaluate.groups leaves out" in text
+    assert "unknown task 'ethics_vitrue'; did you mean 'ethics_virtue'?" in text
+    assert "adv_rte is not on the hub" in text
 
 
 CONTEXTS: list[tuple[PreTrainedConfig, int | None]] = [

@@ -20,7 +20,7 @@ def first(count: int, of: int = N) -> np.ndarray:
     return np.arange(of) < count
 
 
-def answered(rights: Rights, choices: int = 4, likelihood: float = 1.0) -> pd.DataFrame:
+def answered(rights: Rights, choices: int = 4, likelihood: float = 1.0, **about: object) -> pd.DataFrame:
     """Item i's right choice is i modulo the choices; the chosen one has `likelihood` nats more than the others."""
     return items.answers(
         {
@@ -30,6 +30,7 @@ def answered(rights: Rights, choices: int = 4, likelihood: float = 1.0) -> pd.Da
             "prediction": (i if right else i + 1) % choices,
             "correct": right,
             "log_likelihoods": [-9.0 + likelihood * (c == (i if right else i + 1) % choices) for c in range(choices)],
+            **about,
         }
         for task, column in rights.items()
         for i, right in enumerate(column)
@@ -89,25 +90,58 @@ def test_items_of_several_numbers_of_choices_have_a_chance_each():
     assert margin.losses(tables, 0.02)[0].chance == pytest.approx((99 / 4 + 1 / 3) / 100)
 
 
-def test_of_two_choices_the_probability_of_the_right_one_is_judged_too():
+def test_the_probability_of_the_right_answer_is_judged_too_where_it_is_known():
     teacher = first(70, 100)
-    tables = of_variants({"piqa": teacher}, 2) | {"student": answered({"piqa": teacher}, 2, likelihood=2.0)}
+    tables = of_variants({"piqa": teacher}, 2)
+    sure = {name: np.linspace(0.3, 0.9, 100) - 0.01 * i for i, name in enumerate(tables)}
+    for name, table in tables.items():
+        table["right_probability"] = sure[name]
     losses = margin.losses(tables, 0.02)
     assert [(loss.score, loss.variant) for loss in losses] == [
         (score, variant) for score in (margin.ACCURACY, margin.PROBABILITY) for variant in ("rtn", "ptq", "student")
     ]
-    right = {nats: 1 / (1 + math.exp(-nats)) for nats in (1.0, 2.0)}
-    expected = {nats: np.where(teacher, p, 1 - p) for nats, p in right.items()}
-    np.testing.assert_allclose(margin.probability_of_right(tables["teacher"]), expected[1.0])
-    np.testing.assert_allclose(margin.probability_of_right(tables["student"]), expected[2.0])
-    verdict = losses[-1].verdict
-    assert vars(verdict) == pytest.approx(vars(non_inferiority.relative(expected[1.0], expected[2.0], 0.02, 0.5)))
-    assert verdict.loss != losses[2].verdict.loss
+    expected = non_inferiority.relative(sure["teacher"], sure["student"], 0.02, 0.5)
+    assert vars(losses[-1].verdict) == pytest.approx(vars(expected))
+    assert losses[-1].verdict.loss != losses[2].verdict.loss
+    tables["rtn"].loc[3, "right_probability"] = math.nan
+    assert {loss.score for loss in margin.losses(tables, 0.02)} == {margin.ACCURACY}
 
 
-def test_of_four_choices_only_accuracy_is_judged():
+def test_of_answers_whose_right_one_is_not_known_only_accuracy_is_judged():
     losses = margin.losses(of_variants({"arc_easy": first(70, 100)}), 0.02)
     assert {loss.score for loss in losses} == {margin.ACCURACY}
+
+
+def test_an_answer_without_others_has_no_chance():
+    (loss, *_) = margin.losses(of_variants({"lambada_openai": first(30, 100)}, 1), 0.02)
+    assert (loss.chance, loss.verdict.adjusted) == (0, loss.verdict.loss)
+
+
+def test_items_that_come_as_one_are_sampled_as_one():
+    """Fours that are right and wrong together are a fourth of the items."""
+    teacher, student = np.repeat(first(70, 100), 4), np.repeat(first(60, 100), 4)
+    apart = of_variants({"ethics_cm": teacher}, 2, student={"ethics_cm": student})
+    together = {name: table.assign(cluster=table["item"] // 4) for name, table in apart.items()}
+    alone, clustered = (margin.losses(tables, 0.02)[-1].verdict for tables in (apart, together))
+    assert (alone.items, alone.groups, clustered.groups) == (400, 400, 100)
+    assert clustered.loss_error == pytest.approx(2 * alone.loss_error, rel=0.01)
+    facts = margin.section(together, 0.02)["lines"][0]["facts"]
+    assert facts.replace("\N{NO-BREAK SPACE}", " ").endswith("400 items in 100 clusters")
+
+
+def test_tasks_stand_by_group_and_part_each_with_a_head():
+    names = {"litm_cloze": ("long", "documents"), "piqa": ("basic", "reasoning"), "blimp": ("basic", "understanding")}
+    names["arc_easy"] = names["piqa"]
+    table = pd.concat(
+        [answered({name: first(70, 100)}, group=group, part=part) for name, (group, part) in names.items()]
+    )
+    lines = margin.section(dict.fromkeys(("teacher", *margin.VARIANTS), table), 0.02)["lines"]
+    assert [(line["head"], line["task"]) for line in lines] == [
+        ("basic: reasoning", "arc_easy"),
+        ("", "piqa"),
+        ("basic: understanding", "blimp"),
+        ("long: documents", "litm_cloze"),
+    ]
 
 
 def test_items_are_paired_by_place_and_content_not_by_row():
@@ -180,8 +214,6 @@ def test_a_teacher_without_a_right_answer_has_nothing_to_lose():
     assert (cell["verdict"], cell["loss"], cell["flips"]) == ("no signal", "loss -", "5 gained, 0 lost")
     assert made["told"][0] == "RTN: no signal on 1 of 1 task"
     assert made["title"].endswith("Within 5 %")
-    assert made["lines"][1]["cells"][0]["flips"] == ""
-    assert "probability of the right choice is known" in made["note"]
 
 
 @pytest.mark.parametrize(("count", "shown"), [(7, 7), (64, 64), (937, 940), (1729, 1800), (10581, 11000), (1000, 1000)])
