@@ -69,7 +69,7 @@ def test_report_names_no_outside_resource_and_no_path_of_the_machine(pipeline: P
 
 
 def test_report_has_a_verdict_of_each_variant_on_each_task(pipeline: Path) -> None:
-    """arc_easy by accuracy; piqa, with its two choices, by the probability of the right one as well."""
+    """Both tasks by accuracy, and by the probability of the right choice."""
     page = (pipeline / "data/report/index.html").read_text()
     section = page[page.index("Is it as good? Within 2 %") : page.index("How to read it")]
     verdicts = re.findall(r'<b class="[a-z-]+">(within|beyond|not shown|no signal)</b>', section)
