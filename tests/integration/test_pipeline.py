@@ -73,7 +73,7 @@ def test_report_has_a_verdict_of_each_variant_on_each_task(pipeline: Path) -> No
     page = (pipeline / "data/report/index.html").read_text()
     section = page[page.index("Is it as good? Within 2 %") : page.index("How to read it")]
     verdicts = re.findall(r'<b class="[a-z-]+">(within|beyond|not shown|no signal)</b>', section)
-    assert len(verdicts) == len(VARIANTS[1:]) * 4
+    assert len(verdicts) == len(VARIANTS[1:]) * 5
     assert len(re.findall(r"\d gained, \d lost", section)) == len(VARIANTS[1:]) * 3
 
 
