@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import read_json, write_json
 from pipeline.export import compressed_tensors, dequantized, llama_cpp, mlx_folder, onnx_genai, qnn_folder
+from pipeline.export.executorch import folder as executorch_folder
 from pipeline.export.proof import EXACT, check_state, choose_dtype, probe_tokens, same_logits
 from pipeline.export.qnn_folder import Target
 from pipeline.export.sizes import stored_bytes, stored_weights
@@ -44,6 +45,7 @@ EXPORT_FORMATS = {
     "onnx": Format(onnx_genai.write, onnx_genai.check, loads=False),
     "mlx": Format(mlx_folder.write, mlx_folder.check, loads=False),
     "qnn": Format(qnn_folder.write, qnn_folder.check, loads=False, compiled=True),
+    "executorch": Format(executorch_folder.write, executorch_folder.check, loads=False),
     "dequantized": Format(dequantized.write, dequantized.check, loads=True),
 }
 
