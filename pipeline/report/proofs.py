@@ -114,8 +114,8 @@ def note(proofs: Proofs) -> str:
         f"{name} itself is at a KL of {_small(own['in_float.kl_student'])} and agrees in "
         f"{100 * own['in_float.top1_student']:.1f} %: in sampled text two tokens are often all but equally likely. "
         "The largest difference of logits is a share of the largest logit, or in nats of a log-probability. "
-        "onnxruntime, onnxruntime-genai and qnn have the grids, and theirs is to the variant as it was made. All "
-        "others, onnxruntime-float among them, are held to it with inputs in float, and so are the tokens of greedy "
-        "continuations. ≥: llama.cpp tells of the likeliest tokens alone, all others count as one, so its KL is a "
-        f"lower bound. Versions: {', '.join(f'{runtime} {known}' for runtime, known in proofs.versions.items())}."
+        "onnxruntime, onnxruntime-genai, qnn and executorch have the grids, and theirs is to the variant as it was "
+        "made. All others, onnxruntime-float among them, are held to it with inputs in float, and so are the tokens of "
+        "greedy continuations. ≥: llama.cpp tells of the likeliest tokens alone, all others count as one, so its KL is "
+        f"a lower bound. Versions: {', '.join(f'{runtime} {known}' for runtime, known in proofs.versions.items())}."
     )

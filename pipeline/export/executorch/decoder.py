@@ -25,6 +25,11 @@ NIBBLE, BYTE = (-8, 7), (-128, 127)  # ranges of codes; the first is stored two 
 class Linear(nn.Module):
     """A linear of int8 codes [out, in] and scales [out, 1], whose input is on a grid, or nearly in float."""
 
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor | None
+
     def __init__(self, codes: Tensor, scale: Tensor, bits: int, bias: Tensor | None, quantizer: Quantizer | None):
         super().__init__()
         self.inputs, self.range = kernel_inputs.inputs_of(quantizer), NIBBLE if bits <= 4 else BYTE
@@ -51,6 +56,9 @@ class Linear(nn.Module):
 class FloatLinear(nn.Module):
     """A linear in float32; the arguments are as `Linear` has them."""
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         self.register_buffer("weight", weight.float())
@@ -62,6 +70,9 @@ class FloatLinear(nn.Module):
 
 class Embedding(nn.Module):
     """Rows by codes and scales."""
+
+    codes: Tensor
+    scale: Tensor
 
     def __init__(self, codes: Tensor, scale: Tensor):
         super().__init__()
@@ -75,6 +86,8 @@ class Embedding(nn.Module):
 class FloatEmbedding(nn.Module):
     """Rows in the dtype that they are stored in."""
 
+    weight: Tensor
+
     def __init__(self, weight: Tensor):
         super().__init__()
         self.register_buffer("weight", weight)
@@ -85,6 +98,9 @@ class FloatEmbedding(nn.Module):
 
 class Norm(nn.Module):
     """RMSNorm. The mean is a product, which XNNPACK has a kernel for."""
+
+    gain: Tensor
+    share: Tensor
 
     def __init__(self, gain: Tensor, epsilon: float):
         super().__init__()
@@ -121,13 +137,15 @@ class Decoder(nn.Module):
         )
         self.norm = self.norm_of(f"{decoder_name}.norm", decoder.norm)
         self.head = self.linear_of(head.name, instead=embedding.name)
-        turns = torch.arange(places)[:, None].float() * decoder.rotary_emb.inv_freq.float()[None]
+        rotary: Any = decoder.rotary_emb
+        turns = torch.arange(places)[:, None].float() * rotary.inv_freq.float()[None]
         turns = torch.cat([turns, turns], dim=-1)[:, None]  # [places, 1, size]
-        self.register_buffer("cosine", turns.cos() * decoder.rotary_emb.attention_scaling)
-        self.register_buffer("sine", turns.sin() * decoder.rotary_emb.attention_scaling)
+        self.register_buffer("cosine", turns.cos() * rotary.attention_scaling)
+        self.register_buffer("sine", turns.sin() * rotary.attention_scaling)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        start, length, places = position[0].item(), tokens.shape[1], self.cosine.shape[0]
+        start: Any = position[0].item()
+        length, places = tokens.shape[1], self.cosine.shape[0]
         torch._check(start >= 0)
         torch._check(start + length <= places)
         torch._check(start < places)

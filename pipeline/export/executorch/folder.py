@@ -21,7 +21,9 @@ from pipeline.quant.model import QuantizedModel
 FILE = "model.pte"
 CHUNK = 128  # tokens of a prompt that are read at once
 SHOWN = 8  # tensors that are named
-LINEARS = tuple(f"self_attn.{part}_proj" for part in "qkvo") + tuple(f"mlp.{part}_proj" for part in ("gate", "up", "down"))
+LINEARS = tuple(f"self_attn.{part}_proj" for part in "qkvo") + tuple(
+    f"mlp.{part}_proj" for part in ("gate", "up", "down")
+)
 
 
 def write(quantized: QuantizedModel, model: PreTrainedModel, teacher: Path, out: Path) -> None:
@@ -98,5 +100,6 @@ def in_order(quantized: QuantizedModel, model: PreTrainedModel) -> tuple[list[st
 def _is_there(values: Tensor, constants: set[bytes]) -> bool:
     """Whether a tensor is among a program's constants, in its own dtype or widened."""
     return any(
-        part.contiguous().flatten().view(torch.uint8).numpy().tobytes() in constants for part in (values.float(), values)
+        part.contiguous().flatten().view(torch.uint8).numpy().tobytes() in constants
+        for part in (values.float(), values)
     )

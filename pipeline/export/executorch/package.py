@@ -40,5 +40,5 @@ def register() -> None:
     installed()
     with quietly():
         import executorch.extension.llm.custom_ops.custom_ops
-        import executorch.kernels.quantized
+        import executorch.kernels.quantized  # noqa: F401
         import torch.ao.quantization.fx._decomposed  # noqa: F401

@@ -8,8 +8,7 @@ from pipeline.export.executorch import package
 from pipeline.export.executorch.decoder import Decoder
 
 EXAMPLE = 8  # tokens with which the decoder is traced; a program takes any number of them up to a chunk
-
-AS_IT_IS = "dqlinear_partitioner"  # XNNPACK leaves out 16 of its passes, which change nothing here and take as long as all else
+AS_IT_IS = "dqlinear_partitioner"  # XNNPACK leaves out passes that find nothing here, and take as long as all else
 
 
 def lowered(decoder: Decoder, chunk: int, methods: dict[str, Any]) -> bytes:
