@@ -73,6 +73,7 @@ def open_export(folder: Path, asked: Asked) -> Opened:
     try:
         portable_lib._unsafe_reset_threadpool(asked.threads)
         program = portable_lib._load_for_executorch(str(folder / FILE))
+        program.forward((torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)))  # loads the rest
     except Exception as error:  # it has no class of its own for a damaged file
         raise ValueError(
             f"{package.PACKAGE} does not load {folder / FILE}, it may be truncated: {reason(error)}"

@@ -83,16 +83,23 @@ def test_another_code_or_scale_in_the_file_is_named(folders: dict[str, Path], tm
 
 
 def test_executorchs_own_runner_loads_it(folders: dict[str, Path]):
+    """And writes tokens; what it makes of them is no text, as the model is random."""
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
-    place, written = folders["llama"], list[str]()
+    place, told = folders["llama"], list[tuple[int, int]]()
     runner = TextLLMRunner(str(place / folder.FILE), str(place / "tokenizer.json"))
-    runner.generate("th", GenerationConfig(max_new_tokens=4, temperature=0.0, echo=False), written.append)
-    assert written
+    config = GenerationConfig(max_new_tokens=4, temperature=0.0, echo=False)
+    runner.generate(
+        "th", config, stats_callback=lambda stats: told.append((stats.num_prompt_tokens, stats.num_generated_tokens))
+    )
+    ((prompt, written),) = told
+    assert prompt == 2
+    assert 1 <= written <= 4
 
 
 def test_a_truncated_program_is_told(folders: dict[str, Path], tmp_path: Path):
-    (tmp_path / folder.FILE).write_bytes((folders["llama"] / folder.FILE).read_bytes()[:500])
+    content = (folders["llama"] / folder.FILE).read_bytes()
+    (tmp_path / folder.FILE).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"does not load .*model.pte, it may be truncated"):
         executorch.open_export(tmp_path, Asked(64, 1, 1))
     with pytest.raises(ValueError, match=r"has no model.pte; it is no export for executorch"):
