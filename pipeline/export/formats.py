@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import read_json, write_json
 from pipeline.export import compressed_tensors, dequantized
+from pipeline.export.executorch import folder as executorch_folder
 from pipeline.export.gguf import file as gguf_file
 from pipeline.export.mlx import folder as mlx_folder
 from pipeline.export.onnx import folder as onnx_folder
@@ -46,6 +47,7 @@ EXPORT_FORMATS = {
     "onnx": Format(onnx_folder.write, onnx_folder.check, loads=False),
     "mlx": Format(mlx_folder.write, mlx_folder.check, loads=False),
     "qnn": Format(qnn_folder.write, qnn_folder.check, loads=False),
+    "executorch": Format(executorch_folder.write, executorch_folder.check, loads=False),
     "dequantized": Format(dequantized.write, dequantized.check, loads=True),
 }
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
+from pipeline.export.executorch import grids as executorch_grids
+from pipeline.export.executorch import package as executorch_package
 from pipeline.export.gguf import blocks as gguf_blocks
 from pipeline.export.gguf import model as gguf_model
 from pipeline.export.gguf import tokenizer as gguf_tokenizer
@@ -104,9 +106,19 @@ def _qnn(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals)
     yield from qnn_grids.problems(grids, signals.inputs, signals.kv_cache, qnn_grids.outside(model))
 
 
+def _executorch(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals) -> Iterator[str]:
+    """ExecuTorch, which is no default dependency, architecture, and the grids of weights and inputs."""
+    yield from _installed(executorch_package.PACKAGE, "which compiles it", executorch_package.INSTALL)
+    problem = executorch_grids.architecture_problem(model)
+    if problem:
+        yield problem
+    yield from executorch_grids.problems(model, grids, signals.inputs, signals.kv_cache)
+
+
 REFUSALS = {
     "gguf": _gguf,
     "onnx": _onnx,
     "mlx": _mlx,
     "qnn": _qnn,
+    "executorch": _executorch,
 }  # other formats hold every model that transformers does

@@ -11,6 +11,7 @@ KINDS = (
     "*.onnx",
     "*.onnx.data",
     "*.bin",
+    "*.pte",
 )  # files that hold tensors, or what was compiled of them
 
 

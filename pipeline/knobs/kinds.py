@@ -55,7 +55,7 @@ Policy = Annotated[
 ]
 Dtype = Literal["auto", "bfloat16", "float32"]
 Method = Literal["rtn", "mse", "gptq", "awq", "smoothquant", "awq+gptq", "smoothquant+gptq"]
-Format = Literal["compressed-tensors", "gguf", "onnx", "mlx", "qnn", "dequantized"]
+Format = Literal["compressed-tensors", "gguf", "onnx", "mlx", "qnn", "executorch", "dequantized"]
 Variant = Literal["rtn", "ptq", "student"]
 Divergence = Literal["forward", "reverse", "symmetric"]
 Chunk = Annotated[Literal[32, 64, 128, 256], BeforeValidator(whole)]

@@ -219,8 +219,9 @@ class Export:
         description="a folder each: compressed-tensors (packed integers, as transformers and vLLM load them) | gguf "
         "(for llama.cpp; groups of 32, 64, 128 or a whole row; byte-level BPE tokenizers) | onnx (for onnxruntime and "
         "onnxruntime-genai; any scheme) | mlx (for mlx-lm; groups as gguf) | qnn (compiled for a Snapdragon's NPU; "
-        "W4A16 and the like) | dequantized (a float32 model of the same numbers, for measuring; any scheme); "
-        "compressed-tensors, gguf and qnn hold symmetric weights alone",
+        "W4A16 and the like) | executorch (for phones; a scale a row) | dequantized (a float32 model of the same "
+        "numbers, for measuring; any scheme); compressed-tensors, gguf, qnn and executorch hold symmetric weights "
+        "alone",
     )
     qnn_arch: Literal["v73", "v75", "v79", "v81"] = Field(
         description="qnn: architecture of the NPU, v73 (Snapdragon X Elite) | v75 (8 Gen 3) | v79 (8 Elite) | v81 (8 "

@@ -77,6 +77,14 @@ options = ort.SessionOptions(); options.add_provider_for_devices(npu, {{"backend
 for value in ort.InferenceSession("model/chunk.onnx", options).get_inputs(): print(value)""",
     tried=False,
 )
+EXECUTORCH = Run(
+    "ExecuTorch",
+    "python",
+    """from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner  # pip install executorch
+runner = TextLLMRunner("model/model.pte", "model/tokenizer.json")  # after `hf download {repo} --local-dir model`
+runner.generate("Once upon a time", GenerationConfig(max_new_tokens=64, temperature=0), print)""",
+    tried=False,
+)
 FLOAT_INPUTS = "Inputs and KV cache stay in float in transformers; the scores are measured with both quantized."
 FORMATS = {  # by the export's name of it
     "compressed-tensors": Format(
@@ -108,6 +116,12 @@ FORMATS = {  # by the export's name of it
             "Texts are no longer than `context` in qnn.json; whoever runs it keeps the KV cache "
             "(pipeline/export/qnn/decoder.py says how).",
         ),
+    ),
+    "executorch": Format(
+        "executorch",
+        ("executorch", "xnnpack"),
+        (EXECUTORCH,),
+        ("It was run on a computer's processor, on no phone.", "Texts are no longer than 2,048 tokens."),
     ),
     "dequantized": Format(
         "transformers",

@@ -15,10 +15,17 @@ RUN = {  # what is said of each format
     "onnx": "onnxruntime-genai and onnxruntime run it, the same codes and scales in front of each product.",
     "mlx": "mlx-lm loads it, the same codes and scales in its groups.",
     "qnn": "onnxruntime-qnn runs it, compiled for a Snapdragon's NPU.",
+    "executorch": "ExecuTorch runs it, on phones too, the same codes and scales in XNNPACK's products.",
     "dequantized": "plain transformers reads it, as a float32 model of the same numbers; nothing is packed.",
 }
 
-RUNNERS = {"gguf": "llama.cpp", "onnx": "onnxruntime", "mlx": "mlx-lm", "qnn": "onnxruntime-qnn"}
+RUNNERS = {
+    "gguf": "llama.cpp",
+    "onnx": "onnxruntime",
+    "mlx": "mlx-lm",
+    "qnn": "onnxruntime-qnn",
+    "executorch": "ExecuTorch",
+}
 
 
 @dataclass(frozen=True)

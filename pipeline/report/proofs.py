@@ -9,7 +9,7 @@ from pipeline.artifacts import contract
 
 PREFIX = "proof"  # of their numbers in the summary
 COMPARED = ("top1_student", "kl_student")  # in the summary
-ON_GRIDS = ("onnxruntime", "onnxruntime-genai", "qnn")  # runtimes with inputs and KV cache on their grids
+ON_GRIDS = ("onnxruntime", "onnxruntime-genai", "qnn", "executorch")  # runtimes with inputs and KV cache on their grids
 LEAST_SHOWN = 1e-3  # a KL below is shown by its power of ten
 EXPORTED, INSTANCE = "{variant}-{format}.json", "{variant}.json"  # files of the artifact
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
+from pipeline.export.executorch import package as executorch_package
 from pipeline.export.qnn import compiler as qnn_compiler
-from pipeline.runtimes import genai, hugging_face, in_mlx, llama_cpp, onnx_runtime, qnn
+from pipeline.runtimes import executorch, genai, hugging_face, in_mlx, llama_cpp, onnx_runtime, qnn
 from pipeline.runtimes.limits import SIMULATED, Limits
 from pipeline.runtimes.opened import Open
 
@@ -51,6 +52,14 @@ RUNTIMES = {
         on_grids=True,
         install=qnn_compiler.INSTALL,
         limits=SIMULATED,
+    ),
+    "executorch": Runtime(
+        ("executorch",),
+        executorch.open_export,
+        False,
+        executorch_package.PACKAGE,
+        on_grids=True,
+        install=executorch_package.INSTALL,
     ),
 }
 

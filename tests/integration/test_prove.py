@@ -77,6 +77,19 @@ def test_what_is_compiled_for_an_npu_is_proven_in_the_simulator(desk: Path, one_
     assert 0 < numbers["kl_student.qnn"] < 2e-3
 
 
+@pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="the extra [executorch] is not installed")
+def test_what_is_written_for_a_phone_is_proven_in_executorch(desk: Path) -> None:
+    change_params(desk, {"export": {"formats": ["compressed-tensors", "executorch"]}})
+    paths = {"teacher": "data/teacher", "corpus": "data/corpus", "quantized": "data/student"}
+    done = run_stage(desk, "export", **paths, out="made/int4/student")
+    assert done.returncode == 0, done.stderr
+    assert contract.reading(desk / "made/int4/student/executorch", contract.INT4)["format"] == "executorch"
+    done = run_stage(desk, "prove", **PATHS | {"int4": "made/int4"}, out="made/proof")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((desk / "made/proof/student-executorch.json").read_text())
+    assert 0 < numbers["kl_student.executorch"] < 2e-3
+
+
 def test_all_that_falls_short_is_named_and_nothing_is_left(desk: Path) -> None:
     """A weight of one file and the tokenizer of the other; their manifests tell of them as they are."""
     reader = gguf.GGUFReader(_own(desk, "gguf/model.gguf"), "r+")

@@ -18,7 +18,8 @@ from tests.unit.export.quantized import quantized
 
 def absent(name: str) -> bool:
     """Whether a runtime is not installed that does not have to be."""
-    return name == "qnn" and importlib.util.find_spec("onnxruntime_qnn") is None
+    package = {"qnn": "onnxruntime_qnn", "executorch": "executorch"}.get(name)
+    return package is not None and importlib.util.find_spec(package) is None
 
 
 OPENED = [  # each runtime with each format that it opens; that for NPUs where it is installed, as it is no default

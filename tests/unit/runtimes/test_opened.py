@@ -102,8 +102,9 @@ def test_a_folder_that_is_no_export_and_a_torn_file_are_refused_in_a_line(
     with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as empty:
         RUNTIMES[name].open(tmp_path, ASKED)
     torn = shutil.copytree(exported(format_name), tmp_path / "torn")
-    for file in (*torn.glob("*.safetensors"), *torn.glob("*.gguf"), *torn.glob("*.onnx.data")):
-        file.write_bytes(file.read_bytes()[:-4000])
+    for kind in ("*.safetensors", "*.gguf", "*.onnx.data", "*.pte"):
+        for file in torn.glob(kind):
+            file.write_bytes(file.read_bytes()[:-4000])
     with pytest.raises(ValueError, match="truncated") as cut:
         RUNTIMES[name].open(torn, ASKED)
     assert not any("\n" in str(error.value) for error in (empty, cut))

@@ -16,7 +16,7 @@ def test_versions_are_those_of_the_runtimes_that_the_formats_need():
     assert table.versions(["dequantized"]).keys() == {"transformers"}
     there = {name for name in table.RUNTIMES if not absent(name)}
     formats = [name for name in EXPORT_FORMATS if there >= table.runtimes_of(name).keys()]
-    assert table.versions(formats).keys() == there >= {*table.RUNTIMES} - {"qnn"}
+    assert table.versions(formats).keys() == there >= {*table.RUNTIMES} - {"qnn", "executorch"}
 
 
 def test_each_that_is_not_installed_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch):
