@@ -16,7 +16,7 @@ from pipeline.artifacts import contract
 from pipeline.evaluation.items import Items
 from pipeline.evaluation.provenance import READ
 from pipeline.knobs import params, yaml_1_2
-from pipeline.report import answers, margin, notes, page, plots, proofs, signals, sweep_files, sweeps
+from pipeline.report import answers, laboratory, margin, notes, page, plots, proofs, signals, sweep_files, sweeps
 from pipeline.report import summary as summaries
 from stages import run
 
@@ -53,6 +53,7 @@ def work() -> None:
         size_plot=size_plot,
         size_note=notes.sizes(len(sized), elsewhere),
         sweeps=[files.folder.name for files in teacher_sweeps],
+        laboratory=laboratory.section(teacher_sweeps, table, knobs.report.margin),
         **_results(
             knobs,
             summary,

@@ -24,7 +24,7 @@ def gain(laboratory: Laboratory, better: Point, worse: Point, rows: np.ndarray) 
 
 def kept_above(laboratory: Laboratory, point: Point, share: float, rows: np.ndarray) -> Mean:
     """What a point has above chance, less a share of what the teacher has."""
-    chance = laboratory.items["chance"].to_numpy()[rows]
+    chance = laboratory.chance[rows]
     teacher, student = (laboratory.scored[name][scores.ACCURACY][rows] - chance for name in (REFERENCE, point.name))
     return mean(student - share * teacher, _clusters(laboratory, rows))
 
@@ -60,4 +60,4 @@ def spearman(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
 
 
 def _clusters(laboratory: Laboratory, rows: np.ndarray) -> np.ndarray:
-    return np.unique(laboratory.items["cluster"].to_numpy()[rows], return_inverse=True)[1]
+    return np.unique(laboratory.clusters[rows], return_inverse=True)[1]

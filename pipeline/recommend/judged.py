@@ -31,20 +31,20 @@ class Judge:
         score = score or part.score
         key = point.name, part.group, part.name, score
         if key not in self._known:
-            items = self.laboratory.items.iloc[part.rows]
             teacher, student = (self.laboratory.scored[name][score][part.rows] for name in (REFERENCE, point.name))
-            chance = 0.0 if score == scores.SKILL else items["chance"].to_numpy()
+            chance = 0.0 if score == scores.SKILL else self.laboratory.chance[part.rows]
+            clusters = self.laboratory.clusters[part.rows]
             try:
-                self._known[key] = relative(teacher, student, self.margin, chance, items["cluster"].to_numpy())
+                self._known[key] = relative(teacher, student, self.margin, chance, clusters)
             except ValueError as error:
                 raise ValueError(f"{part.label}, {point.label}: {error}") from None
         return self._known[key]
 
     def between(self, reference: Point, point: Point, part: Part) -> Verdict:
         """What a point loses against another one instead of the teacher, by the part's own score."""
-        items = self.laboratory.items.iloc[part.rows]
+        chance, clusters = self.laboratory.chance[part.rows], self.laboratory.clusters[part.rows]
         first, second = (self.laboratory.scored[one.name][part.score][part.rows] for one in (reference, point))
-        return relative(first, second, self.margin, items["chance"].to_numpy(), items["cluster"].to_numpy())
+        return relative(first, second, self.margin, chance, clusters)
 
     def by_probability(self, point: Point, part: Part) -> Verdict | None:
         """On the probability of the right choice, where it is known of all items and its loss has the smaller error."""

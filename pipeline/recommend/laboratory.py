@@ -90,15 +90,25 @@ class Laboratory:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """In the order of the items; self-calibration last, unless tasks of it were asked."""
-        labels = list(zip(self.items["group"].astype(str), self.items["part"].astype(str), strict=True))
-        places = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-        codes = np.array([places[label] for label in labels])
-        parts = [Part(group, name, np.flatnonzero(codes == i)) for (group, name), i in places.items()]
+        columns = ["group", "part"]
+        labels = self.items[columns].drop_duplicates().astype(str).itertuples(index=False, name=None)
+        codes = self.items.groupby(columns, sort=False).ngroup().to_numpy()
+        parts = [Part(group, name, np.flatnonzero(codes == i)) for i, (group, name) in enumerate(labels)]
         known = np.flatnonzero(np.isfinite(self.scored[REFERENCE][scores.SKILL]))
-        if len(known) > 1 and CALIBRATED not in places:
+        if len(known) > 1 and CALIBRATED not in [(part.group, part.name) for part in parts]:
             parts.append(Part(*CALIBRATED, known, scores.SKILL))
         order: list[str] = [*dict.fromkeys(part.group for part in parts)]
         return tuple(sorted(parts, key=lambda part: order.index(part.group)))
+
+    @cached_property
+    def chance(self) -> np.ndarray:
+        """What guessing scores, float64 [items]."""
+        return self.items["chance"].to_numpy()
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        """Of each item, int64 [items]."""
+        return self.items["cluster"].to_numpy()
 
     def named(self, names: Sequence[str]) -> tuple[Part, ...]:
         """The parts that these groups, sub-tasks and tasks have, of a task its items alone; without names, all.

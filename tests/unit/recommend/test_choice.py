@@ -57,7 +57,7 @@ def test_a_kind_has_schemes_of_its_own():
 
 
 def test_where_none_is_shown_the_fewest_bits_that_are_not_refuted_are_marked():
-    slightly = {"long/lines": first(890)}
+    slightly = {"long/lines": first(885)}
     points = {"W8A8KV8": slightly, "W4A8KV8": slightly, "W4A4KV4": WORSE}
     made, lines = chosen(points, ["long"])
     assert not made.shown

@@ -1,10 +1,12 @@
 """Lines of bits, and where they end."""
 
+import numpy as np
 import pytest
 
 from pipeline.recommend import least, told
 from pipeline.recommend.judged import Judge
-from tests.unit.recommend.made_answers import N, Rights, first, laboratory
+from pipeline.recommend.laboratory import of_table
+from tests.unit.recommend.made_answers import Rights, first, laboratory, table
 
 TEACHER = {"basic/reasoning": first(1000), "basic/understanding": first(900)}
 LESS: Rights = {"basic/reasoning": first(900)}  # a tenth less
@@ -55,17 +57,18 @@ def test_what_the_teacher_guesses_says_nothing():
 
 
 def test_the_probability_is_shown_beside_where_it_varies_less():
-    """Half of the answers flip, but little of the probability does."""
-    even = {"basic/reasoning": first(N) & (first(N) ^ first(N // 2))}
-    known = laboratory({"basic/reasoning": first(1000)}, {"W4": even}, likelihood=0.1)
-    (line,) = least.lines(Judge(known, 0.5), known.named(["reasoning"]))
-    assert line.verdict is None or line.probability is not None
-    verdict = Judge(known, 0.5).by_probability(known.points[0], known.named(["reasoning"])[0])
-    assert verdict is not None
-    assert verdict.loss_error < Judge(known, 0.5).verdict(known.points[0], known.named(["reasoning"])[0]).loss_error
-    unknown = laboratory({"basic/reasoning": first(1000)}, {"W4": even})
-    unknown.scored["teacher"]["probability of the right choice"][0] = float("nan")
-    assert Judge(unknown, 0.5).by_probability(unknown.points[0], unknown.named(["reasoning"])[0]) is None
+    """Many answers flip, each by little of the probability: the loss of probability is known far better."""
+    turned = {"basic/reasoning": np.roll(first(1000), 300)}
+    known = laboratory({"basic/reasoning": first(1000)}, {"W4": turned}, likelihood=0.1)
+    (line,) = least.lines(Judge(known, 0.2), known.named(["reasoning"]))
+    assert line.verdict is not None
+    assert line.probability is not None
+    assert line.probability.loss_error < line.verdict.loss_error / 2
+    assert "(probability " in told.rows([line])[1][4]
+    answers = table({"basic/reasoning": first(1000)}, {"W4": turned}, likelihood=0.1)
+    partly = of_table(answers.assign(right_probability=answers["right_probability"].where(answers["item"] > 0)))
+    (line,) = least.lines(Judge(partly, 0.2), partly.named(["reasoning"]))
+    assert line.probability is None, "it is not known of all items"
 
 
 def test_a_part_of_one_item_is_named():

@@ -20,7 +20,7 @@ PARTS = ("basic/reasoning", "long/lines")
 
 
 def drawn(known: Laboratory, losses: dict[str, list[float]], random: np.random.Generator) -> Laboratory:
-    """Answers of the teacher and of points, each of which loses so much on each part, and flips FLIPS of its answers."""
+    """Answers of the teacher and of points, each of which loses so much on each part, and FLIPS of them turn."""
     count = len(known.items) // len(PARTS)
     teacher = random.random((len(PARTS), count)) < ACCURACY
     rights = {"teacher": teacher}
@@ -49,7 +49,8 @@ def judges() -> list[Judge]:
 
 def test_a_true_loss_of_the_margin_is_called_within_in_5_percent_at_most(judges: list[Judge]):
     """Each step of a line where it is the first that loses; and the line's and the scheme's claims as a whole."""
-    ended = [least.lines(judge, judge.laboratory.parts, ["weights"]) for judge in judges]
+    parts = judges[0].laboratory.parts  # the same of all draws
+    ended = [least.lines(judge, parts, ["weights"]) for judge in judges]
     by_part = {
         part: [line.bits() for lines in ended for line in lines if line.part == part] for part in ("reasoning", "lines")
     }
@@ -59,7 +60,7 @@ def test_a_true_loss_of_the_margin_is_called_within_in_5_percent_at_most(judges:
     }
     assert max(rates.values()) <= LEVEL + ERROR, rates
     assert min(rates.values()) > LEVEL / 4, "not for want of any claim"
-    schemes = [choice.choose(judge, judge.laboratory.parts, "weights") for judge in judges]
+    schemes = [choice.choose(judge, parts, "weights") for judge in judges]
     wrong = np.mean([made.shown and made.point is not None and made.point.bits[0] <= 4 for made in schemes])
     assert wrong <= LEVEL + ERROR
 
@@ -68,10 +69,10 @@ def test_without_a_loss_it_is_shown_as_often_as_computed():
     """On as many items as `items_needed` asks for at a power of 80 %; the score test takes a little of it."""
     count = items_needed(FLIPS, LOSS, LEVEL, 0.8)
     known = laboratory({PARTS[0]: first(count, count)}, {"W4": {}})
-    random, shown = np.random.default_rng(1), 0
+    parts, random, shown = known.named(["basic"]), np.random.default_rng(1), 0
     for _ in range(DRAWS):
         judge = Judge(_one(known, random), MARGIN)
-        (line,) = least.lines(judge, judge.laboratory.parts)
+        (line,) = least.lines(judge, parts)
         shown += line.bits() == 4
     assert 0.8 - 0.05 < shown / DRAWS < 0.8 + 3 * math.sqrt(0.8 * 0.2 / DRAWS)
 
