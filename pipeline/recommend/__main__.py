@@ -1,16 +1,19 @@
 """`python -m pipeline.recommend`: how few bits are enough, for which tasks, from the laboratory's answers."""
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.recommend import choice, claims, laboratory, least, told
+from pipeline.recommend import choice, claims, laboratory, least, schemes_page, told
 from pipeline.recommend.judged import Judge
 from pipeline.statistics.non_inferiority import MARGIN
 from pipeline.statistics.paired import LEVEL
 from pipeline.statistics.sample_size import POWER, refuse
 
+PAPER = '"Evaluating Quantized Large Language Models" (2402.18158)'
 SIGNALS = Path("data/signals/signals.parquet")
 
 
@@ -21,10 +24,14 @@ def main() -> None:
         refuse(args.margin, LEVEL, POWER)
         names = [name.strip() for name in args.tasks.split(",") if name.strip()]
         file = laboratory.where(args.answers)
-        known = laboratory.load(file)
-        print("\n".join(recommendation(Judge(known, args.margin), names, args.kind)))
+        judge = Judge(laboratory.load(file), args.margin)
+        print("\n".join(recommendation(judge, names, args.kind)))
         if args.claims:
-            print("\n" + told.table(claims.rows(claims.judged(Judge(known, args.margin), claims.signals(SIGNALS)))))
+            rows = claims.rows(claims.judged(judge, claims.signals(SIGNALS)))
+            print(f"\nClaims of {PAPER}\n\n{told.blocks(rows, shutil.get_terminal_size().columns)}")
+        if args.page:
+            schemes_page.write(judge, file, args.page)
+            print(f"\nevery point: {args.page}")
     except ValueError as error:
         sys.exit(f"recommend: {error}")
 
@@ -44,12 +51,13 @@ def recommendation(judge: Judge, names: Sequence[str], kind: str | None) -> list
     points = len(judge.laboratory.points)
     head = f"Within {100 * judge.margin:g} % of the teacher, {len(judge.laboratory.items):,} items, {points} points"
     of = ", ".join(names) or "all that was asked"
+    note = textwrap.fill(told.NOTE, shutil.get_terminal_size().columns)
     return [
         head,
         "",
         told.table(told.rows(lines)),
         "",
-        told.NOTE,
+        note,
         "",
         f"For {of}:",
         *told.choice_lines(judge, chosen, parts),
@@ -69,6 +77,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", default="", metavar="NAMES", help="groups, sub-tasks or tasks, with commas (all)")
     parser.add_argument("--kind", choices=[*least.KINDS], help="what is quantized (weights, inputs and KV cache)")
     parser.add_argument("--claims", action="store_true", help="the paper's claims besides, and whether they hold here")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write every point's scores there: docs/schemes.md")
     return parser.parse_args(arguments)
 
 

@@ -27,7 +27,8 @@ class Line:
         group, part: part is empty for all of the group's together. kind: of KINDS.
         enough: the point with the least bits that are shown to be enough; None: none.
         stopped: the point that ended it; None: none did.
-        verdict, stopped_verdict: what they show; None for a group. more: of a group, which parts ended it.
+        verdict, stopped_verdict: what they show; None for a group.
+        failed: of the point that ended it, each part that is not within, with its verdict.
         probability: as `verdict`, on the probability of the right choice, where that varies less.
         no_signal: of the parts, those where the teacher is not above chance.
     """
@@ -40,7 +41,7 @@ class Line:
     verdict: Verdict | None
     stopped_verdict: Verdict | None
     probability: Verdict | None
-    failed: tuple[str, ...]
+    failed: dict[str, str]
     no_signal: tuple[str, ...]
 
     def bits(self) -> int | None:
@@ -98,6 +99,6 @@ def _line(judge: Judge, parts: Sequence[Part], kind: str, along: dict[int, Point
         verdict=judge.verdict(enough, one) if enough and one else None,
         stopped_verdict=judge.verdict(stopped, one) if stopped and one else None,
         probability=judge.by_probability(enough, one) if enough and one else None,
-        failed=ended.failed,
+        failed={name: verdicts[int(ended.stopped_at or 0)][name].verdict for name in ended.failed},
         no_signal=ended.no_signal,
     )

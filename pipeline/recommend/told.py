@@ -1,5 +1,6 @@
 """What is recommended, in words and columns: for the terminal, and the same cells for the report."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from pipeline.recommend.choice import Choice
 from pipeline.recommend.judged import Judge
 from pipeline.recommend.laboratory import Part
 from pipeline.recommend.least import KINDS, Line, of_kind
-from pipeline.statistics.non_inferiority import BEYOND, NO_SIGNAL, NOT_SHOWN, Verdict
+from pipeline.statistics.non_inferiority import NO_SIGNAL, NOT_SHOWN, Verdict
 
 NOTHING = "-"
 HEADER = ("group", "sub-task", "of", "enough", "loss there", "items", "the next step")
@@ -31,6 +32,17 @@ def table(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
+
+
+def blocks(cells: Sequence[Sequence[str]], width: int) -> str:
+    """Rows with long cells: the first and the last cell, and the others below with their titles, within a width."""
+    header, *body = cells
+    lines = []
+    for first, *middle, last in body:
+        lines.append(f"{first}: {last}")
+        for title, cell in zip(header[1:-1], middle, strict=True):
+            lines += textwrap.wrap(f"{title}: {cell}", width, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(lines)
 
 
 def loss(verdict: Verdict) -> str:
@@ -103,7 +115,7 @@ def _next(line: Line, letters: str) -> str:
     if line.stopped_verdict is not None:
         return f"{step}: {verdict_text(line.stopped_verdict)} ({loss(line.stopped_verdict)})"
     silent = f"; no signal of {', '.join(line.no_signal)}" if line.no_signal else ""
-    return f"{step}: {', '.join(line.failed)} {BEYOND} or {NOT_SHOWN}{silent}" if line.failed else f"{step}{silent}"
+    return f"{step}: {', '.join(f'{name} {verdict}' for name, verdict in line.failed.items())}{silent}"
 
 
 def _needs(more: int | None) -> str:

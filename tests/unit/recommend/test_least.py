@@ -19,7 +19,8 @@ def test_a_line_goes_from_high_bits_to_low_and_ends_at_the_first_that_fails():
     )
     assert (reasoning.bits(), whole.bits(), understanding.bits()) == (6, 6, 3)
     assert whole.part == ""
-    assert whole.failed == ("reasoning",)
+    assert whole.failed == {"reasoning": "beyond"}
+    assert told.rows([whole])[1][-1] == "W4: reasoning beyond"
     assert reasoning.stopped is not None
     assert reasoning.stopped.scheme == "W4"
     assert reasoning.stopped_verdict is not None
