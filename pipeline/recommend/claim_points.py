@@ -11,6 +11,7 @@ from pipeline.recommend.laboratory import Part, Point
 from pipeline.statistics.non_inferiority import NO_SIGNAL
 
 LONG = "long"
+LINES = re.compile(r"(\d+)( lines)?")
 
 
 def plain(judge: Judge, bits: tuple[int, int, int], method: str) -> Point | None:
@@ -59,12 +60,15 @@ def with_signal(judge: Judge) -> np.ndarray:
 
 
 def by_length(judge: Judge) -> list[Part]:
-    """The lengths of the first sub-task of long texts that has several, from short to long."""
-    levels = judge.laboratory.items["level"].astype(str).to_numpy()
-    for part in judge.laboratory.parts:
-        mine = {level: re.fullmatch(r"\D*(\d+)\D*", level) for level in dict.fromkeys(levels[part.rows])}
-        lengths = {level: int(match[1]) for level, match in mine.items() if match}
-        if part.group == LONG and len(lengths) > 1:
-            ordered = sorted(lengths, key=lambda level: lengths[level])
-            return [Part(LONG, level, part.rows[levels[part.rows] == level]) for level in ordered]
-    return []
+    """The lengths in lines of long texts, from short to long.
+
+    A level is a length where it counts lines, "64 lines", or is a number of the sub-task lines; others are places.
+    """
+    items = judge.laboratory.items
+    levels = items["level"].astype(str)
+    counted = (items["group"] == LONG) & (levels.str.endswith(" lines") | (items["part"] == "lines"))
+    lengths = {level: int(match[1]) for level in levels[counted].unique() if (match := LINES.fullmatch(level))}
+    return [
+        Part(LONG, level, np.flatnonzero(counted & (levels == level)))
+        for level in sorted(lengths, key=lambda level: lengths[level])
+    ]

@@ -112,7 +112,7 @@ def smoothquant_at_four_bits(judge: Judge, _: pd.DataFrame | None) -> Outcome:
 
 
 def cache_by_length(judge: Judge, _: pd.DataFrame | None) -> Outcome:
-    """Of the sub-task of long texts whose levels are lengths; over all lengths, p-values are corrected by Holm."""
+    """Of long texts by their lines; over all lengths, p-values are corrected by Holm."""
     four, eight = (claim_points.plain(judge, (8, 0, bits), "rtn") for bits in (4, 8))
     parts = claim_points.by_length(judge)
     if four is None or eight is None or len(parts) < 2:

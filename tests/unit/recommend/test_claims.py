@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from pipeline.recommend import claims, contrasts
+from pipeline.recommend import claim_points, claims, contrasts
 from pipeline.recommend.claims import DOES_NOT, HOLDS, NOT_MEASURED, NOT_SHOWN, Outcome
 from pipeline.recommend.judged import Judge
 from tests.unit.recommend.made_answers import DOWN, Rights, first, laboratory
@@ -90,6 +90,17 @@ def test_the_cache_by_length(four: tuple[int, ...], eight: tuple[int, ...], verd
     assert outcome.verdict == verdict
     assert "10 lines: KV4" in outcome.ours
     assert "200 lines: KV4" in outcome.ours
+
+
+def test_places_of_an_answer_are_no_lengths():
+    """A number is a length where it counts lines."""
+    levels = {"long/multi-document QA": np.repeat(["1", "20"], 50), "long/lines": np.repeat(["200", "20"], 50)}
+    known = laboratory({name: first(60, 100) for name in levels}, {"W8": {}}, levels=levels)
+    parts = claim_points.by_length(Judge(known, 0.02))
+    assert [(part.name, part.rows.tolist()) for part in parts] == [
+        ("20", [*range(150, 200)]),
+        ("200", [*range(100, 150)]),
+    ]
 
 
 @pytest.mark.parametrize(("down", "verdict"), [(1000, HOLDS), (800, DOES_NOT)])
