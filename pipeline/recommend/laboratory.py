@@ -170,14 +170,14 @@ def of_table(table: pd.DataFrame, kl: Mapping[str, float] | None = None, name: s
         kl: of each point to the teacher, nats a token, on other text than the items. name: of the table, in messages.
     """
     if absent := [column for column in (*OF_POINT, *NEEDED) if column not in table]:
-        raise ValueError(f"{name} has no column {', '.join(absent)}; an older evaluate wrote it: {MAKE} anew")
+        raise ValueError(f"{name} has no column {', '.join(absent)}; an older evaluate wrote it. Run it anew: {MAKE}")
     answers = {str(point): part.reset_index(drop=True) for point, part in table.groupby("point", sort=False)}
     if REFERENCE not in answers or len(answers) < 2:
         raise ValueError(f"{name} holds no answers of the teacher and of a point beside it; {MAKE}")
     items = answers[REFERENCE][ITEM]
     others = [point for point, part in answers.items() if not part[ITEM].equals(items)]
     if others:
-        raise ValueError(f"{name}: {', '.join(others)} did not answer the teacher's items; {MAKE} anew")
+        raise ValueError(f"{name}: {', '.join(others)} did not answer the teacher's items. Run it anew: {MAKE}")
     points = tuple(_point(point, part.iloc[0], kl or {}) for point, part in answers.items() if point != REFERENCE)
     scored = {point: scores.of_answers(part) for point, part in answers.items()}
     return Laboratory(_items(answers[REFERENCE]), points, scored)
