@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation audit chat prove-vllm prove-openvino test lint bench-synthesize bench-distill bench-schemes clean
+.PHONY: help repro ablation laboratory audit chat prove-vllm prove-openvino test lint bench-synthesize bench-distill bench-schemes clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,10 @@ ablation: $(VENV)/ready            ## freeze policies x seeds, what is not finis
 	python -m pipeline.flow sweep $(SWEEP) --jobs $(JOBS)
 	dvc repro report
 	@echo "the table: $(SWEEP:.yaml=)/table.md; the curves: data/report/sweeps.html"
+
+laboratory: $(VENV)/ready          ## what bits cost on which tasks, a night on two cores; QUICK=1: half an hour of it
+	python -m pipeline.flow sweep sweeps/laboratory$(if $(QUICK),-quick).yaml --jobs $(JOBS)
+	python -m pipeline.recommend --answers sweeps/laboratory$(if $(QUICK),-quick) --claims
 
 audit: $(VENV)/ready               ## the last versions and all experiments: what changed, what the differences show
 	python -m pipeline.audit

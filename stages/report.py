@@ -21,6 +21,7 @@ from pipeline.report import (
     answers,
     fidelity,
     kv_cache,
+    laboratory,
     margin,
     notes,
     page,
@@ -66,6 +67,7 @@ def work() -> None:
         size_plot=size_plot,
         size_note=notes.sizes(len(sized), elsewhere),
         sweeps=[files.folder.name for files in teacher_sweeps],
+        laboratory=laboratory.section(teacher_sweeps, table, knobs.report.margin),
         **_results(
             knobs,
             summary,

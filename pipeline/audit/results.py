@@ -38,7 +38,7 @@ def verify(git: Git, folder: Path, cache: Cache) -> tuple[list[Finding], list[st
         name = where.relative_to(git.root).as_posix()
         try:
             files = sweep_files.load(where)
-            findings += [*_table(files, name), *_ends(files, name)]
+            findings += [*_table(files, name), *_ends(files, name), *_answers(files, name, unchecked)]
             lineage = f"{name}/{sweep_files.LINEAGE}"
             findings += [
                 Finding(lineage, f"the files of code {code} are not those that it is the digest of")
@@ -70,6 +70,17 @@ def _table(files: SweepFiles, name: str) -> Iterator[Finding]:
     file = files.folder / "table.md"
     if not file.is_file() or file.read_text(encoding="utf-8") != files.markdown():
         yield Finding(f"{name}/table.md", "it is not what points.csv gives")
+
+
+def _answers(files: SweepFiles, name: str, unchecked: list[str]) -> Iterator[Finding]:
+    """Where the kept answers are not those that were written; adds that they are not at hand, as Git has none."""
+    if not (expected := files.lineage.get("answers")):
+        return
+    file = files.folder / sweep_files.ANSWERS
+    if not file.is_file():
+        unchecked.append(f"{name}/{sweep_files.ANSWERS}: it is not here")
+    elif contract.sha256(file) != expected:
+        yield Finding(f"{name}/{sweep_files.ANSWERS}", f"it is not what {sweep_files.LINEAGE} has the sha256 of")
 
 
 def _ends(files: SweepFiles, name: str) -> Iterator[Finding]:

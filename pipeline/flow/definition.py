@@ -8,15 +8,17 @@
     set: {distill.steps: 224}            # knobs that all points share
     baseline: {distill.freeze: none}     # what the other settings are compared with, by pairs that agree in the seed
                                          # and in every knob that is not named here
-    target: evaluate@student             # what DVC brings up to date
+    target: evaluate@student             # what DVC brings up to date; several stages with spaces between
     metrics: [log_perplexity, kl]        # names in the scores, each with `<name>.stderr` beside it where it has one; or
                                          # end.kl: the mean of a column over the last quarter of the curves
     scores: data/scores/student.json
     curves: data/student/log.csv         # a row a step; null where nothing trains
     columns: [kl, gradient_norm]         # of it, to lay over each other; `gradient_norm.o` and the like come along
+    items: data/items/ptq                # a folder with an answers.parquet, which is kept of each point
+    reference: data/items/teacher        # likewise of the model that all points are compared with, kept once
 
 `seeds`, `metrics` and one of `grid` and `points` are needed; the rest is as above if it is left out (`name` is the
-file's, `set` and `baseline` are empty).
+file's, `set` and `baseline` are empty; no answers are kept).
 """
 
 import re
@@ -47,6 +49,8 @@ class Sweep:
     scores: str
     curves: str
     columns: list[str]
+    items: str = ""
+    reference: str = ""
 
     @property
     def folder(self) -> Path:
@@ -122,7 +126,10 @@ def load(file: Path, params_file: Path = Path("params.yaml")) -> Sweep:
         "scores": reader.take("scores", str, "data/scores/student.json"),
         "curves": reader.take("curves", str, "data/student/log.csv"),
         "columns": reader.take("columns", list, ["kl", "gradient_norm"], entries=str),
+        "items": reader.take("items", str, ""),
+        "reference": reader.take("reference", str, ""),
     }
+    problems += _of_answers(measured["items"], measured["reference"])
     if not trains:
         problems += [f"columns: without curves there is none, got {tree['columns']!r}"] if "columns" in tree else []
         ends = [name for name in measured["metrics"] if name.startswith(END)]
@@ -135,3 +142,11 @@ def load(file: Path, params_file: Path = Path("params.yaml")) -> Sweep:
     if problems:
         raise ValueError(f"{file} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
     return Sweep(file, name, points, space.seed_knob, space.baseline, **measured)
+
+
+def _of_answers(items: str, reference: str) -> list[str]:
+    """What is wrong with where answers lie: one without the other."""
+    if bool(items) == bool(reference):
+        return []
+    named, absent = ("items", "reference") if items else ("reference", "items")
+    return [f"{named}: needs {absent} beside it, as answers are compared in pairs"]

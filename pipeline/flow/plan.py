@@ -57,9 +57,10 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
 
     Raises:
         ValueError: DVC cannot read dvc.yaml or knows no such target, the stages need files that the commit has not,
-            make no scores or curves, or are the same for several points: all of it, a line each.
+            make no scores, curves or answers, or are the same for several points: all of it, a line each.
     """
-    params_file, planned_runs, problems = checkout / "params.yaml", [], list[str]()
+    params_file, planned_runs, problems = checkout / "params.yaml", list[Run](), list[str]()
+    outs: dict[str, str] = {}
     before = params_file.read_bytes()
     for point in sweep.points:
         knobs.write(params_file, point.overrides)
@@ -67,6 +68,7 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
         params_file.write_bytes(before)
         wanted = [("scores", sweep.scores)] if sweep.scored else []
         wanted += [("curves", sweep.curves)] if sweep.curves else []
+        wanted += [("items", sweep.items), ("reference", sweep.reference)] if sweep.items else []
         for entry, path in wanted:
             if keys and not any(_overlap(path, out) for out in outs):
                 problems.append(
@@ -76,7 +78,7 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
             break
         slug = knobs.slug({**point.setting, sweep.seed_knob: point.seed})
         planned_runs.append(Run(point, f"{sweep.name}-{slug}-{_digest(keys)[:DIGEST]}", keys))
-    problems += _same(planned_runs, sweep.target)
+    problems += _same(planned_runs, sweep.target) + _other_references(sweep, planned_runs, outs)
     if problems:
         problems = [*dict.fromkeys(problems)]
         raise ValueError(f"{sweep.file} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
@@ -86,7 +88,7 @@ def runs(sweep: Sweep, checkout: Path) -> list[Run]:
 def sources(checkout: Path, target: str) -> list[str]:
     """The files and folders in the project's tree that the target's result depends on, dvc.yaml and params.yaml too."""
     with chdir(checkout), Repo() as repo:  # DVC takes a target as seen from here
-        stages = repo.stage.collect(target, with_deps=True)
+        stages = _collected(repo, target)
         outs = [out.def_path for stage in stages for out in stage.outs]
         deps = [dep.def_path for stage in stages for dep in stage.deps]
     inside = [path for path in deps if not Path(path).is_absolute() and ".." not in Path(path).parts]
@@ -109,19 +111,25 @@ def shared(pending: Iterable[Run]) -> list[Shared]:
     return shared_groups
 
 
-def _keys(checkout: Path, target: str, problems: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The keys of the target and of all that it needs, and their outputs; both empty if DVC refuses."""
+def _keys(checkout: Path, target: str, problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The keys of the target and of all that it needs, and which stage makes each output; both empty if DVC refuses."""
     keys: dict[str, str] = {}
     try:
         with chdir(checkout), Repo() as repo:  # DVC takes a target as seen from here
-            stages = repo.stage.collect(target, with_deps=True)
+            stages = _collected(repo, target)
             makers = {out.def_path: stage for stage in stages for out in stage.outs}
             for stage in stages:
                 _key(stage, makers, keys, problems)
     except DvcException as error:
         problems.append(f"target: {error}")
-        return {}, []
-    return keys, [*makers]
+        return {}, {}
+    return keys, {path: stage.addressing for path, stage in makers.items()}
+
+
+def _collected(repo: Repo, target: str) -> list[Any]:
+    """The stages that a target needs, each once; it may name several stages, with spaces between."""
+    stages = [stage for name in target.split() for stage in repo.stage.collect(name, with_deps=True)]
+    return [*{stage.addressing: stage for stage in stages}.values()]
 
 
 def _key(stage: Any, makers: dict[str, Any], keys: dict[str, str], problems: list[str]) -> str:
@@ -152,6 +160,16 @@ def _same(planned_runs: list[Run], target: str) -> list[str]:
     for run in planned_runs:
         alike.setdefault(_digest(run.keys), []).append(run.name)
     return [f"{target} does not depend on what tells these apart: {', '.join(n)}" for n in alike.values() if n[1:]]
+
+
+def _other_references(sweep: Sweep, planned_runs: list[Run], outs: dict[str, str]) -> list[str]:
+    """Whether what all points are compared with differs from one to another."""
+    makers = [stage for out, stage in outs.items() if sweep.reference and _overlap(sweep.reference, out)]
+    if len({run.keys[stage] for run in planned_runs for stage in makers}) <= len(makers):
+        return []
+    return [
+        f"reference: {sweep.reference} depends on what the points vary; vary nothing that {', '.join(makers)} reads"
+    ]
 
 
 def _overlap(one: str, other: str) -> bool:

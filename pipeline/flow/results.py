@@ -3,6 +3,7 @@
 Each point has the commit of its experiment, the digest of the code that it ran, and the model that it was made from
 (`pipeline.report.sweep_files`); the table is worked out from the points. The files are tracked by Git and count: a
 point that they hold under the name that it has now is finished, also in a clone without its experiment or the cache.
+A sweep that keeps answers has one file more, which Git does not track: there a point is finished where it has answers.
 """
 
 import io
@@ -17,11 +18,11 @@ import yaml
 from dvc.api import DVCFileSystem
 
 from pipeline.artifacts import contract
-from pipeline.flow import knobs
+from pipeline.flow import knobs, point_answers
 from pipeline.flow.definition import END, Sweep
 from pipeline.flow.plan import Run
 from pipeline.report import comparison, sweep_files
-from pipeline.report.sweep_files import ORIGIN, UNKNOWN, Origin
+from pipeline.report.sweep_files import ANSWERS, ORIGIN, REFERENCE, UNKNOWN, Origin
 
 TEACHER = "data/teacher/manifest.json"  # of what a point was made from
 READ = "read"  # among the scores: what they were read from
@@ -32,11 +33,12 @@ ERROR = ".stderr"
 @dataclass(frozen=True)
 class Result:
     """What a point came to: its metrics, each with its standard error where it has one, its curves by step, and where
-    they come from."""
+    they come from; its answers and those of the reference, as `point_answers.read` has them, where they are kept."""
 
     scores: dict[str, float]
     curves: pd.DataFrame
     origin: Origin = field(default_factory=Origin)
+    answers: tuple[pd.DataFrame, pd.DataFrame] | None = None
 
 
 def read(root: Path, commit: str, sweep: Sweep) -> Result:
@@ -65,7 +67,8 @@ def read(root: Path, commit: str, sweep: Sweep) -> Result:
     chosen = [column for column in curves if any(_of(str(column), name) for name in ("step", *sweep.columns))]
     stride = math.ceil(len(curves) / CURVE_ROWS)
     thinned = curves[chosen].iloc[:: max(1, stride)].reset_index(drop=True)
-    return Result({name: float(scores[name]) for name in names}, thinned, origin)
+    answers = point_answers.read(files, sweep) if sweep.items else None
+    return Result({name: float(scores[name]) for name in names}, thinned, origin, answers)
 
 
 def _curves(files: DVCFileSystem, sweep: Sweep) -> pd.DataFrame:
@@ -112,7 +115,7 @@ def recorded(sweep: Sweep) -> dict[str, Result]:
         lines = {name: part.drop(columns="experiment") for name, part in curves.groupby("experiment", sort=False)}
         lineage = sweep.folder / sweep_files.LINEAGE  # results of before 2026-11-29 have none
         listed = json.loads(lineage.read_text(encoding="utf-8"))["code"] if lineage.is_file() else {}
-        results = {}
+        results, answers = {}, point_answers.recorded(sweep) if sweep.items else {}
         for row in points.to_dict("records"):
             names = [str(key) for key in row if any(str(key) in (name, name + ERROR) for name in sweep.metrics)]
             scores = {name: float(row[name]) for name in names if pd.notna(row[name])}
@@ -120,10 +123,12 @@ def recorded(sweep: Sweep) -> dict[str, Result]:
             drawn = drawn if drawn.empty else drawn.dropna(axis="columns", how="all")
             known = {name: str(row[name]) if pd.notna(row.get(name)) else UNKNOWN for name in ORIGIN}
             code = listed.get(known["code"], {})
-            if {*sweep.metrics} <= {*scores} and {"step", *sweep.columns} <= {*drawn}:
-                results[str(row["experiment"])] = Result(
-                    scores, drawn.reset_index(drop=True), Origin(known["commit"], code, known["teacher"], known["read"])
-                )
+            name = str(row["experiment"])
+            mine = (answers[name], answers[REFERENCE]) if {name, REFERENCE} <= {*answers} else None
+            whole = {*sweep.metrics} <= {*scores} and {"step", *sweep.columns} <= {*drawn}
+            if whole and (mine or not sweep.items):
+                origin = Origin(known["commit"], code, known["teacher"], known["read"])
+                results[name] = Result(scores, drawn.reset_index(drop=True), origin, mine)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{files[0]} or {files[1].name} is damaged ({error}); remove both, or `git restore` them"
@@ -143,6 +148,10 @@ def write(sweep: Sweep, runs: list[Run], results: dict[str, Result]) -> list[lis
     lines = pd.concat(curves, ignore_index=True)
     lines = lines[["experiment", "step", *lines.columns.drop(["experiment", "step"])]]
     table = comparison.compare(points, sweep.knobs, sweep.seed_knob, sweep.metrics, _cells(sweep.baseline))
+    kept = {run.name: results[run.name].answers for run in runs if run.name in results}
+    if answers := {name: pair for name, pair in kept.items() if pair is not None}:
+        (_, reference), *_ = answers.values()
+        point_answers.write(sweep.folder, {name: own for name, (own, _) in answers.items()}, reference)
     contract.write_json(sweep.folder / sweep_files.LINEAGE, _lineage(sweep, results))
     _write_csv(sweep.folder / "points.csv", points)
     _write_csv(sweep.folder / "curves.csv", lines)
@@ -154,7 +163,9 @@ def write(sweep: Sweep, runs: list[Run], results: dict[str, Result]) -> list[lis
 def _lineage(sweep: Sweep, results: dict[str, Result]) -> dict[str, Any]:
     """What lineage.json holds."""
     code = [dict(result.origin.code) for result in results.values() if result.origin.code]
+    kept = {"items": sweep.items, "answers": contract.sha256(sweep.folder / ANSWERS)} if sweep.items else {}
     return {
+        **kept,
         "knobs": sweep.knobs,
         "seed": sweep.seed_knob,
         "metrics": sweep.metrics,

@@ -187,7 +187,7 @@ def point(desk: Workspaces, run: plan.Run, target: str, cancelled: Event, jobs: 
         StageError: a stage failed.
     """
     with _workspace(desk, run.name, run.point.overrides, cancelled) as where:
-        _dvc(run.name, ["exp", "run", "--name", run.name, target], where, cancelled, jobs)
+        _dvc(run.name, ["exp", "run", "--name", run.name, *target.split()], where, cancelled, jobs)
         desk.collect(run.name)
     return desk.experiments()[run.name]
 

@@ -4,7 +4,7 @@ import dataclasses
 import typing
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, InstanceOf, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, InstanceOf, Tag, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pipeline.knobs.kinds import FORBID, Flag, Int, Number, Text, whole
@@ -106,3 +106,12 @@ else:
         | Annotated[SchemeLong, AfterValidator(SchemeLong.scheme), Tag("long")],
         Discriminator(_form),
     ]
+
+
+def of(value: Any) -> Scheme:
+    """A scheme as params.yaml may have it, short or long.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return TypeAdapter(AnyScheme).validate_python(value)

@@ -3,7 +3,8 @@
 points.csv has a row a point: experiment, its commit (whose dvc.lock names all that it read and made), code (a digest of
 the files that its stages ran, which lineage.json lists), teacher (which model), read (a digest of what its scores were
 read from), setting, knobs, seed, and metrics. lineage.json has what the table needs besides: the names of knobs, seed
-and metrics, the baseline, and where scores and curves lie in a commit. `unknown`: older code did not note it.
+and metrics, the baseline, and where scores, curves and answers lie in a commit; and the sha256 of answers.parquet,
+where the sweep keeps one. `unknown`: older code did not note it.
 """
 
 import hashlib
@@ -22,6 +23,9 @@ from pipeline.report import comparison
 UNKNOWN = "unknown"
 ORIGIN = ("commit", "code", "teacher", "read")  # columns of points.csv
 LINEAGE = "lineage.json"
+ANSWERS = "answers.parquet"  # of a sweep that keeps answers, see pipeline/flow/point_answers.py
+REFERENCE = "teacher"  # the point of what all are compared with
+OF_POINT = ("point", "scheme", "method", "rotation", "bits_w", "bits_a", "bits_kv")  # before an answer's own columns
 SOURCES = ("pipeline/", "stages/")  # where code lies
 DIGITS = 16  # of a digest
 WEIGHTS = ".safetensors"
@@ -115,11 +119,12 @@ def teacher_of(manifest: Mapping[str, Any]) -> str:
 
 def source_files(lock: Mapping[str, Any], target: str) -> dict[str, str]:
     """By a dvc.lock, DVC's hash of what a target's stages read and no stage made: their code, and single files of data;
-    of a target that is no stage, those of all stages."""
+    of a target that is no stage, those of all stages. A target may be several, with spaces between."""
     stages = lock.get("stages", {})
     made = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", ())}
     hashes: dict[str, str] = {}
-    waiting, told = [target] if target in stages else [*stages], set[str]()
+    named = target.split()
+    waiting, told = named if named and {*named} <= {*stages} else [*stages], set[str]()
     while waiting:
         name = waiting.pop()
         if name in told:

@@ -36,6 +36,7 @@ ELSEWHERE = {  # how a command begins: which test runs it, or why none does
     "dvc remote": "test_remote.py",
     "python -m pipeline.flow.remote": "test_remote.py",
     "python -m pipeline.flow sweep": "test_sweep.py",
+    "python -m pipeline.recommend": "test_laboratory.py, and tests/unit/recommend/test_command.py with each option",
     "python -m pipeline.audit v1.0 main my-experiment": "test_audit.py, with names that are there",
     "python -m stages.analyze": "test_signals.py",
     "make": "test_install.py; the targets are the commands that stand here",

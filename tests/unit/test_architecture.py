@@ -12,7 +12,7 @@ LAYERS = [
     {"rounding"},
     {"calibration"},
     {"signals", "distill", "export", "runtimes", "evaluation"},
-    {"preflight", "report"},
+    {"preflight", "report", "recommend"},
     {"audit", "chat", "elsewhere"},
     {"publish"},
     {"stages"},
@@ -23,6 +23,7 @@ BARRED_NAMES = {"utils", "helpers", "common", "base", "registry", "factory"}
 FLOW = {name for name in MODULES if f"{name}.".startswith("pipeline.flow.")}
 READ_BY_SWEEPS = {
     "pipeline.knobs",
+    "pipeline.knobs.long_scheme",
     "pipeline.knobs.params",
     "pipeline.knobs.names",
     "pipeline.knobs.yaml_1_2",

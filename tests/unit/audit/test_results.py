@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipeline.artifacts import contract
 from pipeline.audit import results
 from pipeline.audit.cache import Cache
 from pipeline.audit.trees import Git
@@ -111,6 +112,18 @@ def test_edited_curves_are_not_what_their_commit_holds(project: Path):
     edit(project, "curves.csv", "0.6", "0.5")
     edit(project, "curves.csv", "4,0.2", "4,0.1")
     assert "sweeps/s/points.csv: end.kl of s-1 is 0.2, but curves.csv gives 0.1" in verified(project)[0]
+
+
+def test_answers_are_those_that_the_lineage_has_the_hash_of(project: Path):
+    file, lineage = project / "sweeps/s/answers.parquet", project / "sweeps/s/lineage.json"
+    file.write_bytes(b"answers")
+    told = json.loads(lineage.read_text()) | {"answers": contract.sha256(file)}
+    lineage.write_text(json.dumps(told))
+    assert verified(project) == ([], [])
+    file.write_bytes(b"others")
+    assert verified(project)[0] == ["sweeps/s/answers.parquet: it is not what lineage.json has the sha256 of"]
+    file.unlink()
+    assert verified(project) == ([], ["sweeps/s/answers.parquet: it is not here"])
 
 
 def test_other_code_than_the_commits_is_found(project: Path):

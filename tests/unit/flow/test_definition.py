@@ -203,3 +203,21 @@ def test_a_sweep_that_trains_nothing_needs_no_curves(tmp_path: Path):
         definition.load(tmp_path / "tiny.yaml")
     assert "columns: without curves there is none" in str(caught.value)
     assert "metrics: without curves there is no end.kl" in str(caught.value)
+
+
+def test_answers_are_kept_of_points_and_of_what_they_are_compared_with(tmp_path: Path):
+    sweep = load(tmp_path, items="data/items/ptq", reference="data/items/teacher")
+    assert (sweep.items, sweep.reference) == ("data/items/ptq", "data/items/teacher")
+    assert (load(tmp_path).items, load(tmp_path).reference) == ("", "")
+    for named, absent in (("items", "reference"), ("reference", "items")):
+        (line,) = refusal(tmp_path, **{named: "data/items/ptq"})
+        assert line == f"{named}: needs {absent} beside it, as answers are compared in pairs"
+    assert refusal(tmp_path, items=3, reference="x")[0] == "items: expected text, got 3"
+
+
+def test_the_laboratories_vary_bits_over_one_evaluation_of_the_teacher():
+    for name in ("laboratory", "laboratory-quick"):
+        sweep = definition.load(ROOT / f"sweeps/{name}.yaml")
+        assert sweep.target == "evaluate@teacher evaluate@ptq"
+        assert (sweep.items, sweep.reference) == ("data/items/ptq", "data/items/teacher")
+        assert {*sweep.knobs} <= {"scheme", "calibrate.method", "calibrate.rotation"}

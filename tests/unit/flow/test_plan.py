@@ -114,3 +114,24 @@ def test_an_unknown_target_is_answered_in_dvcs_words(project: Path):
 
 def test_the_sources_are_what_lies_in_the_tree(project: Path):
     assert plan.sources(project, "evaluate@student") == ["dvc.yaml", "make.py", "params.yaml", "texts", "train.py"]
+
+
+def test_a_target_may_be_several_stages(project: Path):
+    both = plan.sources(project, "report evaluate@student")
+    assert both == ["README", "dvc.yaml", "make.py", "params.yaml", "texts", "train.py"]
+    (run,) = plan.runs(sweep(OVERRIDES[:1], target="evaluate@student report"), project)
+    assert {*run.keys} == {"corpus", "distill", "evaluate@student", "report"}
+    shared_names = {*plan.runs(sweep(OVERRIDES[:1], target="corpus evaluate@student"), project)[0].keys}
+    assert shared_names == {"corpus", "distill", "evaluate@student"}, "each once"
+
+
+def test_what_all_points_are_compared_with_must_be_the_same_for_all(project: Path):
+    kept = {"items": "student", "reference": "corpus"}
+    assert len(plan.runs(sweep(OVERRIDES, **kept), project)) == 4
+    overrides = [{**own, "seed": seed} for seed in (0, 1) for own in OVERRIDES[:1]]
+    with pytest.raises(ValueError, match="reference: corpus depends on what the points vary; vary nothing that corpus"):
+        plan.runs(sweep(overrides, **kept), project)
+    with pytest.raises(ValueError, match="2 problem") as caught:
+        plan.runs(sweep(OVERRIDES, items="data/items/ptq", reference="data/items/teacher"), project)
+    assert "items: data/items/ptq is no output of" in str(caught.value)
+    assert "reference: data/items/teacher is no output of" in str(caught.value)

@@ -68,6 +68,7 @@ CONTENT: dict[str, Any] = {
     "training_text": "text",
     "training_plot": '<svg id="training"></svg>',
     "sweeps": ["ablation", "sizes"],
+    "laboratory": None,
     "signals": {
         "freeze_text": "o lies above",
         "claim": [["", "o : q, k"], ["ptq", "0.96"]],
