@@ -36,15 +36,15 @@ class Made:
 
 
 MADE = {
-    "agreement": Made("basic", "understanding", agreement, None, 300, MOST_AGREEMENT),
-    "word_order": Made("basic", "understanding", word_order, None, 300, MOST_WORD_ORDER),
-    "label_mapping": Made("emergent", "in-context learning", label_mapping, ("0 shots", "12 shots"), 240),
-    "state": Made("emergent", "multi-step", state, None, 240),
-    "arithmetic": Made("emergent", "multi-step", arithmetic, None, 108),
-    "ethics": Made("trust", "ethics", ethics, None, 300, MOST_ETHICS),
-    "attacked": Made("trust", "robustness", attacked, ("attacked", "clean"), 300, MOST_ATTACKED),
-    "lines": Made("long", "retrieval", lines, None, 160),
-    "key_value": Made("long", "retrieval", key_value, None, 96),
+    "agreement": Made("basic", "understanding", agreement, None, 60, MOST_AGREEMENT),
+    "word_order": Made("basic", "understanding", word_order, None, 60, MOST_WORD_ORDER),
+    "label_mapping": Made("emergent", "in-context learning", label_mapping, ("0 shots", "12 shots"), 48),
+    "state": Made("emergent", "multi-step", state, None, 36),
+    "arithmetic": Made("emergent", "multi-step", arithmetic, None, 12),
+    "ethics": Made("trust", "ethics", ethics, None, 60, MOST_ETHICS),
+    "attacked": Made("trust", "robustness", attacked, ("attacked", "clean"), 60, MOST_ATTACKED),
+    "lines": Made("long", "retrieval", lines, None, 16),
+    "key_value": Made("long", "retrieval", key_value, None, 12),
 }
 
 
