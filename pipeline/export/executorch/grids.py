@@ -12,7 +12,7 @@ from pipeline.models.context import context_length
 
 ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings whose frequencies do not change with the length
 PLACES = 2048  # of the KV cache, unless the model's context is shorter
-NEAREST = "W4A8E8H8"
+NEAREST = "W4A16E8H6"
 NUMBER = r"\.\d+(?=\.)"  # of a layer, in a module's name
 
 

@@ -29,7 +29,7 @@ def test_a_scale_a_row_fits_with_any_inputs(installed: None):
 def test_what_does_not_fit_is_told_with_the_nearest_scheme(installed: None):
     (groups,) = problems(family("llama"), Weights(4, group=16))
     assert groups.startswith("model.layers.*.mlp.up_proj: its weight has groups of 16, whose scales")
-    assert groups.endswith("the nearest scheme is W4A8E8H8")
+    assert groups.endswith("the nearest scheme is W4A16E8H6")
     (asymmetric,) = problems(family("llama"), Weights(4, symmetric=False))
     assert "asymmetric" in asymmetric
     (float_weight,) = problems(family("llama"), Weights(0), refusals.Signals({UP: Activations(8, dynamic=True)}))
