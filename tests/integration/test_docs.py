@@ -28,7 +28,7 @@ RUN = {  # in a checkout after a run: what it prints
 ELSEWHERE = {  # how a command begins: which test runs it, or why none does
     "dvc exp run -S teacher.": "test_pipeline.py takes one from a folder, test_sources_hub.py from a hub",
     "dvc exp run -S export.formats=[compressed-tensors,qnn]": "test_prove.py, where the compiler is installed",
-    "dvc exp run -S scheme=W4A8E8H8 -S export.formats=[compressed-tensors,executorch]": "test_prove.py, as for qnn",
+    "dvc exp run -S export.formats=[compressed-tensors,executorch]": "test_prove.py, as for qnn",
     "dvc exp run -S evaluate.": "test_harness.py scores a folder; the hub's data sets need a network",
     "dvc exp run -S distill.processes": "test_sharding.py and test_distill.py",
     "dvc commit": "test_edits.py",
