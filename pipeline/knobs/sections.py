@@ -218,7 +218,7 @@ class Export:
     formats: Annotated[list[Format], Field(min_length=1)] = Field(
         description="a folder each: compressed-tensors (packed integers, as transformers and vLLM load them) | gguf "
         "(for llama.cpp; groups of 32, 64, 128 or a whole row; byte-level BPE tokenizers) | onnx (for onnxruntime and "
-        "onnxruntime-genai; any scheme) | mlx (for mlx-lm; groups as gguf) | qnn (compiled for a Snapdragon's NPU; "
+        "onnxruntime-genai; any weights) | mlx (for mlx-lm; groups as gguf) | qnn (compiled for a Snapdragon's NPU; "
         "W4A16 and the like) | executorch (for phones; a scale a row) | dequantized (a float32 model of the same "
         "numbers, for measuring; any scheme); compressed-tensors, gguf, qnn and executorch hold symmetric weights "
         "alone",
