@@ -1,5 +1,8 @@
 """How well a model knows what it knows: over all items with choices, from the probabilities that it gave them.
 
+These are its own: the softmax of its log-likelihoods. What a metric divides by the length of the answers ranks them,
+and is no probability: it is nearly the same for all, however sure the model is.
+
 The Brier score of an item is sum_c (p_c - [c is right])^2 over its choices (Brier 1950, Monthly Weather Review 78:1): 0
 is sure and right, 2 sure and wrong. It is proper: no other probabilities than the true ones make it smaller on average.
 
@@ -9,10 +12,11 @@ and O'Connor 2015, arXiv 1508.05154). Of few items it is too large, by about wha
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from pipeline.statistics import clustered
 
@@ -30,14 +34,17 @@ def scores(answers: pd.DataFrame, family: Callable[[str], str]) -> dict[str, flo
     Returns:
         nothing where no item has choices of which the right one is known.
     """
-    known = answers[(answers["probabilities"].map(len) > 1) & (answers["answer"] >= 0)]
+    known = answers[(answers["log_likelihoods"].map(len) > 1) & (answers["answer"] >= 0)]
     if known.empty:
         return {}
+    probabilities = [special.softmax(np.asarray(nats)) for nats in known["log_likelihoods"]]
     labels = known["task"].map(family) + " " + known["cluster"].astype(str)
     clusters = pd.factorize(labels)[0]
-    squares = brier(known)
-    confidence = known["probabilities"].map(max).to_numpy(float)
-    right = (known["prediction"] == known["answer"]).to_numpy(float)
+    squares = brier(probabilities, known["answer"])
+    confidence = np.array([own.max() for own in probabilities])
+    right = np.array(
+        [float(own.argmax() == answer) for own, answer in zip(probabilities, known["answer"], strict=True)]
+    )
     error = clustered.error((squares - squares.mean()) / len(squares), clusters)
     return {
         "calibration.brier": float(squares.mean()),
@@ -47,10 +54,10 @@ def scores(answers: pd.DataFrame, family: Callable[[str], str]) -> dict[str, flo
     }
 
 
-def brier(answers: pd.DataFrame) -> np.ndarray:
-    """The Brier score of each item, float64 [items], of columns probabilities and answer."""
-    pairs = zip(answers["probabilities"], answers["answer"], strict=True)
-    return np.array([np.square(np.asarray(p) - (np.arange(len(p)) == right)).sum() for p, right in pairs])
+def brier(probabilities: Sequence[np.ndarray], answers: Iterable[int]) -> np.ndarray:
+    """The Brier score of each item, float64 [items], of its choices' probabilities and the right one's index."""
+    pairs = zip(probabilities, answers, strict=True)
+    return np.array([np.square(p - (np.arange(len(p)) == right)).sum() for p, right in pairs])
 
 
 def expected_error(

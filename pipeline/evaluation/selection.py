@@ -86,8 +86,13 @@ def problems_of(name: str, folder: str | Path | None, limit: int, items: int) ->
             rows = made_rows(name, items)
         except ValueError as error:
             return [str(error)]
-        few = _groups(rows, name) < 2
-        return [f"evaluate.items: {len(rows)} of {name} are one cluster, so accuracy has no standard error; more"] * few
+        if _groups(rows, name) < 2:
+            return [f"evaluate.items: {len(rows)} of {name} are one cluster, so accuracy has no standard error; more"]
+        if (levels := TASKS[name].compares) and len(set.intersection(*_clusters_of(rows, levels))) < 2:
+            return [
+                f"evaluate.items: {len(rows)} of {name} hold one pair, whose difference has no standard error; more"
+            ]
+        return []
     if folder is None:
         hub = TASKS[name].hub
         return [] if hub else [f"evaluate.tasks: {name} is not on the hub; set evaluate.source to folder"]
@@ -144,6 +149,11 @@ def _unlike(name: str, folder: str | Path) -> list[str]:
         return []
     here, there = (len(_lines(file)) for file in (_file(folder, name), other))
     return [] if here == there else [f"{_file(folder, name)} has {here} rows, {other} {there}; the same, row by row"]
+
+
+def _clusters_of(rows: Sequence[Row], levels: Sequence[str]) -> list[set[int]]:
+    """The clusters of each of some levels of a made task."""
+    return [{row["cluster"] for row in rows if row["level"] == level} for level in levels]
 
 
 def _groups(rows: Sequence[Row], name: str) -> int:

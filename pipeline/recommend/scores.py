@@ -17,7 +17,7 @@ def of_answers(answers: pd.DataFrame) -> dict[str, np.ndarray]:
 
     Args:
         answers: columns correct, right_probability, log_likelihoods (nats, of each choice), answer (index of the right
-            choice, -1: not known) and, where they are stored, probabilities.
+            choice, -1: not known).
     """
     return {
         ACCURACY: answers["correct"].to_numpy(float),
@@ -46,7 +46,5 @@ def _skill(answers: pd.DataFrame) -> np.ndarray:
 
 
 def _probabilities(answers: pd.DataFrame) -> np.ndarray:
-    """Of each choice, float64 [items, choices]; without a column, the softmax of the likelihoods."""
-    if "probabilities" in answers:
-        return np.stack(answers["probabilities"].tolist()).astype(float)
+    """The model's own of each choice, float64 [items, choices]: the softmax of its likelihoods, whatever ranks them."""
     return np.asarray(special.softmax(np.stack(answers["log_likelihoods"].tolist()).astype(float), axis=1))

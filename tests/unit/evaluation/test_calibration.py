@@ -34,7 +34,8 @@ def drawn(count: int, sharpness: float, seed: int = 0) -> pd.DataFrame:
 
 def test_the_brier_score_is_its_sum_over_choices():
     table = answered([[0.7, 0.2, 0.1], [1.0, 0.0], [0.5, 0.5]], [1, 0, 1])
-    assert calibration.brier(table) == pytest.approx([0.49 + 0.64 + 0.01, 0.0, 0.5])
+    own = [np.array([0.7, 0.2, 0.1]), np.array([1.0, 0.0]), np.array([0.5, 0.5])]
+    assert calibration.brier(own, [1, 0, 1]) == pytest.approx([0.49 + 0.64 + 0.01, 0.0, 0.5])
     made = measured(table)
     assert made["calibration.brier"] == pytest.approx((1.14 + 0.5) / 3)
     assert made["calibration.brier.stderr"] == pytest.approx(stats.sem([1.14, 0, 0.5]))
@@ -87,3 +88,11 @@ def test_items_without_choices_or_whose_right_one_is_not_known_do_not_count():
     more = pd.concat([table, answered([[0.1]], [0], cluster=[9]), answered([[0.9, 0.1]], [-1], cluster=[8])])
     assert measured(more) == measured(table)
     assert measured(answered([[0.1]], [0])) == {}
+
+
+def test_what_a_metric_divides_by_lengths_is_no_probability():
+    """Sure and right both times, and told so, though the ranks by length are nearly equal."""
+    sure = answered([[0.99, 0.01], [0.98, 0.02]], [0, 0])
+    ranked = sure.assign(probabilities=[[0.53, 0.47], [0.52, 0.48]])
+    assert measured(ranked) == measured(sure)
+    assert measured(ranked)["calibration.ece"] == pytest.approx(0.015)

@@ -179,3 +179,10 @@ def test_a_made_row_fits_its_schema():
     for name in made.MADE:
         for row in selection.made_rows(name, 24):
             assert selection.schemas.malformed(json.dumps(row), TASKS[name].schema, TASKS[name].optional) == ""
+
+
+@pytest.mark.parametrize("name", [name for name, line in made.MADE.items() if line.compares])
+def test_a_difference_of_one_pair_is_refused_before_it_has_no_error(name: str):
+    group = made.MADE[name].group
+    assert "hold one pair" in problems([group], [name], None, items=3)[0]
+    assert selection.selected([group], [name], None, 0, 4) == [name]

@@ -39,9 +39,10 @@ def test_skill_is_one_less_brier_over_that_of_equal_probabilities():
     assert np.isnan(scores.of_answers(unknown)[scores.SKILL]).all()
 
 
-def test_stored_probabilities_count_before_the_likelihoods():
-    answers = table({"basic/reasoning": first(1, 1)}, {"W4": {}}).iloc[:1].assign(probabilities=[[1.0, 0.0, 0.0, 0.0]])
-    assert scores.of_answers(answers)[scores.SKILL] == pytest.approx([1.0])
+def test_what_ranks_the_choices_is_no_probability():
+    plain = table({"basic/reasoning": first(1, 1)}, {"W4": {}}).iloc[:1]
+    ranked = scores.of_answers(plain.assign(probabilities=[[1.0, 0.0, 0.0, 0.0]]))
+    assert ranked[scores.SKILL] == pytest.approx(scores.of_answers(plain)[scores.SKILL])
 
 
 def test_chance_is_one_over_the_choices_and_none_of_an_answer_alone():
