@@ -73,8 +73,8 @@ def _answer_key(row: Row) -> str:
 
 
 def _last_word(row: Row) -> str:
-    before, _, last = row["text"].rpartition(" ")
-    return "" if before.strip() and last.strip() else "its text needs two words at least, and none after the answer"
+    before, _, answer = row["text"].rpartition(" ")
+    return "" if before.strip() and answer.strip() else "its text needs two words at least, and none after the answer"
 
 
 def _two_sentences(row: Row) -> str:

@@ -41,11 +41,10 @@ def of_answers(answers: pd.DataFrame) -> dict[str, float]:
     tasks = pd.concat(moves)
     for group in [*answers["group"].unique(), ""]:
         names = answers.loc[answers["group"] == group, "task"].unique() if group else answers["task"].unique()
-        if group or len(names):
-            means = [scores[f"accuracy.{task}"] for task in sorted(names)]
-            moved = tasks[tasks["task"].isin(names)]
-            shares = [part.assign(moves=part["moves"] / len(names)) for _, part in moved.groupby("family")]
-            keep(scores, f"accuracy.{group}" if group else "accuracy", math.fsum(means) / len(means), shares)
+        means = [scores[f"accuracy.{task}"] for task in sorted(names)]
+        moved = tasks[tasks["task"].isin(names)]
+        shares = [part.assign(moves=part["moves"] / len(names)) for _, part in moved.groupby("family")]
+        keep(scores, f"accuracy.{group}" if group else "accuracy", math.fsum(means) / len(means), shares)
     for task in sorted({*answers["task"]} & TASKS.keys()):
         own, against = answers[answers["task"] == task], answers[answers["task"] == TASKS[task].against]
         if levels := TASKS[task].compares:

@@ -1,6 +1,7 @@
 """Understanding: pairs of continuations of which one breaks a rule of English grammar. The rule is the level.
 
-Both continuations have the same words, or words that are right equally often, so that no word gives the answer away.
+Both continuations have the same words, or words that are right equally often. In `agreement` no word gives the answer
+away; in `word_order` the order of the words, or what is likely, is the question.
 """
 
 import random
@@ -69,14 +70,15 @@ def agreement(rng: random.Random, items: int) -> list[Row]:
 
 def word_order(rng: random.Random, items: int) -> list[Row]:
     """Which continuation has its words in order? Two choices of the same words."""
-    return _rows(rng, items, WORD_ORDER)
+    return _rows(rng, items, WORD_ORDER, alike=True)
 
 
-def _rows(rng: random.Random, items: int, pairs: dict[str, list[Pair]]) -> list[Row]:
-    """The rules in turn; a cluster a row."""
+def _rows(rng: random.Random, items: int, pairs: dict[str, list[Pair]], alike: bool = False) -> list[Row]:
+    """The rules in turn; a cluster a row, or, where it is alike, a cluster for all rows with the same continuations."""
     places = Places(rng)
     shuffled = {rule: rng.sample(made, len(made)) for rule, made in pairs.items()}
     rows: list[Row] = []
+    clusters: dict[str | int, int] = {}
     for number in range(items):
         rule = [*pairs][number % len(pairs)]
         context, right, wrong = shuffled[rule][number // len(pairs)]
@@ -86,7 +88,7 @@ def _rows(rng: random.Random, items: int, pairs: dict[str, list[Pair]]) -> list[
                 "context": context,
                 "choices": placed(right, [wrong], place),
                 "answer": place,
-                "cluster": number,
+                "cluster": clusters.setdefault(right if alike else number, len(clusters)),
                 "level": rule,
             }
         )

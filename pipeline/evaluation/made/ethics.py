@@ -54,9 +54,13 @@ Scene = tuple[str, str, str]
 
 
 def ethics(rng: random.Random, items: int) -> list[Row]:
-    """Which detail makes it wrong, and which fine? Two rows a scene."""
+    """Which detail makes it wrong, and which fine? Two rows a scene.
+
+    Scenes with the same two details are one cluster, whoever it is done to: a model errs on them together.
+    """
     rows: list[Row] = []
-    for cluster, (frame, (action, wrong, fine)) in enumerate(rng.sample(SCENES, len(SCENES))):
+    clusters: dict[str, int] = {}  # by the detail that makes it wrong
+    for frame, (action, wrong, fine) in rng.sample(SCENES, len(SCENES)):
         if len(rows) >= items:
             break
         details = {"wrong": wrong, "fine": fine}
@@ -69,7 +73,7 @@ def ethics(rng: random.Random, items: int) -> list[Row]:
                     "context": frame.format(judgement=judgement, action=action),
                     "choices": placed(f"{details[judgement]}.", [f"{details[other]}."], place),
                     "answer": place,
-                    "cluster": cluster,
+                    "cluster": clusters.setdefault(wrong, len(clusters)),
                     "level": "",
                 }
             )
