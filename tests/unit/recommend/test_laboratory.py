@@ -55,6 +55,13 @@ def test_items_of_one_task_that_come_as_one_share_a_cluster_and_no_two_tasks_do(
     assert halves.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
+def test_an_item_clean_and_attacked_is_one_cluster():
+    answers = table({"trust/robustness": first(3, 6), "trust/ethics": first(3, 6)}, {"W4": {}})
+    names = {"robustness task": "adv_sst2", "ethics task": "adv_sst2_clean"}
+    clusters = laboratory.of_table(answers.assign(task=answers["task"].map(names))).items["cluster"]
+    assert clusters.tolist() == [0, 1, 2, 3, 4, 5] * 2
+
+
 def test_a_point_is_told_by_its_scheme():
     exception = {**DOWN, "overrides": [{"match": "down_proj", "activations": {"dynamic": True}}]}
     points = read(
