@@ -121,14 +121,17 @@ class Laboratory:
         known = [*dict.fromkeys([part.group for part in self.parts] + [part.name for part in self.parts] + [*tasks])]
         if problems := [unknown("task or group", name, known) for name in names if name not in known]:
             raise ValueError("; ".join(problems))
-        chosen: list[Part] = []
+        chosen, sub_tasks = list[Part](), {part.name for part in self.parts}
         for part in self.parts:
             if not names or part.group in names or part.name in names:
                 chosen.append(part)
                 continue
             mine = [name for name in dict.fromkeys(tasks[part.rows]) if name in names]
             if part.score == scores.ACCURACY:
-                chosen += [Part(part.group, name, part.rows[tasks[part.rows] == name]) for name in mine]
+                labels = {name: f"{name} of {part.name}" if name in sub_tasks else name for name in mine}
+                chosen += [
+                    Part(part.group, label, part.rows[tasks[part.rows] == name]) for name, label in labels.items()
+                ]
         return tuple(chosen)
 
 

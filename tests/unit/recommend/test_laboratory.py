@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from pipeline.recommend import laboratory, scores
+from pipeline.recommend.judged import Judge
 from tests.unit.recommend.made_answers import DOWN, first, table
 from tests.unit.recommend.made_answers import laboratory as read
 
@@ -82,6 +83,15 @@ def test_groups_sub_tasks_and_tasks_can_be_named():
     assert known.named([]) == known.parts
     with pytest.raises(ValueError, match=r"unknown task or group 'longg'; did you mean 'long'.*unknown .*'x'"):
         known.named(["longg", "x"])
+
+
+def test_a_task_that_bears_another_sub_tasks_name_stays_apart_from_it():
+    answers = table({"long/retrieval": first(4, 4), "long/lines": first(0, 6)}, {"W4": {}})
+    known = laboratory.of_table(answers.assign(task=answers["task"].replace("retrieval task", "lines")))
+    parts = known.named(["lines"])
+    assert [part.label for part in parts] == ["long: lines of retrieval", "long: lines"]
+    verdicts = [Judge(known, 0.02).verdict(known.points[0], part) for part in parts]
+    assert [verdict.teacher for verdict in verdicts] == [1, 0]
 
 
 def test_what_is_not_sound_is_named_with_the_way_out(tmp_path: Path):
