@@ -13,7 +13,7 @@ from scipy import stats
 from pipeline.recommend import scores
 from pipeline.recommend.laboratory import Laboratory, Part, Point
 from pipeline.report.sweep_files import REFERENCE
-from pipeline.statistics.clustered import Mean, mean
+from pipeline.statistics.clustered import Mean, error, mean
 
 
 def gain(laboratory: Laboratory, better: Point, worse: Point, rows: np.ndarray) -> Mean:
@@ -45,10 +45,8 @@ def more_lost(laboratory: Laboratory, point: Point, part: Part, other: Part) -> 
         losses.append(1 - ratio)
         moves[judged.rows] -= sign * (student - ratio * teacher) / (len(judged.rows) * whole)
     asked = np.union1d(part.rows, other.rows)
-    sums = np.bincount(_clusters(laboratory, asked), moves[asked])
-    groups = len(sums)
-    error = math.sqrt(groups / (groups - 1) * float(sums @ sums)) if groups > 1 else math.nan
-    return Mean(losses[0] - losses[1], error, groups)
+    clusters = _clusters(laboratory, asked)
+    return Mean(losses[0] - losses[1], error(moves[asked], clusters), int(clusters.max()) + 1)
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.evaluation.tasks import family
 from pipeline.knobs import long_scheme, yaml_1_2
 from pipeline.knobs.names import unknown
 from pipeline.knobs.scheme import Scheme
@@ -78,7 +79,7 @@ class Laboratory:
 
     Attributes:
         items: a row an item, with columns task, item, hash, group, part, level, chance and cluster (numbered anew, so
-            that no two tasks share a number).
+            that two tasks share a number only where they ask the same items, clean and attacked say).
         points: in the sweep's order, without the teacher.
         scored: of each point's name and each score, float64 [items]; the teacher's, too.
     """
@@ -120,14 +121,17 @@ class Laboratory:
         known = [*dict.fromkeys([part.group for part in self.parts] + [part.name for part in self.parts] + [*tasks])]
         if problems := [unknown("task or group", name, known) for name in names if name not in known]:
             raise ValueError("; ".join(problems))
-        chosen: list[Part] = []
+        chosen, sub_tasks = list[Part](), {part.name for part in self.parts}
         for part in self.parts:
             if not names or part.group in names or part.name in names:
                 chosen.append(part)
                 continue
             mine = [name for name in dict.fromkeys(tasks[part.rows]) if name in names]
             if part.score == scores.ACCURACY:
-                chosen += [Part(part.group, name, part.rows[tasks[part.rows] == name]) for name in mine]
+                labels = {name: f"{name} of {part.name}" if name in sub_tasks else name for name in mine}
+                chosen += [
+                    Part(part.group, label, part.rows[tasks[part.rows] == name]) for name, label in labels.items()
+                ]
         return tuple(chosen)
 
 
@@ -185,7 +189,7 @@ def of_table(table: pd.DataFrame, kl: Mapping[str, float] | None = None, name: s
 
 def _items(answers: pd.DataFrame) -> pd.DataFrame:
     told = answers[[*ITEM, "group", "part", "level"]]
-    labels = answers["task"] + " " + answers["cluster"].astype(str)
+    labels = answers["task"].map(family) + " " + answers["cluster"].astype(str)
     return told.assign(chance=scores.chance(answers), cluster=pd.factorize(labels)[0])
 
 

@@ -9,6 +9,7 @@ from pipeline.recommend.choice import Choice
 from pipeline.recommend.judged import Judge
 from pipeline.recommend.laboratory import Part
 from pipeline.recommend.least import KINDS, Line, of_kind
+from pipeline.report.margin import rounded_up
 from pipeline.statistics.non_inferiority import NO_SIGNAL, NOT_SHOWN, Verdict
 
 NOTHING = "-"
@@ -121,10 +122,4 @@ def _next(line: Line, letters: str) -> str:
 def _needs(more: int | None) -> str:
     if more is None:
         return "more items would not help"
-    return f"needs about {_rounded_up(more):,} more items" if more else "items enough, so something is lost"
-
-
-def _rounded_up(count: int) -> int:
-    """To two digits: more says more than is known."""
-    unit = 10 ** max(len(str(count)) - 2, 0)
-    return -(-count // unit) * unit
+    return f"needs about {rounded_up(more):,} more items" if more else "items enough, so something is lost"

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from pipeline.recommend import laboratory, scores
+from pipeline.recommend.judged import Judge
 from tests.unit.recommend.made_answers import DOWN, first, table
 from tests.unit.recommend.made_answers import laboratory as read
 
@@ -56,6 +57,13 @@ def test_items_of_one_task_that_come_as_one_share_a_cluster_and_no_two_tasks_do(
     assert halves.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
+def test_an_item_clean_and_attacked_is_one_cluster():
+    answers = table({"trust/robustness": first(3, 6), "trust/ethics": first(3, 6)}, {"W4": {}})
+    names = {"robustness task": "adv_sst2", "ethics task": "adv_sst2_clean"}
+    clusters = laboratory.of_table(answers.assign(task=answers["task"].map(names))).items["cluster"]
+    assert clusters.tolist() == [0, 1, 2, 3, 4, 5] * 2
+
+
 def test_a_point_is_told_by_its_scheme():
     exception = {**DOWN, "overrides": [{"match": "down_proj", "activations": {"dynamic": True}}]}
     points = read(
@@ -76,6 +84,15 @@ def test_groups_sub_tasks_and_tasks_can_be_named():
     assert known.named([]) == known.parts
     with pytest.raises(ValueError, match=r"unknown task or group 'longg'; did you mean 'long'.*unknown .*'x'"):
         known.named(["longg", "x"])
+
+
+def test_a_task_that_bears_another_sub_tasks_name_stays_apart_from_it():
+    answers = table({"long/retrieval": first(4, 4), "long/lines": first(0, 6)}, {"W4": {}})
+    known = laboratory.of_table(answers.assign(task=answers["task"].replace("retrieval task", "lines")))
+    parts = known.named(["lines"])
+    assert [part.label for part in parts] == ["long: lines of retrieval", "long: lines"]
+    verdicts = [Judge(known, 0.02).verdict(known.points[0], part) for part in parts]
+    assert [verdict.teacher for verdict in verdicts] == [1, 0]
 
 
 def test_what_is_not_sound_is_named_with_the_way_out(tmp_path: Path):
