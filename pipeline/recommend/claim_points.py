@@ -21,7 +21,7 @@ def plain(judge: Judge, bits: tuple[int, int, int], method: str) -> Point | None
 
 
 def _candidates(judge: Judge, bits: tuple[int, int, int], method: str) -> list[Point]:
-    """Those with groups of weights first, as the paper has them; of KV caches the finest last."""
+    """Those with groups of weights first, as the paper has them; of caches those with keys per channel last, then the finest."""
     mine = [
         point
         for point in judge.laboratory.points
@@ -29,7 +29,12 @@ def _candidates(judge: Judge, bits: tuple[int, int, int], method: str) -> list[P
         and not point.grids.overrides
         and (point.grids.activations.dynamic or not bits[1])
     ]
-    return sorted(mine, key=lambda point: (not point.grids.weights.group, point.grids.kv_cache.group))
+    return sorted(mine, key=_order)
+
+
+def _order(point: Point) -> tuple[bool, bool, int]:
+    cache = point.grids.kv_cache
+    return not point.grids.weights.group, cache.keys == "channel", cache.group
 
 
 def alike(judge: Judge, bits: Sequence[tuple[int, int, int]], methods: tuple[str, str]) -> tuple[Point, Point] | None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from pipeline.recommend.choice import Choice
 from pipeline.recommend.judged import Judge
-from pipeline.recommend.laboratory import Part
-from pipeline.recommend.least import KINDS, Line, of_kind
+from pipeline.recommend.laboratory import Part, Point
+from pipeline.recommend.least import Line, written
 from pipeline.statistics.non_inferiority import NO_SIGNAL, NOT_SHOWN, Verdict
 
 NOTHING = "-"
@@ -92,26 +92,30 @@ def _evidence(verdict: Verdict) -> list[str]:
 
 
 def _row(line: Line) -> list[str]:
-    letters = KINDS[line.kind]
     name = [line.group, line.part or "all of these", TITLES[line.kind]]
     if not line.part and line.no_signal and not line.failed and line.enough is None:
         return [*name, NOTHING, NOTHING, NOTHING, "no signal: the teacher is not shown to be above chance on any"]
     if line.part and line.no_signal:
         items = f"{line.stopped_verdict.items:,}" if line.stopped_verdict else NOTHING
         return [*name, NOTHING, NOTHING, items, "no signal: the teacher is not shown to be above chance"]
-    enough = NOTHING if line.enough is None else f"{letters}{line.bits()}, {line.enough.method}"
+    enough = NOTHING if line.enough is None else _how(line.enough, line.kind)
     there = NOTHING if line.verdict is None else loss(line.verdict)
     if line.probability is not None:
         there += f" (probability {loss(line.probability)}, {line.probability.verdict})"
     judged = line.verdict or line.stopped_verdict
-    return [*name, enough, there, f"{judged.items:,}" if judged else NOTHING, _next(line, letters)]
+    return [*name, enough, there, f"{judged.items:,}" if judged else NOTHING, _next(line)]
 
 
-def _next(line: Line, letters: str) -> str:
+def _how(point: Point, kind: str) -> str:
+    """Bits and method."""
+    return f"{written(point, kind)}, {point.method}" + ("" if point.rotation in ("none", "") else " rotated")
+
+
+def _next(line: Line) -> str:
     """What ended a line."""
     if line.stopped is None:
         return "none was measured"
-    step = f"{letters}{of_kind(line.stopped, line.kind)}"
+    step = written(line.stopped, line.kind)
     if line.stopped_verdict is not None:
         return f"{step}: {verdict_text(line.stopped_verdict)} ({loss(line.stopped_verdict)})"
     silent = f"; no signal of {', '.join(line.no_signal)}" if line.no_signal else ""

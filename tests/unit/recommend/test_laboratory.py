@@ -44,15 +44,40 @@ def test_stored_probabilities_count_before_the_likelihoods():
     assert scores.of_answers(answers)[scores.SKILL] == pytest.approx([1.0])
 
 
-def test_chance_is_one_over_the_choices_and_none_of_an_answer_alone():
-    rows = pd.DataFrame({"log_likelihoods": [[-1.0, -2.0], [-1.0], [-1.0] * 4]})
-    assert scores.chance(rows).tolist() == [0.5, 0.0, 0.25]
+def test_chance_is_that_of_the_task_mostly_one_over_the_choices():
+    """None of an answer that is written: of a last word, and of instructions, which keep no likelihoods."""
+    tasks = ["piqa", "lambada_openai", "own", "litm_cloze", "instructions"]
+    rows = pd.DataFrame({"task": tasks, "log_likelihoods": [[-1.0] * 2, [-1.0], [-1.0] * 4, [-1.0] * 3, []]})
+    assert scores.chance(rows).tolist() == [0.5, 0.0, 0.25, 0.0, 0.0]
 
 
 def test_items_of_one_task_that_come_as_one_share_a_cluster_and_no_two_tasks_do():
     answers = table({"basic/reasoning": first(3, 6), "long/lines": first(3, 6)}, {"W4": {}})
     halves = laboratory.of_table(answers.assign(cluster=answers["item"] // 2)).items["cluster"]
     assert halves.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_attacked_and_clean_items_of_one_number_are_one_cluster():
+    answers = table({"trust/robustness": first(3, 6), "basic/reasoning": first(2, 3)}, {"W4": {}})
+    names = ["adv_sst2"] * 3 + ["adv_sst2_clean"] * 3 + ["adv_rte"] * 3
+    answers = answers.assign(task=names * 2, cluster=[0, 1, 2] * 6)
+    assert laboratory.of_table(answers).items["cluster"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+
+
+def test_points_of_the_same_bits_are_told_apart():
+    cache = {"bits": 4, "symmetric": False, "group": 0}
+    grids = [cache, {**cache, "group": 64}, {**cache, "keys": "channel", "block": 32}]
+    exception = {**DOWN, "overrides": [{"match": "down_proj", "activations": {"dynamic": True}}]}
+    schemes = [json.dumps({**DOWN, "activations": {**DOWN["activations"], "bits": 0}, "kv_cache": kv}) for kv in grids]
+    known = read(TEACHER, {(scheme, "rtn"): {} for scheme in ["W8g64A8KV4", json.dumps(exception), *schemes]}).points
+    assert known[0].written == ("W8g64", "A8", "KV4")
+    assert known[1].written == ("W8", "A8 static, down_proj apart", "")
+    assert [point.written[2] for point in known[2:]] == [
+        "KV4 asymmetric",
+        "KV4g64 asymmetric",
+        "KV4 asymmetric, keys per channel",
+    ]
+    assert known[-1].label == "W8KV4 asymmetric, keys per channel rtn"
 
 
 def test_a_point_is_told_by_its_scheme():
