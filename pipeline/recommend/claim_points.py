@@ -21,7 +21,8 @@ def plain(judge: Judge, bits: tuple[int, int, int], method: str) -> Point | None
 
 
 def _candidates(judge: Judge, bits: tuple[int, int, int], method: str) -> list[Point]:
-    """Those with groups of weights first, as the paper has them; of caches those with keys per channel last, then the finest."""
+    """Those with groups of weights first, as the paper has them; of KV caches the finest last, and behind it those with
+    keys per channel, which the paper has not."""
     mine = [
         point
         for point in judge.laboratory.points
