@@ -50,8 +50,7 @@ def alike(judge: Judge, bits: Sequence[tuple[int, int, int]], methods: tuple[str
 
 def whole(judge: Judge, group: str) -> Part | None:
     """All of a group's items, by accuracy."""
-    rows_ = np.flatnonzero(judge.laboratory.items["group"].to_numpy() == group)
-    return Part(group, "all", rows_) if len(rows_) > 1 else None
+    return next((part for part in judge.laboratory.wholes if part.group == group and len(part.rows) > 1), None)
 
 
 def with_signal(judge: Judge) -> np.ndarray:
@@ -73,8 +72,5 @@ def by_length(judge: Judge) -> list[Part]:
     items = judge.laboratory.items
     levels = items["level"].astype(str)
     counted = (items["group"] == LONG) & (levels.str.endswith(" lines") | (items["part"] == "lines"))
-    lengths = {level: int(match[1]) for level in levels[counted].unique() if (match := LINES.fullmatch(level))}
-    return [
-        Part(LONG, level, np.flatnonzero(counted & (levels == level)))
-        for level in sorted(lengths, key=lambda level: lengths[level])
-    ]
+    lengths = levels.where(counted, "").map(lambda level: int(match[1]) if (match := LINES.fullmatch(level)) else 0)
+    return [Part(LONG, f"{length} lines", np.flatnonzero(lengths == length)) for length in sorted({*lengths} - {0})]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.tasks import family
+from pipeline.evaluation.tasks import GROUPS, family
 from pipeline.knobs import long_scheme, yaml_1_2
 from pipeline.knobs.names import unknown
 from pipeline.knobs.scheme import Scheme
@@ -64,7 +64,8 @@ class Point:
     def label(self) -> str:
         """As a person reads it."""
         short = self.scheme if not self.scheme.startswith("{") else _short(self.grids)
-        return f"{short} {self.method}" + ("" if self.rotation in ("none", "") else ", rotated")
+        by = f"{short}, {self.method}" if " " in short else f"{short} {self.method}"
+        return by + ("" if self.rotation in ("none", "") else ", rotated")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class Laboratory:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """In the order of the items; self-calibration last, unless tasks of it were asked."""
+        """In the order of the groups and then of the items; self-calibration last of its group, unless tasks of it were
+        asked."""
         columns = ["group", "part"]
         labels = self.items[columns].drop_duplicates().astype(str).itertuples(index=False, name=None)
         codes = self.items.groupby(columns, sort=False).ngroup().to_numpy()
@@ -111,8 +113,15 @@ class Laboratory:
         known = np.flatnonzero(np.isfinite(self.scored[REFERENCE][scores.SKILL]))
         if len(known) > 1 and CALIBRATED not in [(part.group, part.name) for part in parts]:
             parts.append(Part(*CALIBRATED, known, scores.SKILL))
-        order: list[str] = [*dict.fromkeys(part.group for part in parts)]
+        order = [*dict.fromkeys([*GROUPS, *(part.group for part in parts)])]
         return tuple(sorted(parts, key=lambda part: order.index(part.group)))
+
+    @cached_property
+    def wholes(self) -> tuple[Part, ...]:
+        """All items of each group, by accuracy, in the order of the groups."""
+        groups = self.items["group"].astype(str)
+        names = [*dict.fromkeys([*GROUPS, *groups])]
+        return tuple(Part(name, "all", np.flatnonzero(groups == name)) for name in names if (groups == name).any())
 
     @cached_property
     def chance(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from pipeline.report import plots
 from pipeline.signals.table import FLOAT, by_layer
 
 STATISTICS = {"kurtosis": "kurtosis", "std": "standard deviation"}
-TENSORS = {"weight": ("weights", "#4c78a8"), "input": ("inputs", "#54a24b")}
+TENSORS = {"weight": ("weights", "#9467bd"), "input": ("inputs", "#54a24b")}
 MEASURED = "one_layer_kl"
 LEAST = 3  # layers, of fewer a rank correlation says nothing
 
@@ -36,16 +36,16 @@ def picture(table: pd.DataFrame, costs: Mapping[str, pd.DataFrame]) -> str:
                 label, colour = TENSORS[str(tensor)]
                 axis.plot(values.index, values, color=colour, label=label, marker=".")
             axis.set(title=title, yscale="log")
-        axes[0].legend(frameon=False)
         for variant, cost in measured.items():
             axes[-1].plot(cost.index, cost, color=plots.VARIANT_COLOURS[variant], label=variant, marker=".")
-        axes[-1].set(title="KL with this layer quantized", yscale="log")
-        axes[-1].legend(frameon=False)
+        axes[-1].set(title="KL, the layer quantized", yscale="log")
+        marks = [mark for axis in (axes[0], axes[-1]) for mark in axis.get_lines()]
+        axes[-1].legend(handles=marks, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         for axis in axes:
             axis.set_xlabel("layer")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return plots.svg(draw, (12, 3.2)) if measured else ""
+    return plots.svg(draw, (10, 3.0)) if measured else ""
 
 
 def note(table: pd.DataFrame, costs: Mapping[str, pd.DataFrame]) -> str:

@@ -19,12 +19,22 @@ def test_parts_come_by_group_and_self_calibration_is_of_all_items_whose_right_ch
     assert [(part.group, part.name, len(part.rows)) for part in parts] == [
         ("basic", "reasoning", 90),
         ("basic", "understanding", 80),
-        ("long", "lines", 40),
         ("emergent", "self-calibration", 210),
+        ("long", "lines", 40),
     ]
-    assert parts[-1].score == scores.SKILL
+    assert parts[2].score == scores.SKILL
     asked = read({**TEACHER, "emergent/self-calibration": first(9, 10)}, {"W4": {}}).parts
-    assert [(part.name, len(part.rows)) for part in asked][-1] == ("self-calibration", 10), "it has items of its own"
+    assert [(part.name, len(part.rows)) for part in asked][2:] == [("self-calibration", 10), ("lines", 40)], "its own"
+
+
+def test_groups_come_in_the_order_of_the_table_of_tasks():
+    """And what it does not know after them."""
+    names = ["a group/x", "trust/robustness", "long/lines", "basic/reasoning"]
+    known = read({name: first(6, 10) for name in names}, {"W4": {}})
+    ordered = ["basic", "trust", "long", "a group"]
+    assert [part.group for part in known.wholes] == ordered
+    assert [part.group for part in known.parts if part.score == scores.ACCURACY] == ordered
+    assert known.wholes[1].rows.tolist() == [*range(10, 20)]
 
 
 def test_skill_is_one_less_brier_over_that_of_equal_probabilities():
@@ -77,7 +87,7 @@ def test_points_of_the_same_bits_are_told_apart():
         "KV4g64 asymmetric",
         "KV4 asymmetric, keys per channel",
     ]
-    assert known[-1].label == "W8KV4 asymmetric, keys per channel rtn"
+    assert known[-1].label == "W8KV4 asymmetric, keys per channel, rtn"
 
 
 def test_a_point_is_told_by_its_scheme():
@@ -88,8 +98,8 @@ def test_a_point_is_told_by_its_scheme():
     assert [point.bits for point in points] == [(4, 8, 4), (8, 8, 0), (8, 8, 0)]
     assert [point.label for point in points] == [
         "W4A8KV4 rtn",
-        "W8A8 static rtn",
-        "W8A8 static, down_proj apart gptq, rotated",
+        "W8A8 static, rtn",
+        "W8A8 static, down_proj apart, gptq, rotated",
     ]
 
 

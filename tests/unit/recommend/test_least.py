@@ -68,6 +68,30 @@ def test_how_an_enough_was_reached_names_groups_and_rotation():
     assert told.rows([line])[1][3] == "W4g64, gptq rotated"
 
 
+def test_for_a_terminal_each_sub_task_has_a_head_and_numbers_stay_whole():
+    rows = [
+        [*told.HEADER],
+        ["basic", "all of these", "weights", "W8, rtn", "-", "-", "W4: reasoning beyond"],
+        ["basic", "reasoning", "weights", "W8, rtn", "1.0 ± 0.6 %", "3,000", "W4: beyond (4.3 ± 0.9 %)"],
+        ["basic", "reasoning", "KV cache", "-", "-", "3,000", "KV8: beyond (9.3 ± 0.9 %)"],
+        ["long", "lines", "weights", "-", "-", "40", "no signal: the teacher guesses"],
+    ]
+    assert told.by_part(rows, 40).split("\n") == [
+        "basic: all of these",
+        "  weights   W8, rtn is enough",
+        "            W4: reasoning beyond",
+        "basic: reasoning, 3,000 items",
+        "  weights   W8, rtn is enough, loss",
+        "              1.0 ± 0.6 %",
+        "            W4: beyond (4.3 ± 0.9 %)",
+        "  KV cache  none is shown to be enough",
+        "            KV8: beyond (9.3 ± 0.9 %)",
+        "long: lines, 40 items",
+        "  weights   no signal: the teacher",
+        "              guesses",
+    ]
+
+
 def test_what_the_teacher_guesses_says_nothing():
     known = laboratory({"basic/reasoning": first(375), "basic/understanding": first(900)}, {"W4": {}})
     whole, reasoning, _ = least.lines(Judge(known, 0.02), known.named(["basic"]))
