@@ -30,12 +30,11 @@ def rows(lines: Sequence[Line]) -> list[list[str]]:
 def by_part(cells: Sequence[Sequence[str]], width: int) -> str:
     """What `rows` gives, for a terminal: a head a sub-task, and below it a line a kind, folded at a width."""
     lines = list[str]()
-    above = ""
+    above = ("", "")
     for group, part, kind, enough, there, items, following in cells[1:]:
-        head = f"{group}: {part}" + ("" if items == NOTHING else f", {items} items")
-        if head != above:
-            lines.append(head)
-        above = head
+        if (group, part) != above:
+            lines.append(f"{group}: {part}" + ("" if items == NOTHING else f", {items} items"))
+        above = group, part
         reached = "none is shown to be enough" if enough == NOTHING else f"{enough} is enough"
         reached += "" if there == NOTHING else f", loss {there}"
         told = [following] if following.startswith(NO_SIGNAL) else [reached, following]
