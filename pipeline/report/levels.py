@@ -24,7 +24,7 @@ PANELS = 4  # side by side at most
 NUMBER = re.compile(r"\d+")
 NOTE = (
     "In percent, ± one standard error; 100 in 25: items that come as one are a cluster, and clusters are what is "
-    "sampled. Beside it the change against the teacher, item by item, with its own error."
+    "sampled; one alone has no error. Beside it the change against the teacher, item by item, with its own error."
 )
 PLOT_NOTE = (
     "Accuracy by the length of the text, or by the place of the answer in it. Bars are one standard error, dotted is "
