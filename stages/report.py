@@ -22,6 +22,7 @@ from pipeline.report import (
     fidelity,
     kv_cache,
     laboratory,
+    levels,
     margin,
     notes,
     page,
@@ -45,6 +46,7 @@ def work() -> None:
     knobs = params.load()
     scores = {v: json.loads((Path(args.scores) / f"{v}.json").read_text()) for v in summaries.VARIANTS}
     items = {v: Items.load(Path(args.items) / v) for v in summaries.VARIANTS}
+    answered = {v: of_variant.answers for v, of_variant in items.items()}
     proven = proofs.read(args.proof)
     summary = summaries.summarize(scores, {v: variant_items.documents for v, variant_items in items.items()})
     summary |= proofs.of_proofs(proven)
@@ -54,7 +56,7 @@ def work() -> None:
     tasks, folders = summaries.task_names(scores), _folders(args, knobs.export.formats)
     exported: dict[str, str] = {name: folders[f"int4/student/{name}"].as_posix() for name in knobs.export.formats}
     read = scores["student"].get(READ, {})
-    changes = answers.task_changes(items["teacher"].answers, items["student"].answers)
+    changes = answers.task_changes(answered["teacher"], answered["student"])
     manifest = contract.read_json(folders["teacher"] / contract.MANIFEST)
     teacher_sweeps, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
     sized, elsewhere = sweeps.sizes(teacher_sweeps, sweep_files.digest(read) if read else sweep_files.UNKNOWN)
@@ -79,7 +81,8 @@ def work() -> None:
         **_protocol(knobs, read, dtypes),
         kv_cache=kv_cache.section(folders["teacher"], knobs.scheme.kv_cache),
         fidelity=fidelity.section(scores),
-        margin=margin.section({v: of_variant.answers for v, of_variant in items.items()}, knobs.report.margin),
+        margin=margin.section(answered, knobs.report.margin),
+        levels=levels.section(answered, scores),
         proofs=proofs.rows(proven),
         proof_note=proofs.note(proven),
         **_training(folders, log, facts["student"], table, variants),

@@ -51,16 +51,16 @@ def recommendation(judge: Judge, names: Sequence[str], kind: str | None) -> list
     points = len(judge.laboratory.points)
     head = f"Within {100 * judge.margin:g} % of the teacher, {len(judge.laboratory.items):,} items, {points} points"
     of = ", ".join(names) or "all that was asked"
-    note = textwrap.fill(told.NOTE, shutil.get_terminal_size().columns)
+    width = shutil.get_terminal_size().columns
     return [
         head,
         "",
-        told.table(told.rows(lines)),
+        told.by_part(told.rows(lines), width),
         "",
-        note,
+        textwrap.fill(told.NOTE, width),
         "",
         f"For {of}:",
-        *told.choice_lines(judge, chosen, parts),
+        *told.choice_lines(judge, chosen, parts, width),
     ]
 
 

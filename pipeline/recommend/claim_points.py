@@ -21,7 +21,8 @@ def plain(judge: Judge, bits: tuple[int, int, int], method: str) -> Point | None
 
 
 def _candidates(judge: Judge, bits: tuple[int, int, int], method: str) -> list[Point]:
-    """Those with groups of weights first, as the paper has them; of KV caches the finest last."""
+    """Those with groups of weights first, as the paper has them; of KV caches the finest last, and behind it those with
+    keys per channel, which the paper has not."""
     mine = [
         point
         for point in judge.laboratory.points
@@ -29,7 +30,12 @@ def _candidates(judge: Judge, bits: tuple[int, int, int], method: str) -> list[P
         and not point.grids.overrides
         and (point.grids.activations.dynamic or not bits[1])
     ]
-    return sorted(mine, key=lambda point: (not point.grids.weights.group, point.grids.kv_cache.group))
+    return sorted(mine, key=_order)
+
+
+def _order(point: Point) -> tuple[bool, bool, int]:
+    cache = point.grids.kv_cache
+    return not point.grids.weights.group, cache.keys == "channel", cache.group
 
 
 def alike(judge: Judge, bits: Sequence[tuple[int, int, int]], methods: tuple[str, str]) -> tuple[Point, Point] | None:
@@ -44,8 +50,7 @@ def alike(judge: Judge, bits: Sequence[tuple[int, int, int]], methods: tuple[str
 
 def whole(judge: Judge, group: str) -> Part | None:
     """All of a group's items, by accuracy."""
-    rows_ = np.flatnonzero(judge.laboratory.items["group"].to_numpy() == group)
-    return Part(group, "all", rows_) if len(rows_) > 1 else None
+    return next((part for part in judge.laboratory.wholes if part.group == group and len(part.rows) > 1), None)
 
 
 def with_signal(judge: Judge) -> np.ndarray:
@@ -67,8 +72,5 @@ def by_length(judge: Judge) -> list[Part]:
     items = judge.laboratory.items
     levels = items["level"].astype(str)
     counted = (items["group"] == LONG) & (levels.str.endswith(" lines") | (items["part"] == "lines"))
-    lengths = {level: int(match[1]) for level in levels[counted].unique() if (match := LINES.fullmatch(level))}
-    return [
-        Part(LONG, level, np.flatnonzero(counted & (levels == level)))
-        for level in sorted(lengths, key=lambda level: lengths[level])
-    ]
+    lengths = levels.where(counted, "").map(lambda level: int(match[1]) if (match := LINES.fullmatch(level)) else 0)
+    return [Part(LONG, f"{length} lines", np.flatnonzero(lengths == length)) for length in sorted({*lengths} - {0})]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.tasks import family
+from pipeline.evaluation.tasks import GROUPS, family
 from pipeline.knobs import long_scheme, yaml_1_2
 from pipeline.knobs.names import unknown
 from pipeline.knobs.scheme import Scheme
@@ -23,6 +23,7 @@ FOLDERS = (Path("sweeps/laboratory"), Path("sweeps/laboratory-quick"))  # where 
 MAKE = "`make laboratory` runs it (a night on two cores), `make laboratory QUICK=1` a small one (half an hour)"
 ITEM = ["task", "item", "hash"]
 NEEDED = (*ITEM, "correct", "log_likelihoods", "group", "part", "cluster", "level", "answer", "right_probability")
+SHORT_DYNAMIC = 8  # inputs of so many bits at most have a scale a token in the short form of a scheme
 CALIBRATED = ("emergent", "self-calibration")  # group and part of what is worked out from all items with choices
 
 
@@ -48,10 +49,23 @@ class Point:
         return self.grids.weights.bits, self.grids.activations.bits, self.grids.kv_cache.bits
 
     @property
+    def written(self) -> tuple[str, str, str]:
+        """Weights, inputs and KV cache in a few letters, such as W4g64, A8 static and KV4, each with its exceptions;
+        empty: float."""
+        weights, inputs, cache = _written(self.grids)
+        overrides = self.grids.overrides
+        return (
+            weights and weights + _exceptions(override.match for override in overrides if override.weights),
+            inputs and inputs + _exceptions(override.match for override in overrides if override.activations),
+            cache,
+        )
+
+    @property
     def label(self) -> str:
         """As a person reads it."""
         short = self.scheme if not self.scheme.startswith("{") else _short(self.grids)
-        return f"{short} {self.method}" + ("" if self.rotation in ("none", "") else ", rotated")
+        by = f"{short}, {self.method}" if " " in short else f"{short} {self.method}"
+        return by + ("" if self.rotation in ("none", "") else ", rotated")
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class Laboratory:
 
     Attributes:
         items: a row an item, with columns task, item, hash, group, part, level, chance and cluster (numbered anew, so
-            that two tasks share a number only where they ask the same items, clean and attacked say).
+            that no two tasks share a number, but those of one family: attacked and clean items come as one).
         points: in the sweep's order, without the teacher.
         scored: of each point's name and each score, float64 [items]; the teacher's, too.
     """
@@ -90,7 +104,8 @@ class Laboratory:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """In the order of the items; self-calibration last, unless tasks of it were asked."""
+        """In the order of the groups and then of the items; self-calibration last of its group, unless tasks of it were
+        asked."""
         columns = ["group", "part"]
         labels = self.items[columns].drop_duplicates().astype(str).itertuples(index=False, name=None)
         codes = self.items.groupby(columns, sort=False).ngroup().to_numpy()
@@ -98,8 +113,15 @@ class Laboratory:
         known = np.flatnonzero(np.isfinite(self.scored[REFERENCE][scores.SKILL]))
         if len(known) > 1 and CALIBRATED not in [(part.group, part.name) for part in parts]:
             parts.append(Part(*CALIBRATED, known, scores.SKILL))
-        order: list[str] = [*dict.fromkeys(part.group for part in parts)]
+        order = [*dict.fromkeys([*GROUPS, *(part.group for part in parts)])]
         return tuple(sorted(parts, key=lambda part: order.index(part.group)))
+
+    @cached_property
+    def wholes(self) -> tuple[Part, ...]:
+        """All items of each group, by accuracy, in the order of the groups."""
+        groups = self.items["group"].astype(str)
+        names = [*dict.fromkeys([*GROUPS, *groups])]
+        return tuple(Part(name, "all", np.flatnonzero(groups == name)) for name in names if (groups == name).any())
 
     @cached_property
     def chance(self) -> np.ndarray:
@@ -208,12 +230,21 @@ def _divergences(file: Path) -> dict[str, float]:
 
 def _short(scheme: Scheme) -> str:
     """A scheme that has no short form, in a few letters."""
+    return "".join(_written(scheme)) + _exceptions(override.match for override in scheme.overrides)
+
+
+def _written(scheme: Scheme) -> tuple[str, str, str]:
+    """Weights, inputs and KV cache, as the short form has them, with what it does not tell; empty: float."""
     weights, inputs, cache = scheme.weights, scheme.activations, scheme.kv_cache
-    text = f"W{weights.bits}" + (f"g{weights.group}" if weights.group else "")
-    text += f"A{inputs.bits} {'dynamic' if inputs.dynamic else 'static'}" if inputs.bits else ""
-    text += f"KV{cache.bits}" + (f"g{cache.group}" if cache.group else "") if cache.bits else ""
-    text += "" if cache.symmetric or not cache.bits else " asymmetric"
-    return text + _exceptions(override.match for override in scheme.overrides)
+    usual = inputs.dynamic == (inputs.bits <= SHORT_DYNAMIC)
+    of_inputs = "" if usual else " dynamic" if inputs.dynamic else " static"
+    of_cache = (f"g{cache.group}" if cache.group else "") + ("" if cache.symmetric else " asymmetric")
+    of_cache += ", keys per channel" if cache.keys == "channel" else ""
+    return (
+        f"W{weights.bits}" + (f"g{weights.group}" if weights.group else "") if weights.bits else "",
+        f"A{inputs.bits}{of_inputs}" if inputs.bits else "",
+        f"KV{cache.bits}{of_cache}" if cache.bits else "",
+    )
 
 
 def _exceptions(matches: Iterable[str]) -> str:

@@ -54,6 +54,11 @@ def of_kind(point: Point, kind: str) -> int:
     return point.bits[[*KINDS].index(kind)]
 
 
+def written(point: Point, kind: str) -> str:
+    """What a line varies of a point, in a few letters: bits and what else tells its grid."""
+    return point.written[[*KINDS].index(kind)]
+
+
 def sequence(points: Sequence[Point], kind: str) -> dict[int, Point]:
     """The points of a line by their bits, from high to low; empty where none was measured."""
     place = [*KINDS].index(kind)

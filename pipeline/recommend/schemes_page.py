@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipeline.artifacts import contract
@@ -38,11 +37,9 @@ def page(judge: Judge, points: pd.DataFrame, sweep: str) -> str:
     absent += [point.name for point in judge.laboratory.points if point.name not in rows]
     if absent:
         raise ValueError(f"points.csv has no {', '.join(absent)}; the sweep's file names the metrics")
-    groups = judge.laboratory.items["group"].astype(str).to_numpy()
-    wholes = [Part(group, "all", np.flatnonzero(groups == group)) for group in dict.fromkeys(groups)]
     text = textwrap.fill(_preamble(judge, sweep), 120, break_on_hyphens=False)
     tables = [
-        f"## {title}\n\n{_table(judge, mine, rows, wholes)}\n"
+        f"## {title}\n\n{_table(judge, mine, rows)}\n"
         for quantized, title in TITLES.items()
         if (mine := [point for point in judge.laboratory.points if _quantized(point) == quantized])
     ]
@@ -53,7 +50,8 @@ def _quantized(point: Point) -> tuple[int, ...]:
     return tuple(i for i in range(len(KINDS)) if point.bits[i])
 
 
-def _table(judge: Judge, points: list[Point], rows: Mapping[str, Mapping[Any, Any]], wholes: list[Part]) -> str:
+def _table(judge: Judge, points: list[Point], rows: Mapping[str, Mapping[Any, Any]]) -> str:
+    wholes = judge.laboratory.wholes
     header = ["", "perplexity", "KL to teacher", "top-1 agreement", *(part.group for part in wholes)]
     lines = [header, ["---"] * len(header)]
     for point in points:

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from pipeline.evaluation import tasks
+
 ACCURACY, PROBABILITY, SKILL = "accuracy", "probability of the right choice", "Brier skill"
 
 
@@ -27,9 +29,9 @@ def of_answers(answers: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def chance(answers: pd.DataFrame) -> np.ndarray:
-    """What guessing scores of accuracy and probability, float64 [items]: one over the choices, 0 where there is one."""
-    choices = answers["log_likelihoods"].map(len).to_numpy()
-    return np.where(choices > 1, 1 / np.maximum(choices, 1), 0.0)
+    """What guessing scores of accuracy and probability, float64 [items]: as the table of tasks has it."""
+    asked = zip(answers["task"], answers["log_likelihoods"], strict=True)
+    return np.array([tasks.chance(task, len(choices)) for task, choices in asked], dtype=float)
 
 
 def _skill(answers: pd.DataFrame) -> np.ndarray:

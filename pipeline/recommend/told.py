@@ -7,12 +7,13 @@ import numpy as np
 
 from pipeline.recommend.choice import Choice
 from pipeline.recommend.judged import Judge
-from pipeline.recommend.laboratory import Part
-from pipeline.recommend.least import KINDS, Line, of_kind
+from pipeline.recommend.laboratory import Part, Point
+from pipeline.recommend.least import Line, written
 from pipeline.report.margin import rounded_up
 from pipeline.statistics.non_inferiority import NO_SIGNAL, NOT_SHOWN, Verdict
 
 NOTHING = "-"
+BLANK = "\N{NO-BREAK SPACE}"
 HEADER = ("group", "sub-task", "of", "enough", "loss there", "items", "the next step")
 TITLES = {"weights": "weights", "activations": "inputs", "kv": "KV cache"}
 NOTE = (
@@ -25,6 +26,31 @@ NOTE = (
 def rows(lines: Sequence[Line]) -> list[list[str]]:
     """A header and a row a line."""
     return [[*HEADER], *(_row(line) for line in lines)]
+
+
+def by_part(cells: Sequence[Sequence[str]], width: int) -> str:
+    """What `rows` gives, for a terminal: a head a sub-task, and below it a line a kind, folded at a width."""
+    lines = list[str]()
+    above = ("", "")
+    for group, part, kind, enough, there, items, following in cells[1:]:
+        if (group, part) != above:
+            lines.append(f"{group}: {part}" + ("" if items == NOTHING else f", {items} items"))
+        above = group, part
+        reached = "none is shown to be enough" if enough == NOTHING else f"{enough} is enough"
+        reached += "" if there == NOTHING else f", loss {there}"
+        told = [following] if following.startswith(NO_SIGNAL) else [reached, following]
+        for text, indent in zip(told, (f"  {kind:9} ", " " * 12), strict=False):
+            lines += _folded(text, width, indent)
+    return "\n".join(lines)
+
+
+def _folded(text: str, width: int, indent: str) -> list[str]:
+    """In lines, none of which ends within a number and its error."""
+    whole = text.replace(" ± ", f"{BLANK}±{BLANK}").replace(" %", f"{BLANK}%")
+    return [
+        line.replace(BLANK, " ")
+        for line in textwrap.wrap(whole, width, initial_indent=indent, subsequent_indent=" " * (len(indent) + 2))
+    ]
 
 
 def table(cells: Sequence[Sequence[str]]) -> str:
@@ -60,8 +86,8 @@ def verdict_text(verdict: Verdict) -> str:
     return f"{NOT_SHOWN}, {_needs(verdict.more)}"
 
 
-def choice_lines(judge: Judge, choice: Choice, parts: Sequence[Part]) -> list[str]:
-    """The recommendation: a line to paste, what it rests on, and the evidence part by part."""
+def choice_lines(judge: Judge, choice: Choice, parts: Sequence[Part], width: int = 120) -> list[str]:
+    """The recommendation: a line to paste, what it rests on, folded at a width, and the evidence part by part."""
     share = f"{100 * judge.margin:g} %"
     point, evidence = choice.point, choice.evidence
     if point is None or evidence is None:
@@ -72,18 +98,21 @@ def choice_lines(judge: Judge, choice: Choice, parts: Sequence[Part]) -> list[st
         return [f"None of {choice.candidates} schemes will do: each is shown to lose more than {share} somewhere."]
     of = f"{choice.tested} of {choice.candidates} schemes were tested, the least KL to the teacher first"
     if choice.shown:
-        told = [f"scheme: {point.scheme}", f"Shown to lose less than {share} on each of these by {point.label}; {of}."]
+        line = f"scheme: {point.scheme}"
+        text = f"Shown to lose less than {share} on each of these by {point.label}; {of}."
     else:
-        told = [
-            f"scheme: {point.scheme}   # NOT SHOWN to lose less than {share}",
+        line = f"scheme: {point.scheme}   # NOT SHOWN to lose less than {share}"
+        text = (
             "No scheme is shown to lose less. This one, by "
             f"{point.label}, has the fewest bits of those that are not shown to lose more"
-            + (f"; {_needs(evidence.more)}." if evidence.more is not None else "."),
-        ]
-    told.append(f"With it: calibrate.method: {point.method}, calibrate.rotation: {point.rotation}")
+            + (f"; {_needs(evidence.more)}." if evidence.more is not None else ".")
+        )
+    with_it = f"With it: calibrate.method: {point.method}, calibrate.rotation: {point.rotation}"
     header = ["on", "items", "teacher", "loss", "verdict"]
     return [
-        *told,
+        line,
+        *textwrap.wrap(text, width),
+        with_it,
         *table([header, *([part.label, *_evidence(judge.verdict(point, part))] for part in parts)]).split("\n"),
     ]
 
@@ -93,26 +122,30 @@ def _evidence(verdict: Verdict) -> list[str]:
 
 
 def _row(line: Line) -> list[str]:
-    letters = KINDS[line.kind]
     name = [line.group, line.part or "all of these", TITLES[line.kind]]
     if not line.part and line.no_signal and not line.failed and line.enough is None:
         return [*name, NOTHING, NOTHING, NOTHING, "no signal: the teacher is not shown to be above chance on any"]
     if line.part and line.no_signal:
         items = f"{line.stopped_verdict.items:,}" if line.stopped_verdict else NOTHING
         return [*name, NOTHING, NOTHING, items, "no signal: the teacher is not shown to be above chance"]
-    enough = NOTHING if line.enough is None else f"{letters}{line.bits()}, {line.enough.method}"
+    enough = NOTHING if line.enough is None else _how(line.enough, line.kind)
     there = NOTHING if line.verdict is None else loss(line.verdict)
     if line.probability is not None:
         there += f" (probability {loss(line.probability)}, {line.probability.verdict})"
     judged = line.verdict or line.stopped_verdict
-    return [*name, enough, there, f"{judged.items:,}" if judged else NOTHING, _next(line, letters)]
+    return [*name, enough, there, f"{judged.items:,}" if judged else NOTHING, _next(line)]
 
 
-def _next(line: Line, letters: str) -> str:
+def _how(point: Point, kind: str) -> str:
+    """Bits and method."""
+    return f"{written(point, kind)}, {point.method}" + ("" if point.rotation in ("none", "") else " rotated")
+
+
+def _next(line: Line) -> str:
     """What ended a line."""
     if line.stopped is None:
         return "none was measured"
-    step = f"{letters}{of_kind(line.stopped, line.kind)}"
+    step = written(line.stopped, line.kind)
     if line.stopped_verdict is not None:
         return f"{step}: {verdict_text(line.stopped_verdict)} ({loss(line.stopped_verdict)})"
     silent = f"; no signal of {', '.join(line.no_signal)}" if line.no_signal else ""

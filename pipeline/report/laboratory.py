@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +12,6 @@ from pipeline.artifacts import contract
 from pipeline.recommend import choice, claims, least, told
 from pipeline.recommend import laboratory as laboratories
 from pipeline.recommend.judged import Judge
-from pipeline.recommend.laboratory import Part
 from pipeline.report import overlays, plots
 from pipeline.report.sweep_files import ANSWERS, SweepFiles
 
@@ -55,8 +53,7 @@ def section(sweeps: Sequence[SweepFiles], signals: pd.DataFrame, margin: float) 
 def picture(judge: Judge) -> str:
     """Loss of accuracy by bits, a panel a kind, a line a group, with one standard error; the margin dashed."""
     kinds = {kind: along for kind in least.KINDS if (along := least.sequence(judge.laboratory.points, kind))}
-    groups = judge.laboratory.items["group"].astype(str).to_numpy()
-    wholes = [Part(group, "all", np.flatnonzero(groups == group)) for group in dict.fromkeys(groups)]
+    wholes = judge.laboratory.wholes
     colours = overlays.shades([part.group for part in wholes])
 
     def draw(figure: Figure) -> None:

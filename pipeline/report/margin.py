@@ -76,7 +76,7 @@ def losses(answers: Mapping[str, pd.DataFrame], margin: float) -> list[Loss]:
     if problems := _other_items(tables) or _without_choices(tables):
         raise ValueError("; ".join(problems) + "; `dvc repro -f --single-item evaluate@VARIANT` scores one anew")
     known = []
-    for group, part, task in _ordered(answers[TEACHER]):
+    for group, part, task in ordered(answers[TEACHER]):
         of_task = {name: table.loc[[task]] for name, table in tables.items()}
         counts = of_task[TEACHER]["log_likelihoods"].map(len)
         chance = counts.map(lambda count, task=task: tasks.chance(task, count)).to_numpy(float)
@@ -93,8 +93,8 @@ def losses(answers: Mapping[str, pd.DataFrame], margin: float) -> list[Loss]:
     return known
 
 
-def _ordered(answers: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Group, part and name of each task."""
+def ordered(answers: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Group, part and name of each task, by group as the table of tasks has them, then by name."""
     names = answers[["group", "part", "task"]].drop_duplicates().itertuples(index=False)
     order = {group: i for i, group in enumerate(tasks.GROUPS)}
     texts = [(str(group), str(part), str(task)) for group, part, task in names]

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.artifacts import contract
-from pipeline.report import plots
+from pipeline.report import plots, shapes
 from pipeline.signals import suggest
 from pipeline.signals.table import FLOAT, SHAPES, by_layer, layers
 
@@ -50,6 +50,8 @@ def section(folder: Path, table: pd.DataFrame, variants: list[str], used: object
         "distributions": _distributions(table),
         "cost_text": cost_text(costs),
         "cost_plot": plots.sensitivity(costs) if costs else "",
+        "shapes_plot": shapes.picture(table, costs),
+        "shapes_note": shapes.note(table, costs),
         "plan": _plan(folder, suggestion["bits"]) if "bits" in suggestion else None,
     }
 

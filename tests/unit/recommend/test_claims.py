@@ -92,14 +92,26 @@ def test_the_cache_by_length(four: tuple[int, ...], eight: tuple[int, ...], verd
     assert "200 lines: KV4" in outcome.ours
 
 
+def test_the_caches_of_the_claim_have_a_scale_a_token_whatever_stands_before_them():
+    cache = {"bits": 4, "symmetric": False, "group": 0, "keys": "channel", "block": 32}
+    scheme = json.dumps({**DOWN, "activations": {**DOWN["activations"], "bits": 0}, "kv_cache": cache})
+    point = claim_points.plain(judge({(scheme, "rtn"): {}, "W8KV4": {}}), (8, 0, 4), "rtn")
+    assert point is not None
+    assert point.scheme == "W8KV4"
+
+
 def test_places_of_an_answer_are_no_lengths():
-    """A number is a length where it counts lines."""
-    levels = {"long/multi-document QA": np.repeat(["1", "20"], 50), "long/lines": np.repeat(["200", "20"], 50)}
+    """A number is a length where it counts lines, whatever the task; of several tasks those of one length are one."""
+    levels = {
+        "long/multi-document QA": np.repeat(["1", "20"], 50),
+        "long/lines": np.repeat(["200", "20"], 50),
+        "long/retrieval": np.repeat(["20 lines", "8 pairs"], 50),
+    }
     known = laboratory({name: first(60, 100) for name in levels}, {"W8": {}}, levels=levels)
     parts = claim_points.by_length(Judge(known, 0.02))
     assert [(part.name, part.rows.tolist()) for part in parts] == [
-        ("20", [*range(150, 200)]),
-        ("200", [*range(100, 150)]),
+        ("20 lines", [*range(150, 250)]),
+        ("200 lines", [*range(100, 150)]),
     ]
 
 

@@ -20,12 +20,22 @@ def test_parts_come_by_group_and_self_calibration_is_of_all_items_whose_right_ch
     assert [(part.group, part.name, len(part.rows)) for part in parts] == [
         ("basic", "reasoning", 90),
         ("basic", "understanding", 80),
-        ("long", "lines", 40),
         ("emergent", "self-calibration", 210),
+        ("long", "lines", 40),
     ]
-    assert parts[-1].score == scores.SKILL
+    assert parts[2].score == scores.SKILL
     asked = read({**TEACHER, "emergent/self-calibration": first(9, 10)}, {"W4": {}}).parts
-    assert [(part.name, len(part.rows)) for part in asked][-1] == ("self-calibration", 10), "it has items of its own"
+    assert [(part.name, len(part.rows)) for part in asked][2:] == [("self-calibration", 10), ("lines", 40)], "its own"
+
+
+def test_groups_come_in_the_order_of_the_table_of_tasks():
+    """And what it does not know after them."""
+    names = ["a group/x", "trust/robustness", "long/lines", "basic/reasoning"]
+    known = read({name: first(6, 10) for name in names}, {"W4": {}})
+    ordered = ["basic", "trust", "long", "a group"]
+    assert [part.group for part in known.wholes] == ordered
+    assert [part.group for part in known.parts if part.score == scores.ACCURACY] == ordered
+    assert known.wholes[1].rows.tolist() == [*range(10, 20)]
 
 
 def test_skill_is_one_less_brier_over_that_of_equal_probabilities():
@@ -46,9 +56,11 @@ def test_what_ranks_the_choices_is_no_probability():
     assert ranked[scores.SKILL] == pytest.approx(scores.of_answers(plain)[scores.SKILL])
 
 
-def test_chance_is_one_over_the_choices_and_none_of_an_answer_alone():
-    rows = pd.DataFrame({"log_likelihoods": [[-1.0, -2.0], [-1.0], [-1.0] * 4]})
-    assert scores.chance(rows).tolist() == [0.5, 0.0, 0.25]
+def test_chance_is_that_of_the_task_mostly_one_over_the_choices():
+    """None of an answer that is written: of a last word, and of instructions, which keep no likelihoods."""
+    tasks = ["piqa", "lambada_openai", "own", "litm_cloze", "instructions"]
+    rows = pd.DataFrame({"task": tasks, "log_likelihoods": [[-1.0] * 2, [-1.0], [-1.0] * 4, [-1.0] * 3, []]})
+    assert scores.chance(rows).tolist() == [0.5, 0.0, 0.25, 0.0, 0.0]
 
 
 def test_items_of_one_task_that_come_as_one_share_a_cluster_and_no_two_tasks_do():
@@ -57,11 +69,27 @@ def test_items_of_one_task_that_come_as_one_share_a_cluster_and_no_two_tasks_do(
     assert halves.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
-def test_an_item_clean_and_attacked_is_one_cluster():
-    answers = table({"trust/robustness": first(3, 6), "trust/ethics": first(3, 6)}, {"W4": {}})
-    names = {"robustness task": "adv_sst2", "ethics task": "adv_sst2_clean"}
-    clusters = laboratory.of_table(answers.assign(task=answers["task"].map(names))).items["cluster"]
-    assert clusters.tolist() == [0, 1, 2, 3, 4, 5] * 2
+def test_attacked_and_clean_items_of_one_number_are_one_cluster():
+    answers = table({"trust/robustness": first(3, 6), "basic/reasoning": first(2, 3)}, {"W4": {}})
+    names = ["adv_sst2"] * 3 + ["adv_sst2_clean"] * 3 + ["adv_rte"] * 3
+    answers = answers.assign(task=names * 2, cluster=[0, 1, 2] * 6)
+    assert laboratory.of_table(answers).items["cluster"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+
+
+def test_points_of_the_same_bits_are_told_apart():
+    cache = {"bits": 4, "symmetric": False, "group": 0}
+    grids = [cache, {**cache, "group": 64}, {**cache, "keys": "channel", "block": 32}]
+    exception = {**DOWN, "overrides": [{"match": "down_proj", "activations": {"dynamic": True}}]}
+    schemes = [json.dumps({**DOWN, "activations": {**DOWN["activations"], "bits": 0}, "kv_cache": kv}) for kv in grids]
+    known = read(TEACHER, {(scheme, "rtn"): {} for scheme in ["W8g64A8KV4", json.dumps(exception), *schemes]}).points
+    assert known[0].written == ("W8g64", "A8", "KV4")
+    assert known[1].written == ("W8", "A8 static, down_proj apart", "")
+    assert [point.written[2] for point in known[2:]] == [
+        "KV4 asymmetric",
+        "KV4g64 asymmetric",
+        "KV4 asymmetric, keys per channel",
+    ]
+    assert known[-1].label == "W8KV4 asymmetric, keys per channel, rtn"
 
 
 def test_a_point_is_told_by_its_scheme():
@@ -72,8 +100,8 @@ def test_a_point_is_told_by_its_scheme():
     assert [point.bits for point in points] == [(4, 8, 4), (8, 8, 0), (8, 8, 0)]
     assert [point.label for point in points] == [
         "W4A8KV4 rtn",
-        "W8A8 static rtn",
-        "W8A8 static, down_proj apart gptq, rotated",
+        "W8A8 static, rtn",
+        "W8A8 static, down_proj apart, gptq, rotated",
     ]
 
 

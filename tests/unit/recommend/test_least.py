@@ -1,12 +1,15 @@
 """Lines of bits, and where they end."""
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 
 from pipeline.recommend import least, told
 from pipeline.recommend.judged import Judge
 from pipeline.recommend.laboratory import of_table
-from tests.unit.recommend.made_answers import Rights, first, laboratory, table
+from tests.unit.recommend.made_answers import DOWN, Rights, first, laboratory, table
 
 TEACHER = {"basic/reasoning": first(1000), "basic/understanding": first(900)}
 LESS: Rights = {"basic/reasoning": first(900)}  # a tenth less
@@ -47,6 +50,46 @@ def test_of_the_same_bits_the_least_kl_is_tested_whatever_the_items_say():
     assert least.sequence(laboratory(TEACHER, points).points, "weights")[4].method == "rtn"
     some = laboratory(TEACHER, points, {"W4 gptq": 0.1})
     assert least.sequence(some.points, "weights")[4].method == "gptq", "a known one before an unknown one"
+
+
+def test_keys_per_channel_are_another_way_to_the_same_bits_and_the_table_says_which_was_tested():
+    cache = {"bits": 4, "symmetric": False, "group": 0, "keys": "channel", "block": 32}
+    scheme = json.dumps({**DOWN, "activations": {**DOWN["activations"], "bits": 0}, "kv_cache": cache})
+    points: dict[Any, Rights] = {"W8KV8": {}, "W8KV4": LESS, (scheme, "rtn"): {}}
+    for kl, enough in ((0.1, "KV4 asymmetric, keys per channel, rtn"), (0.9, "KV8, rtn")):
+        known = laboratory(TEACHER, points, {"W8KV8 rtn": 0.05, "W8KV4 rtn": 0.5, f"{scheme} rtn": kl})
+        (line,) = least.lines(Judge(known, 0.02), known.named(["reasoning"]), ["kv"])
+        assert told.rows([line])[1][3] == enough
+
+
+def test_how_an_enough_was_reached_names_groups_and_rotation():
+    known = laboratory(TEACHER, {("W4g64", "gptq", "hadamard"): {}})
+    (line,) = least.lines(Judge(known, 0.02), known.named(["reasoning"]))
+    assert told.rows([line])[1][3] == "W4g64, gptq rotated"
+
+
+def test_for_a_terminal_each_sub_task_has_a_head_and_numbers_stay_whole():
+    rows = [
+        [*told.HEADER],
+        ["basic", "all of these", "weights", "W8, rtn", "-", "-", "W4: reasoning beyond"],
+        ["basic", "reasoning", "weights", "W8, rtn", "1.0 ± 0.6 %", "3,000", "W4: beyond (4.3 ± 0.9 %)"],
+        ["basic", "reasoning", "KV cache", "-", "-", "3,000", "KV8: beyond (9.3 ± 0.9 %)"],
+        ["long", "lines", "weights", "-", "-", "40", "no signal: the teacher guesses"],
+    ]
+    assert told.by_part(rows, 40).split("\n") == [
+        "basic: all of these",
+        "  weights   W8, rtn is enough",
+        "            W4: reasoning beyond",
+        "basic: reasoning, 3,000 items",
+        "  weights   W8, rtn is enough, loss",
+        "              1.0 ± 0.6 %",
+        "            W4: beyond (4.3 ± 0.9 %)",
+        "  KV cache  none is shown to be enough",
+        "            KV8: beyond (9.3 ± 0.9 %)",
+        "long: lines, 40 items",
+        "  weights   no signal: the teacher",
+        "              guesses",
+    ]
 
 
 def test_what_the_teacher_guesses_says_nothing():

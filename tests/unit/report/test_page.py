@@ -47,6 +47,7 @@ CONTENT: dict[str, Any] = {
         "plot": '<svg id="position"></svg>',
         "plot_note": "positions",
     },
+    "levels": None,
     "margin": {
         "title": "Is it as good?",
         "told": ["RTN: beyond on 1 of 1 task", "student: within on 1 of 1 task"],
@@ -77,6 +78,8 @@ CONTENT: dict[str, Any] = {
         "distributions": [("caption two", '<svg id="kurtosis"></svg>')],
         "cost_text": "dearest layer 7",
         "cost_plot": '<svg id="cost"></svg>',
+        "shapes_plot": '<svg id="shapes"></svg>',
+        "shapes_note": "beside",
         "plan": {"text": "5 bits", "rows": [["layer", "31"], ["down", "8"]], "plot": '<svg id="plan"></svg>'},
     },
     "errors": [["role", "output"], ["q", "20.1"]],
@@ -93,7 +96,7 @@ SWEEP = {
     "origin": "code has changed",
     "pictures": [('<svg id="overlay"></svg>', "a colour a setting")],
 }
-SVGS = ("tasks", "training", "sizes", "kv_cache", "claim", "flow", "kurtosis", "cost", "plan")
+SVGS = ("tasks", "training", "sizes", "kv_cache", "claim", "flow", "kurtosis", "cost", "shapes", "plan")
 
 
 class Resources(HTMLParser):
