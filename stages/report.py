@@ -28,6 +28,7 @@ from pipeline.report import (
     page,
     plots,
     proofs,
+    score_plots,
     signals,
     sweep_files,
     sweeps,
@@ -60,7 +61,7 @@ def work() -> None:
     manifest = contract.read_json(folders["teacher"] / contract.MANIFEST)
     teacher_sweeps, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
     sized, elsewhere = sweeps.sizes(teacher_sweeps, sweep_files.digest(read) if read else sweep_files.UNKNOWN)
-    size_plot = plots.sizes([*_own_sizes(summary), *sized], summary["weight_bytes.teacher"])
+    size_plot = score_plots.sizes([*_own_sizes(summary), *sized], summary["weight_bytes.teacher"])
     dtypes = _dtypes(args.environment.parent) if args.environment else {}
     subtitle = _subtitle(knobs, folders["teacher"])
     content = page.render(
@@ -138,7 +139,7 @@ def _results(
         "scores": summaries.rows(summary, method),
         "groups": summaries.group_rows(summary, method),
         "gap_note": summaries.gap_note(summary),
-        "task_plot": plots.tasks(summary, tasks, summaries.VARIANTS),
+        "task_plot": score_plots.tasks(summary, tasks, summaries.VARIANTS),
     }
 
 

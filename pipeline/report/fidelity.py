@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report import plots
+from pipeline.report import score_plots
 
 VARIANTS = {"rtn": "RTN", "ptq": "PTQ", "student": "student"}
 QUANTILES = {"median": "median", "p99": "99 %", "p999": "99.9 %", "max": "max"}
@@ -40,7 +40,7 @@ def section(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "dialogues": dialogues(scores),
         "dialogues_note": ANSWERS_NOTE,
         "plot_note": PLOT_NOTE,
-        "plot": plots.by_position({name: by_position(scores[name]) for name in VARIANTS}),
+        "plot": score_plots.by_position({name: by_position(scores[name]) for name in VARIANTS}),
     }
 
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from pipeline.report import fidelity, plots
+from pipeline.report import fidelity, score_plots
 from tests.unit.report.pictures import words_of
 
 
@@ -53,7 +53,7 @@ def test_positions_are_in_order_and_by_text():
 
 
 def test_the_picture_has_a_line_a_variant_and_text_and_its_bands():
-    picture = plots.by_position({name: fidelity.by_position(scores) for name, scores in SCORES.items()})
+    picture = score_plots.by_position({name: fidelity.by_position(scores) for name, scores in SCORES.items()})
     said = words_of(picture)
     assert {f"{name}, {text}" for name in SCORES for text in ("held out", "long text")} <= {*said}
     assert {text for text in said if text.startswith("to ")} == {"to 15", "to 63", "to 255"}

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pipeline.knobs.freezing import ROLES
-from pipeline.report import plots
+from pipeline.report import plots, score_plots
 from tests.unit.report.pictures import SVG, differences, drawn_in, overlay, words_of
 
 TABLE = pd.DataFrame({"layer": [0, 1, 2], "q": [1.0, 2.0, 4.0], "o": [10.0, 40.0, 90.0], "other": [5.0, 5.0, 5.0]})
@@ -39,7 +39,7 @@ def training() -> str:
 
 
 def tasks() -> str:
-    return plots.tasks(SUMMARY, ["arc_easy", "piqa"], VARIANTS)
+    return score_plots.tasks(SUMMARY, ["arc_easy", "piqa"], VARIANTS)
 
 
 def claim() -> str:
@@ -159,7 +159,7 @@ def test_every_role_has_a_colour_of_its_own():
 
 def test_sizes_are_drawn_with_their_numbers_in_the_legend():
     points = [("rtn", 110e6, 0.923), ("student", 167e6, 0.119), ("sizes: scheme=W8A16", 163e6, 0.0042)]
-    words = words_of(plots.sizes(points, 538e6))
+    words = words_of(score_plots.sizes(points, 538e6))
     assert {
         "rtn: 110 MB, KL 0.923",
         "student: 167 MB, KL 0.119",
@@ -167,10 +167,10 @@ def test_sizes_are_drawn_with_their_numbers_in_the_legend():
         "teacher: 538 MB",
         "MB on disk",
     } <= words
-    assert plots.sizes([("rtn", 1e6, 0.0)], 2e6).startswith("<svg"), "no logarithm of nothing"
+    assert score_plots.sizes([("rtn", 1e6, 0.0)], 2e6).startswith("<svg"), "no logarithm of nothing"
 
 
 def test_a_picture_of_its_own_is_a_whole_file_on_white():
-    root = ElementTree.fromstring(plots.alone(plots.sizes([("rtn", 1e6, 0.5)], 2e6)))
+    root = ElementTree.fromstring(plots.alone(score_plots.sizes([("rtn", 1e6, 0.5)], 2e6)))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root.get("style") == "background: white"
