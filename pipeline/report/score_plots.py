@@ -65,13 +65,8 @@ def sizes(points: Sequence[tuple[str, float, float]], teacher: float) -> str:
             colour, mark = (plots.VARIANT_COLOURS[name], "o") if own else (OTHERS[i % len(OTHERS)], "D")
             label = f"{name}: {stored / 1e6:.3g} MB, KL {kl:.3g}"
             axis.plot([stored / 1e6], [kl], marker=mark, ms=9 if own else 6, ls="", color=colour, label=label)
-        axis.axvline(
-            teacher / 1e6,
-            color=plots.VARIANT_COLOURS["teacher"],
-            lw=1,
-            ls="--",
-            label=f"teacher: {teacher / 1e6:.3g} MB",
-        )
+        colour, label = plots.VARIANT_COLOURS["teacher"], f"teacher: {teacher / 1e6:.3g} MB"
+        axis.axvline(teacher / 1e6, color=colour, lw=1, ls="--", label=label)
         axis.set(xlabel="MB on disk", ylabel="KL to the teacher, nats a token")
         axis.set_xlim(0, 1.08 * max(teacher, *(stored for _, stored, _ in points)) / 1e6)
         if all(kl > 0 for _, _, kl in points):
@@ -101,7 +96,8 @@ def by_position(tables: dict[str, pd.DataFrame]) -> str:
                 at, style = [ends.index(end) for end in part["end"]], "-" if first else "--"
                 colour, label = plots.VARIANT_COLOURS[variant], f"{variant}, {text}"
                 axis.errorbar(
-                    at, part["kl"], part["error"], color=colour, label=label, ls=style, marker="o", ms=4, lw=1.6, elinewidth=0.8
+                    at, part["kl"], part["error"], color=colour, label=label, ls=style,
+                    marker="o", ms=4, lw=1.6, elinewidth=0.8,
                 )  # fmt: skip
         axis.set_xticks(range(len(ends)), [f"to {end:,}" for end in ends])
         axis.set(xlabel="tokens before", ylabel="KL to the teacher, nats a token")
