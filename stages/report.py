@@ -57,7 +57,6 @@ def work() -> None:
     tasks, folders = summaries.task_names(scores), _folders(args, knobs.export.formats)
     exported: dict[str, str] = {name: folders[f"int4/student/{name}"].as_posix() for name in knobs.export.formats}
     read = scores["student"].get(READ, {})
-    changes = answers.task_changes(answered["teacher"], answered["student"])
     manifest = contract.read_json(folders["teacher"] / contract.MANIFEST)
     teacher_sweeps, left_out = sweeps.results(Path(args.sweeps), sweep_files.teacher_of(manifest))
     sized, elsewhere = sweeps.sizes(teacher_sweeps, sweep_files.digest(read) if read else sweep_files.UNKNOWN)
@@ -74,7 +73,7 @@ def work() -> None:
         **_results(
             knobs,
             summary,
-            changes,
+            answered,
             tasks,
             facts["calibration"]["method"],
             exported,
@@ -122,7 +121,7 @@ def _folders(args: argparse.Namespace, formats: Sequence[str]) -> dict[str, Path
 def _results(
     knobs: params.Params,
     summary: dict[str, float],
-    changes: list[answers.Change],
+    answered: dict[str, pd.DataFrame],
     tasks: list[str],
     method: str,
     exported: dict[str, str],
@@ -130,12 +129,12 @@ def _results(
     """For the page's template: the four questions, and the scores of the variants.
 
     Args:
-        changes: from the teacher to the student, a task each. method: by which the start of training was quantized.
+        answered: by variant, as `Items.answers`. method: by which the start of training was quantized.
         exported: the student's folders, by their formats.
     """
     quantized_inputs = knobs.scheme.activations.bits > 0 or knobs.scheme.kv_cache.bits > 0
     return {
-        "answers": answers.answers(summary, changes, exported, quantized_inputs),
+        "answers": answers.answers(summary, answered, exported, quantized_inputs),
         "scores": summaries.rows(summary, method),
         "groups": summaries.group_rows(summary, method),
         "gap_note": summaries.gap_note(summary),

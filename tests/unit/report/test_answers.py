@@ -34,8 +34,8 @@ FOLDERS = {"compressed-tensors": "data/int4/student/compressed-tensors", "gguf":
 
 
 def told(summary: dict[str, float] = SUMMARY, after: dict[str, list[bool]] = AFTER) -> dict[str, answers.Answer]:
-    changes = answers.task_changes(answered(BEFORE), answered(after))
-    first_screen = answers.answers(summary, changes, FOLDERS, True)
+    asked = {"teacher": answered(BEFORE), "student": answered(after)}
+    first_screen = answers.answers(summary, asked, FOLDERS, True)
     return {answer.question: answer for answer in first_screen}
 
 
@@ -72,8 +72,29 @@ def test_changes_are_paired_by_task_with_the_largest_loss_first_and_mcnemars_p()
 def test_a_drop_inside_its_error_is_no_loss_shown():
     near = told(after={**AFTER, "piqa": [False] * 3 + [True] * 61})["Where does it lose?"]
     assert near.short == "no loss shown on any task"
-    assert "The largest drop, piqa -4.7 points (-9.9 to +0.5), is inside its error." in near.long
+    assert "The largest drop, piqa -4.7 points (-9.9 to +0.5), is not shown as one of 3." in near.long
     assert told(after=BEFORE)["Where does it lose?"].short == "on no task"
+
+
+def test_a_loss_that_only_the_mean_shows_is_told():
+    """Five lost of 64 on each of two tasks: one in 16 of all coins for a task, and 2 of 1,024 for both."""
+    after = {
+        "piqa": [False] * 5 + [True] * 59,
+        "arc_easy": [True] * 32 + [False] * 32,
+        "winogrande": [False] * 5 + [True] * 59,
+    }
+    loses = told(after=after)["Where does it lose?"]
+    assert loses.short == "over all tasks, on none alone"
+    assert loses.long.startswith("mean accuracy -5.2 points (")
+    mean = answers.mean_change(answered(BEFORE), answered(after))
+    assert mean.p == pytest.approx(stats.binomtest(10, 10).pvalue)
+    assert mean.difference == pytest.approx(-10 / 192)
+
+
+def test_what_is_answered_in_writing_is_no_part_of_the_mean():
+    before, after = ({**rights, "instructions": [start] * 9} for rights, start in ((BEFORE, True), (AFTER, False)))
+    mean = answers.mean_change(answered(before), answered(after))
+    assert mean == answers.mean_change(answered(BEFORE), answered(AFTER))
 
 
 def test_of_a_gap_inside_its_error_no_percentage_is_given():
