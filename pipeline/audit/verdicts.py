@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.items import Items
+from pipeline.evaluation.items import INSTRUCTIONS, Items
 from pipeline.evaluation.tasks import family
 from pipeline.statistics import corrections, paired
 from pipeline.statistics.paired import LEVEL, RESAMPLES
@@ -115,14 +115,16 @@ class Scored:
 def compare(before: Scored, after: Scored, resamples: int = RESAMPLES) -> list[Comparison]:
     """All measures that two versions have documents or items in common for, verdicts still to be given by `judged`.
 
+    What is answered in writing is no part of the mean accuracy, as in the scores.
+
     Pairs are rows of the same measure or task whose place and content agree; what the other has not is left out.
     """
     documents, answers = _paired(before.documents, after.documents), _paired(before.answers, after.answers)
     comparisons = [
         bootstrap(measure, one.values, other.values, resamples) for measure, (one, other) in documents.items()
     ]
-    if answers:
-        comparisons.append(_accuracy("accuracy", answers, resamples))
+    if chosen := {task: columns for task, columns in answers.items() if task != INSTRUCTIONS}:
+        comparisons.append(_accuracy("accuracy", chosen, resamples))
     comparisons += [_accuracy(f"accuracy.{task}", {task: answers[task]}, resamples) for task in sorted(answers)]
     return [replace(comparison, of=_asked(comparison.measure, before, after)) for comparison in comparisons]
 
@@ -131,9 +133,9 @@ def _asked(measure: str, before: Scored, after: Scored) -> int:
     """How many items or documents the larger of two scores of a measure is over."""
 
     def count(scored: Scored) -> int:
-        task = measure.partition(".")[2]
-        columns = scored.documents.items() if measure in scored.documents else scored.answers.items()
-        return sum(len(column) for name, column in columns if name in (measure, task) or measure == "accuracy")
+        columns = scored.documents if measure in scored.documents else scored.answers
+        names = columns.keys() - {INSTRUCTIONS} if measure == "accuracy" else {measure, measure.partition(".")[2]}
+        return sum(len(column) for name, column in columns.items() if name in names)
 
     return max(count(before), count(after))
 

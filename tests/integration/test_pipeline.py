@@ -193,7 +193,7 @@ def test_a_long_scheme_with_overrides_goes_through_to_the_scores(pipeline: Path,
     )
     assert sorted(set(bits.values())) == [(4, 16), (8, 16)]
     assert {name.rsplit(".", 1)[-1] for name, fields in kept["inputs"].items() if fields["dynamic"]} == {"down_proj"}
-    assert kept["kv_cache"] == MIXED["kv_cache"]
+    assert kept["kv_cache"] == {**MIXED["kv_cache"], "keys": "token", "block": 32}
     skipped = (copy / "data/calibration/skipped.csv").read_text().split()
     assert skipped[1:] == [word for i in (0, 1) for word in (f"model.layers.{i}.self_attn.v_proj", "->", "o_proj")]
     with (copy / "data/calibration/errors.csv").open() as errors:

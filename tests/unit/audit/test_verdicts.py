@@ -244,6 +244,17 @@ def test_answers_that_changed_are_counted_both_ways_and_in_all():
     assert (documents.gained, documents.lost, documents.changed) == (None, None, None)
 
 
+def test_what_is_answered_in_writing_is_no_part_of_the_mean():
+    before, after = (
+        pd.concat([of_task("piqa", [0] * 8, right).answers, of_task(items.INSTRUCTIONS, [0] * 8, written).answers])
+        for right, written in (([1] * 8, [1] * 8), ([1] * 6 + [0] * 2, [0] * 8))
+    )
+    known = judged(*(items.Items(table, items.documents([])) for table in (before, after)))
+    mean = known["accuracy"]
+    assert (mean.before, mean.after, mean.pairs, mean.of) == (1, 0.75, 8, 8)
+    assert known["accuracy.instructions"].after == 0
+
+
 def test_items_that_come_as_one_are_one_coin():
     """Six clusters of four that turn right together: by McNemar's test on six pairs, not on 24."""
     clusters = [i // 4 for i in range(40)]
