@@ -106,3 +106,15 @@ def test_a_share_of_a_whole_within_its_error_has_no_interval():
         with pytest.raises(ValueError, match="is not above 0 beyond its error"):
             paired.share(np.ones(len(whole)), whole)
     assert paired.share(np.full(8, 0.4), np.full(8, 0.5)) == pytest.approx((0.8, 0.8))
+
+
+@given(st.lists(st.tuples(st.integers(-1, 1), st.integers(0, 3)), min_size=1, max_size=8))
+def test_of_clusters_all_signs_are_counted(items_apart: list[tuple[int, int]]):
+    """By brute force over the signs of the clusters' sums."""
+    apart, clusters = np.array([a for a, _ in items_apart], float), np.array([c for _, c in items_apart])
+    sums = np.bincount(clusters, apart)
+    signs = np.array(np.meshgrid(*[[-1, 1]] * len(sums))).reshape(len(sums), -1)
+    expected = float((np.abs(signs.T @ sums) >= abs(sums.sum()) - 1e-9).mean())
+    coins = paired.by_cluster([apart], [clusters])
+    assert coins.mean() == pytest.approx(apart.mean())
+    assert paired.sign_flips([coins]) == pytest.approx(expected)
