@@ -1,5 +1,6 @@
 """evaluate: score the teacher or an exported folder, reloaded as anyone would load it."""
 
+from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.evaluation import (
     writing,
 )
 from pipeline.evaluation.references import References
+from pipeline.evaluation.scores import of_answers
 from pipeline.export.formats import load_exported
 from pipeline.export.sizes import stored_bytes, stored_weights
 from pipeline.knobs import params
@@ -35,21 +37,15 @@ def work() -> str:
     folder = knobs.benchmarks if knobs.source == "folder" else None
     tasks = selection.selected(knobs.groups, knobs.tasks, folder, knobs.limit, knobs.items)
     prose = text.read_text(knobs.text, knobs.benchmarks)
-    teacher_facts = contract.reading(args.teacher, contract.TEACHER)
-    is_teacher = args.model == args.teacher
-    facts = teacher_facts if is_teacher else contract.reading(args.model, contract.INT4)
+    facts = _facts(args)
 
     tokenizer = saved.load_tokenizer(args.teacher)
     told = prompts.instructions(loaded.seed, knobs.instructions, tokenizer)
     references = References.load(args.references)
-    model = saved.load_model(args.teacher, knobs.dtype)
-    teacher = head.of(model)
-    if not is_teacher:
-        del model  # of the teacher the head is needed, and no more
-        model = load_exported(args.model, knobs.dtype)
+    model, teacher = _model_and_teacher(args, knobs.dtype)
     longest = told.longest(knobs.instruction_tokens)
-    of_answers = {"evaluate.instruction_tokens, with the instruction before them": longest}
-    if problems := prompts.too_long(context.context_length(model), of_answers):
+    asked_for = {"evaluate.instruction_tokens, with the instruction before them": longest}
+    if problems := prompts.too_long(context.context_length(model), asked_for):
         raise ValueError("\n  ".join(problems))
     windows = text.windows(prose, tokenizer, knobs.windows, knobs.window)
     with progress.bar(f"evaluate {variant}: text", windows.numel() + references.size, " tok") as bar:
@@ -57,7 +53,7 @@ def work() -> str:
         compared = agreement.agreement(model, teacher, references, bar.update)
     followed, written = _written(model, tokenizer, references.facts, told, knobs.instruction_tokens, variant)
     with ExitStack() as shown:
-        accuracy, answered, asked = harness.accuracy(
+        answered, asked = harness.answers(
             model,
             tokenizer,
             tasks,
@@ -68,16 +64,9 @@ def work() -> str:
             lambda count: shown.enter_context(progress.bar(f"evaluate {variant}: items", count, " answer")).update,
             knobs.items,
         )
-    wrote = items.written(written)
-    scores |= (
-        detail.scores(compared)
-        | (generated.scores(followed, wrote) if followed else {})
-        | accuracy
-        | sizes(args.model, facts)
-    )
-    by_sequence = agreement.by_document(compared, references)
-    made = items.Items(items.answers(answered + followed), items.documents(measured + by_sequence), compared, wrote)
-    made.save(args.items, {"dtype": knobs.dtype})
+    measured += agreement.by_document(compared, references)
+    answers, wrote = items.answers(answered + followed), items.written(written)
+    items.Items(answers, items.documents(measured), compared, wrote).save(args.items, {"dtype": knobs.dtype})
     read = {
         "teacher": contract.fingerprint(args.teacher),
         "text": text.text_sha256(prose),
@@ -86,8 +75,30 @@ def work() -> str:
         "references": contract.fingerprint(args.references),
         **asked,
     }
+    scores |= detail.scores(compared) | generated.of_written(wrote) | of_answers(answers)
+    scores |= sizes(args.model, facts)
     contract.write_scores(Path(args.out), {name: float(value) for name, value in scores.items()}, read)
     return variant
+
+
+def _facts(args: Namespace) -> dict[str, Any]:
+    """What the folder that is scored says of itself.
+
+    Raises:
+        ValueError: it, or the teacher's, is not sound.
+    """
+    teacher = contract.reading(args.teacher, contract.TEACHER)
+    return teacher if args.model == args.teacher else contract.reading(args.model, contract.INT4)
+
+
+def _model_and_teacher(args: Namespace, dtype: str) -> tuple[PreTrainedModel, head.Head]:
+    """The model to score, and the teacher's head: no more is needed of a teacher that is not scored."""
+    teacher = saved.load_model(args.teacher, dtype)
+    if args.model == args.teacher:
+        return teacher, head.of(teacher)
+    its_head = head.of(teacher)
+    del teacher
+    return load_exported(args.model, dtype), its_head
 
 
 def _written(
@@ -97,7 +108,7 @@ def _written(
     if not told.said:
         return [], []
     way = generated.way_of(model, facts["way"])
-    with progress.bar(f"evaluate {variant}: written", told.longest(limit), " tok") as bar:
+    with progress.bar(f"evaluate {variant}: written", told.steps(limit), " tok") as bar:
         answers = writing.write(model, way, told.said, limit, facts["ends"], bar.update)
     return generated.judged(told.instructions, answers, tokenizer)
 

@@ -29,7 +29,7 @@ def work() -> None:
     way, ends = decoding.choose(teacher, max(longest, decoding.COMPARED)).name, vocabulary.end_tokens(teacher)
     talks = list[tuple[Tensor, Tensor]]()
     if talk.said:
-        with progress.bar("references: dialogues", longest, " tok") as bar:
+        with progress.bar("references: dialogues", talk.steps(knobs.tokens), " tok") as bar:
             talks = dialogues.answered(teacher, way, talk.said, knobs.tokens, ends, bar.update)
     texts = references.documents(
         [

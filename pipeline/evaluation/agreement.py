@@ -16,7 +16,7 @@ from pipeline.evaluation.items import TOKENS, content_hash
 from pipeline.evaluation.references import HELD_OUT, References, padded
 from pipeline.models import head
 
-CHUNK = 64  # positions whose logits, the model's and the teacher's, are held at once
+CHUNK = 256  # positions whose logits, the model's and the teacher's, are held at once
 ROWS = 16  # positions whose distributions are: few, so that on a CPU these stay in its caches
 
 

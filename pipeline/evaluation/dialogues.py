@@ -17,7 +17,7 @@ def answered(
     ends: Sequence[int],
     advance: Callable[[int], object],
 ) -> list[tuple[Tensor, Tensor]]:
-    """The teacher's conversations, all in one batch.
+    """The teacher's conversations.
 
     Args:
         as `writing.write`.

@@ -47,15 +47,6 @@ def judged(
     return rows, written
 
 
-def scores(rows: Sequence[dict[str, Any]], written: pd.DataFrame) -> dict[str, float]:
-    """accuracy.instructions, the share that is followed; and those of `of_written`.
-
-    Args:
-        rows: as `judged` makes them for the answers. written: as `items.written`.
-    """
-    return _mean(f"accuracy.{items.INSTRUCTIONS}", [row["correct"] for row in rows]) | of_written(written)
-
-
 def of_written(written: pd.DataFrame) -> dict[str, float]:
     """generated.repetition, the mean share of an answer's 4-grams that it had before, and generated.ended, the share of
     answers that end before the limit, each with its standard error over answers; nothing of fewer than two."""

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special
 from transformers import PreTrainedModel
 
-from pipeline.evaluation import items, provenance, scores, selection, task_files
+from pipeline.evaluation import items, provenance, selection, task_files
 from pipeline.evaluation.made.table import MADE
 from pipeline.evaluation.tasks import GROUPS, TASKS
 
@@ -19,7 +19,7 @@ Sample = Mapping[str, Any]
 """What lm-eval keeps of an item."""
 
 
-def accuracy(
+def answers(
     model: PreTrainedModel,
     tokenizer: Any,
     tasks: Sequence[str],
@@ -29,8 +29,8 @@ def accuracy(
     scratch: Path,
     begin: Callable[[int], Callable[[int], object]] = lambda _: int,
     made: int = 0,
-) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, str]]:
-    """What a model scores on tasks, item by item as lm-eval's simple_evaluate judges it.
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A model's answers to tasks, judged item by item as lm-eval's simple_evaluate does.
 
     Args:
         model: on the CPU, in the dtype to score in.
@@ -42,14 +42,15 @@ def accuracy(
         made: items of a made task; 0 for its own number.
 
     Returns:
-        the scores, as pipeline/evaluation/scores.py has them; the row of each item for `items.answers`; and what was
-        read, as pipeline/evaluation/provenance.py has it.
+        the row of each item for `items.answers`; and what was read, as pipeline/evaluation/provenance.py has it. Of no
+        tasks, nothing.
 
     Raises:
         ValueError: the folder is not sound, or the hub's data cannot be had.
     """
     tasks = selection.selected(GROUPS, tasks, folder, limit, made)
-    import lm_eval
+    if not tasks:
+        return [], {}
     from lm_eval.tasks import TaskManager
 
     from pipeline.evaluation.prefixes import SharedPrefixes, opening
@@ -72,15 +73,7 @@ def accuracy(
                     batch_size=batch,
                     prefix_token_id=opening(tokenizer),
                 )
-                results = lm_eval.simple_evaluate(
-                    model=asked,
-                    tasks=[task for parts in loaded.values() for task in parts.values()],
-                    task_manager=manager,
-                    samples=_limited(loaded, limit),
-                    bootstrap_iters=0,  # errors are worked out from the items
-                    log_samples=True,
-                    random_seed=0,
-                )
+                samples = _samples(asked, manager, loaded, limit)
         except (OSError, ConnectionError) as error:
             raise ValueError(
                 f"the data sets of {list(tasks)} cannot be had: {str(error).splitlines()[0]}; "
@@ -90,12 +83,28 @@ def accuracy(
         print(f"evaluate: an item's answers are read one by one: {asked.passed_over}", flush=True)
     rows, read = [], dict[str, str]()
     for name, parts in loaded.items():
-        samples = [(part, sample) for part in parts for sample in results["samples"][part]]
-        rows += [_row(name, i, parts[part], sample) for i, (part, sample) in enumerate(samples)]
+        of_task = [(part, sample) for part in parts for sample in samples[part]]
+        rows += [_row(name, i, parts[part], sample) for i, (part, sample) in enumerate(of_task)]
         splits = {f"{part}.{split}": data for part in parts for split, data in parts[part].dataset.items()}
         read[f"benchmark.{name}"] = provenance.of_benchmark(files.get(name), splits)
-        read[f"items.{name}"] = provenance.of_items(sample for _, sample in samples)
-    return scores.of_answers(items.answers(rows)), rows, read
+        read[f"items.{name}"] = provenance.of_items(sample for _, sample in of_task)
+    return rows, read
+
+
+def _samples(asked: Any, manager: Any, loaded: dict[str, dict[str, Any]], limit: int) -> dict[str, list[Sample]]:
+    """The samples of each of lm-eval's tasks, asked of its model."""
+    import lm_eval
+
+    results = lm_eval.simple_evaluate(
+        model=asked,
+        tasks=[task for parts in loaded.values() for task in parts.values()],
+        task_manager=manager,
+        samples=_limited(loaded, limit),
+        bootstrap_iters=0,  # errors are worked out from the items
+        log_samples=True,
+        random_seed=0,
+    )
+    return results["samples"]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 """Of lm-eval: context and continuation, and the tokens of each."""
 
 TOLERANCE = 1e-3  # of a log-likelihood, as a share of it: an input that is rounded to the next code changes less
-TOKENS = 2048  # of a forward: a mask is of their square
+TOKENS = 1024  # of a forward: a mask, and the time of attention, are of their square
 ONE_ITEM = 2 * TOKENS  # where nearly all of them are one text's
 DOCUMENT = "<|endoftext|>"
 NOISE = 4.0  # times what padding changes, which is how much rounding to coarser codes may

@@ -21,6 +21,10 @@ class Prompts:
         """Tokens of the longest of them with answers of `limit` tokens; 0 of none."""
         return writing.longest(self.said, limit)
 
+    def steps(self, limit: int) -> int:
+        """Forwards that answering all of them takes at most."""
+        return writing.steps(self.said, limit)
+
 
 def dialogues(seed: int, count: int, tokenizer: Any) -> Prompts:
     """Conversations of two turns.

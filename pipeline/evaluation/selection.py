@@ -32,8 +32,6 @@ def selected(
     problems = [unknown("group", group, GROUPS) for group in groups if group not in GROUPS]
     if names == AUTO:
         chosen = [name for name, task in TASKS.items() if task.group in groups and has(name, folder)]
-        if not chosen and not problems:
-            problems.append(f"no task of {', '.join(groups)} is in {folder or 'the hub'}; name more of evaluate.groups")
     else:
         chosen = [name for name in TASKS if name in names]
         problems += [problem for name in dict.fromkeys(names) if (problem := _refused(name, groups))]

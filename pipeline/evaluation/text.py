@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from pipeline.corpus.texts import json_lines
 from pipeline.evaluation.items import content_hash
+from pipeline.models import head
 
 PYDOC = "pydoc"
+CHUNK = 256  # positions whose logits are held at once
 
 
 def read_text(name: str, folder: str | Path) -> str:
@@ -70,10 +73,12 @@ def perplexity(
     Returns:
         the scores, and the logarithm's row of each window for `items.documents`.
     """
-    losses = []
+    logits, losses = head.of(model), []
     for window in tokens:
-        logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
-        losses.append(torch.nn.functional.cross_entropy(logits, window[1:]).double())
+        states = head.reads(model, window[None])[0, :-1]
+        parts = zip(states.split(CHUNK), window[1:].split(CHUNK), strict=True)
+        of_tokens = [cross_entropy(logits(part).float(), said, reduction="none") for part, said in parts]
+        losses.append(torch.cat(of_tokens).double().mean())
         advance()
     window_losses = torch.stack(losses)
     mean, error = float(window_losses.mean()), float(window_losses.std() / math.sqrt(len(window_losses)))

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from pipeline.corpus import decoding, sampler
 
+BATCH = 64  # conversations that are written at once: their caches are held together
+
 
 @dataclass
 class Script:
@@ -36,6 +38,11 @@ def longest(said: Sequence[list[list[int]]], limit: int) -> int:
     return max((sum(len(part) + limit for part in parts) for parts in said), default=0)
 
 
+def steps(said: Sequence[list[list[int]]], limit: int) -> int:
+    """Forwards that `write` makes for them at most: of each batch a token of its longest less one."""
+    return sum(longest(said[start : start + BATCH], limit) - 1 for start in range(0, len(said), BATCH))
+
+
 @torch.inference_mode()
 def write(
     model: PreTrainedModel,
@@ -51,7 +58,7 @@ def write(
         model: in eval mode. way: a name of decoding.WAYS. said: of each conversation, the tokens before each answer,
             at least one before the first. limit: tokens of an answer, at most. ends: tokens that end one, and belong
             to it; where what is said next begins with the same token, it is there once.
-        advance: called after each forward with the tokens that one conversation may have grown by, 1.
+        advance: called after each forward with the tokens that a conversation grew by, 1; `steps` times at most.
 
     Raises:
         ValueError: a logit is not finite, or a conversation begins with nothing.
@@ -59,8 +66,16 @@ def write(
     scripts = [Script([list(part) for part in parts]) for parts in said]
     if not all(script.said and script.said[0] for script in scripts):
         raise ValueError("a conversation begins with no token; the tokenizer gives none for its first words")
-    length = longest(said, limit)
-    rows = [_Row(script, limit, frozenset(ends)) for script in scripts]
+    for start in range(0, len(scripts), BATCH):
+        rows = [_Row(script, limit, frozenset(ends)) for script in scripts[start : start + BATCH]]
+        _write(model, way, rows, longest(said[start : start + BATCH], limit), advance)
+    return scripts
+
+
+def _write(
+    model: PreTrainedModel, way: str, rows: Sequence["_Row"], length: int, advance: Callable[[int], object]
+) -> None:
+    """A batch of them, in which none comes to more than so many tokens."""
     tokens = torch.zeros(len(rows), length, dtype=torch.int64)
     with decoding.WAYS[way](model, length) as step:
         tokens[:, 0] = torch.tensor([row.next(0) for row in rows])
@@ -70,7 +85,6 @@ def write(
             if all(row.done for row in rows):
                 break
             tokens[:, position] = torch.tensor([row.next(token) for row, token in zip(rows, likely, strict=True)])
-    return scripts
 
 
 class _Row:

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.corpus import decoding
 from pipeline.evaluation import generated, items, prompts, writing
+from pipeline.evaluation.scores import of_answers
 from pipeline.evaluation.writing import Script
 from pipeline.knobs.scheme import KVCache
 from pipeline.quant.kv_cache import quantize_cache
@@ -32,14 +33,14 @@ def test_what_is_followed_repeated_and_ended_is_counted():
     asked = [Instruction("Say a.", "a"), Instruction("Say b.", "b"), Instruction("Say c.", "c")]
     written = [script("a cat", True), script("ababababab", False), script(" none", True)]
     rows, answers = generated.judged(asked, written, tiny.tokenizer())
-    scores = generated.scores(rows, items.written(answers))
+    table = items.answers(rows)
+    scores = of_answers(table) | generated.of_written(items.written(answers))
     assert scores["accuracy.instructions"] == pytest.approx(2 / 3)
     assert scores["accuracy.instructions.stderr"] == pytest.approx(math.sqrt((2 / 3 * 1 / 3) / 2))
     assert scores["generated.ended"] == pytest.approx(2 / 3)
     assert scores["generated.repetition"] == pytest.approx((1 - 2 / 7) / 3)  # two 4-grams of seven
     assert items.written(answers)["tokens"].tolist() == [5, 10, 5]
     assert items.written(answers)["text"].tolist() == ["a cat", "ababababab", " none"]
-    table = items.answers(rows)
     assert table["correct"].tolist() == [True, True, False]
     assert {*table["task"]} == {"instructions"}
     assert table["hash"].nunique() == 3

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.artifacts import contract
 from pipeline.evaluation import items, tasks
-from pipeline.evaluation.harness import accuracy
+from pipeline.evaluation.harness import answers
 from pipeline.evaluation.made import table as made
+from pipeline.evaluation.scores import of_answers
 from pipeline.evaluation.selection import made_rows
 from pipeline.evaluation.tasks import harness_folder
 from tests import tiny
@@ -23,7 +24,7 @@ SHIPPED = Path(__file__).parents[3] / "data" / "benchmarks"
 ITEMS = 12
 TASKS = ("piqa", "hellaswag", "winogrande", "openbookqa", "arc_easy", "arc_challenge")  # of which the project has items
 NORMALISED = {"hellaswag", "openbookqa", "arc_challenge"}  # whose headline, by custom, is acc_norm
-HarnessRun = tuple[dict[str, float], list[dict], dict[str, str]]  # scores, rows of items, what was read
+HarnessRun = tuple[list[dict], dict[str, str]]  # rows of items, what was read
 
 
 def rows_of(task: str) -> list[dict]:
@@ -91,12 +92,12 @@ def share_right(task: str) -> float:
 
 @pytest.fixture(scope="module")
 def harness_run(small: Path, tmp_path_factory: pytest.TempPathFactory) -> HarnessRun:
-    return accuracy(tiny.llama(), tiny.tokenizer(), list(TASKS), small, 0, 4, tmp_path_factory.mktemp("tables"))
+    return answers(tiny.llama(), tiny.tokenizer(), list(TASKS), small, 0, 4, tmp_path_factory.mktemp("tables"))
 
 
 @pytest.fixture(scope="module")
 def scores(harness_run: HarnessRun) -> dict[str, float]:
-    return harness_run[0]
+    return of_answers(items.answers(harness_run[0]))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -109,7 +110,7 @@ def test_accuracy_is_that_of_likelihoods_computed_by_hand(scores: dict[str, floa
 
 @pytest.mark.parametrize("task", TASKS)
 def test_each_item_has_its_answer_and_likelihoods(harness_run: HarnessRun, task: str):
-    table = items.answers(harness_run[1])
+    table = items.answers(harness_run[0])
     mine = table[table["task"] == task]
     assert [*mine["item"]] == [*range(ITEMS)]
     assert mine["hash"].nunique() == ITEMS
@@ -132,8 +133,8 @@ def test_the_headline_is_the_mean_over_tasks_with_its_error(scores: dict[str, fl
 
 
 def test_the_limit_takes_the_first_items(small: Path, tmp_path: Path):
-    scores, _, _ = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], SHIPPED, ITEMS, 4, tmp_path)
-    assert scores["accuracy.piqa"] == pytest.approx(share_right("piqa"))
+    rows, _ = answers(tiny.llama(), tiny.tokenizer(), ["piqa"], SHIPPED, ITEMS, 4, tmp_path)
+    assert of_answers(items.answers(rows))["accuracy.piqa"] == pytest.approx(share_right("piqa"))
 
 
 def test_tables_are_kept_in_the_scratch_folder_and_nowhere_else(
@@ -144,7 +145,7 @@ def test_tables_are_kept_in_the_scratch_folder_and_nowhere_else(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", own)
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", own / "downloads")
     monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
-    accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")
+    answers(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")
     assert list((tmp_path / "tables").rglob("*.arrow"))
     assert not own.exists()
     assert own == datasets.config.HF_DATASETS_CACHE
@@ -160,7 +161,7 @@ def test_the_data_sets_library_has_its_own_cache_back_after_a_failure(
     before = datasets.config.HF_DATASETS_CACHE
     monkeypatch.setattr(lm_eval, "simple_evaluate", fail)
     with pytest.raises(ValueError, match="cannot be had: no route to host"):
-        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")
+        answers(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")
     assert before == datasets.config.HF_DATASETS_CACHE
 
 
@@ -168,26 +169,31 @@ def test_data_sets_out_of_reach_are_answered_with_the_way_out(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"the data sets of \['piqa'\] cannot be had: .* set evaluate\.source to folder"
     ):
-        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 2, 4, tmp_path)
+        answers(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 2, 4, tmp_path)
+
+
+def test_of_no_tasks_nothing_is_asked(tmp_path: Path):
+    assert answers(tiny.llama(), tiny.tokenizer(), [], SHIPPED, 0, 4, tmp_path / "tables") == ([], {})
+    assert not (tmp_path / "tables").exists()
 
 
 def test_a_malformed_folder_is_refused_before_the_harness_starts(tmp_path: Path):
     with pytest.raises(ValueError, match="line 1: not JSON"):
-        accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], write(tmp_path, "piqa", "{"), 0, 4, tmp_path / "tables")
+        answers(tiny.llama(), tiny.tokenizer(), ["piqa"], write(tmp_path, "piqa", "{"), 0, 4, tmp_path / "tables")
     assert not (tmp_path / "tables").exists()
 
 
 def test_what_was_read_and_asked_is_told_by_hashes(small: Path, harness_run: HarnessRun, tmp_path: Path):
-    read = harness_run[2]
+    read = harness_run[1]
     assert {*read} == {f"{what}.{task}" for what in ("benchmark", "items") for task in TASKS}
     assert read["benchmark.piqa"] == contract.sha256(small / "piqa.jsonl")
-    part = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")[2]
+    part = answers(tiny.llama(), tiny.tokenizer(), ["piqa"], small, 2, 4, tmp_path / "tables")[1]
     assert part["benchmark.piqa"] == read["benchmark.piqa"]
     assert part["items.piqa"] != read["items.piqa"], "fewer items were asked"
 
 
 def test_made_items_are_asked_as_they_are_made_whatever_the_limit(tmp_path: Path):
-    scores, rows, read = accuracy(
+    rows, read = answers(
         tiny.llama(), tiny.tokenizer(), ["agreement", "piqa"], SHIPPED, 2, 4, tmp_path / "tables", made=5
     )
     asked = [row for row in rows if row["task"] == "agreement"]
@@ -198,6 +204,7 @@ def test_made_items_are_asked_as_they_are_made_whatever_the_limit(tmp_path: Path
         assert row["correct"] == (expected.index(max(expected)) == item["answer"])
         assert (row["answer"], row["cluster"], row["level"]) == (item["answer"], item["cluster"], item["level"])
     assert read["benchmark.agreement"] == contract.sha256(tmp_path / "tables/made/agreement.jsonl")
+    scores = of_answers(items.answers(rows))
     assert scores["accuracy"] == pytest.approx((scores["accuracy.agreement"] + scores["accuracy.piqa"]) / 2)
 
 
@@ -207,7 +214,8 @@ def test_every_made_task_can_be_asked(tmp_path: Path):
     config = LlamaConfig(vocab_size=259, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                          num_attention_heads=2, max_position_embeddings=8192)  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()
-    scores, rows, _ = accuracy(model, tiny.tokenizer(), [*made.MADE], None, 0, 8, tmp_path / "tables", made=8)
+    rows, _ = answers(model, tiny.tokenizer(), [*made.MADE], None, 0, 8, tmp_path / "tables", made=8)
+    scores = of_answers(items.answers(rows))
     for name, line in made.MADE.items():
         mine = [row for row in rows if row["task"] == name]
         assert len(mine) == 8
@@ -236,7 +244,7 @@ def test_a_task_that_the_hub_keeps_in_parts_is_one(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(tasks.TASKS, "piqa", replace(tasks.TASKS["piqa"], hub="both"))
     manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **_: manager)
-    _, rows, read = accuracy(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 4, 4, tmp_path / "tables")
+    rows, read = answers(tiny.llama(), tiny.tokenizer(), ["piqa"], None, 4, 4, tmp_path / "tables")
     assert [row["item"] for row in rows] == [*range(7)], "three of one, and four, the limit, of the other"
     expected = [
         json.loads(line)["goal"] for part in ("one", "two") for line in parts[part].read_text().split("\n")[:4] if line

@@ -8,7 +8,7 @@ import pytest
 from pipeline.evaluation import selection
 from pipeline.evaluation.made import table as made
 from pipeline.evaluation.selection import AUTO, check_folder, selected
-from pipeline.evaluation.tasks import GROUPS, TASKS
+from pipeline.evaluation.tasks import DIALOGUE, GROUPS, TASKS
 
 SHIPPED = Path(__file__).parents[3] / "data" / "benchmarks"
 
@@ -139,9 +139,13 @@ def test_names_that_cannot_be_asked_are_all_named(tmp_path: Path):
     (one,) = problems(["long"], ["litm_cloze"], None)
     assert one == "evaluate.tasks: litm_cloze is not on the hub; set evaluate.source to folder"
     assert problems(["basics"], ["piqa"], SHIPPED)[0].startswith("unknown group 'basics'; did you mean 'basic'?")
-    nothing = [group for group in GROUPS if group not in {line.group for line in made.MADE.values()}]
-    assert nothing
-    assert problems(nothing, AUTO, tmp_path) == [f"no task of dialogue is in {tmp_path}; name more of evaluate.groups"]
+
+
+def test_a_group_without_tasks_is_asked_none(tmp_path: Path):
+    """Conversations stand in the references, and every variant is compared on them."""
+    without = [group for group in GROUPS if group not in {line.group for line in made.MADE.values()}]
+    assert without == [DIALOGUE]
+    assert selected(without, AUTO, tmp_path, 0, 0) == []
 
 
 def test_clusters_are_two_at_least_and_all_items_have_one_or_none(tmp_path: Path):

@@ -11,7 +11,7 @@ from scipy import special
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.evaluation import harness, items
-from pipeline.evaluation.harness import accuracy
+from pipeline.evaluation.harness import answers
 from pipeline.evaluation.made.table import MADE
 from pipeline.evaluation.tasks import GROUPS, PUBLIC, TASKS, chance, family, harness_folder, preamble
 from tests import tiny
@@ -135,7 +135,7 @@ def answered(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     folder = tmp_path_factory.mktemp("benchmarks")
     for task in CASES:
         (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(task)[0]))
-    _, rows, _ = accuracy(model, tiny.tokenizer(), CASES, folder, 0, 5, tmp_path_factory.mktemp("tables"))
+    rows, _ = answers(model, tiny.tokenizer(), CASES, folder, 0, 5, tmp_path_factory.mktemp("tables"))
     return {task: [row for row in rows if row["task"] == task] for task in CASES}
 
 

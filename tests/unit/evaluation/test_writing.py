@@ -58,6 +58,16 @@ def test_both_answers_are_transformers_own(way: str):
     assert len(steps) < writing.longest(SAID, LIMIT)
 
 
+def test_what_is_written_in_batches_is_what_is_written_at_once(monkeypatch: pytest.MonkeyPatch):
+    model, steps = tiny.llama(), list[int]()
+    at_once = writing.write(model, OURS, SAID, LIMIT, [], lambda n: None)
+    monkeypatch.setattr(writing, "BATCH", 2)
+    assert [script.tokens for script in writing.write(model, OURS, SAID, LIMIT, [], steps.append)] == [
+        script.tokens for script in at_once
+    ]
+    assert len(steps) == writing.steps(SAID, LIMIT) > writing.longest(SAID, LIMIT)
+
+
 def test_what_ends_an_answer_is_not_said_again():
     model = tiny.llama()
     written = greedy(model, SAID[0][0], [])
