@@ -2,11 +2,15 @@
 
 A row is an item that a point answered: point (the experiment's name), scheme and method and rotation as params.yaml has
 them, bits of weights, inputs and KV cache (0: float), then the columns of the stage's own answers.parquet. The model
-that all are compared with is the point `teacher`, once. The file grows with points times items, so it is in neither Git
-nor DVC; lineage.json has its sha256, and `--only-report` writes it anew from experiments that are in the cache.
+that all are compared with is the point `teacher`, once. The tokens of the teacher's answers in conversations are items,
+too: right is a point whose likeliest token is the teacher's own, and those of one conversation are one cluster.
+
+The file grows with points times items, so it is in neither Git nor DVC; lineage.json has its sha256, and
+`--only-report` writes it anew from experiments that are in the cache.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,10 @@ from dvc.api import DVCFileSystem
 from pipeline.flow import knobs
 from pipeline.flow.definition import Sweep
 from pipeline.knobs import long_scheme, yaml_1_2
-from pipeline.report.sweep_files import ANSWERS, OF_POINT, REFERENCE
+from pipeline.report.sweep_files import ANSWERS, OF_POINT, REFERENCE, TOKENS
 
 KNOBS = "params.yaml"
+DIALOGUE, CONVERSATIONS = "dialogue", "conversations"  # their text among the tokens, and task and part of their items
 
 
 def read(files: DVCFileSystem, sweep: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -61,7 +66,35 @@ def write(folder: Path, answers: Mapping[str, pd.DataFrame], reference: pd.DataF
 
 
 def _table(files: DVCFileSystem, folder: str) -> pd.DataFrame:
-    return pd.read_parquet(io.BytesIO(files.read_bytes(f"{folder}/{ANSWERS}")))
+    answers, tokens = (_parquet(files, f"{folder}/{name}") for name in (ANSWERS, TOKENS))
+    return pd.concat([answers, _of_conversations(tokens)], ignore_index=True)
+
+
+def _parquet(files: DVCFileSystem, path: str) -> pd.DataFrame:
+    return pd.read_parquet(io.BytesIO(files.read_bytes(path)))
+
+
+def _of_conversations(tokens: pd.DataFrame) -> pd.DataFrame:
+    """The tokens of the teacher's answers as rows of answers.parquet."""
+    said = tokens[(tokens["text"] == DIALOGUE) & (tokens["turn"] > 0)]
+    places = said["document"].astype(str) + ":" + said["position"].astype(str)
+    return pd.DataFrame(
+        {
+            "task": CONVERSATIONS,
+            "item": range(len(said)),
+            "hash": places.to_numpy(),
+            "prediction": -1,
+            "correct": said["same"].to_numpy(),
+            "log_likelihoods": [[]] * len(said),
+            "group": DIALOGUE,
+            "part": CONVERSATIONS,
+            "cluster": said["document"].to_numpy("int64"),
+            "level": ("turn " + said["turn"].astype(str)).to_numpy(),
+            "answer": -1,
+            "probabilities": [[]] * len(said),
+            "right_probability": math.nan,
+        }
+    )
 
 
 def _told(tree: Mapping[str, Any]) -> dict[str, Any]:

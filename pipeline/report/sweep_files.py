@@ -23,6 +23,7 @@ from pipeline.report import comparison
 UNKNOWN = "unknown"
 ORIGIN = ("commit", "code", "teacher", "read")  # columns of points.csv
 LINEAGE = "lineage.json"
+TOKENS = "tokens.parquet"  # of a variant, see pipeline/evaluation/items.py
 ANSWERS = "answers.parquet"  # of a sweep that keeps answers, see pipeline/flow/point_answers.py
 REFERENCE = "teacher"  # the point of what all are compared with
 OF_POINT = ("point", "scheme", "method", "rotation", "bits_w", "bits_a", "bits_kv")  # before an answer's own columns

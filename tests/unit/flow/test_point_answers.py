@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.artifacts import contract
+from pipeline.evaluation import items
 from pipeline.flow import results
 from pipeline.report import sweep_files
 from tests.unit.flow.test_results import CURVES, FINISHED, RUNS, SCORES, Files, sweep
@@ -22,6 +23,13 @@ def answered(scheme: str, right: list[bool]) -> pd.DataFrame:
         "log_likelihoods": [[-1.0, -2.0]] * len(right),
     }
     return pd.DataFrame(answers).assign(**told)[[*told, *answers]]
+
+
+def compared(right: list[bool]) -> pd.DataFrame:
+    """Tokens of held-out text, of what was said to the teacher, and of its two answers in two conversations."""
+    rows = [("held_out", 0, 3, 0, False), ("dialogue", 4, 2, 0, False)]
+    rows += [("dialogue", 4, 7, 1, right[1]), ("dialogue", 5, 9, 2, right[0])]
+    return items.tokens(dict(zip(items.TOKENS, (*row[:4], 0.1, row[4]), strict=True)) for row in rows)
 
 
 def test_the_answers_of_all_points_are_one_table_with_the_reference_once(tmp_path: Path):
@@ -68,6 +76,7 @@ def test_a_points_answers_are_told_by_its_params(monkeypatch: pytest.MonkeyPatch
     for folder, right in (("ptq", [True, False]), ("teacher", [True, True])):
         rows = answered("", right)[["task", "item", "correct", "log_likelihoods"]]
         files.bytes_[f"data/items/{folder}/answers.parquet"] = rows.to_parquet()
+        files.bytes_[f"data/items/{folder}/tokens.parquet"] = compared(right).to_parquet()
     monkeypatch.setattr(results, "DVCFileSystem", lambda root, rev: files)
     kept = sweep(Path(), items="data/items/ptq", reference="data/items/teacher")
     pair = results.read(Path(), "0123", kept).answers
@@ -77,4 +86,10 @@ def test_a_points_answers_are_told_by_its_params(monkeypatch: pytest.MonkeyPatch
     assert told == ["awq", "hadamard", 4, 8, 2]
     assert own["scheme"].iloc[0].startswith('{"weights": {"bits": 4,')
     assert reference.iloc[0][[*sweep_files.OF_POINT[1:]]].tolist() == ["", "", "", 0, 0, 0]
-    assert own["correct"].tolist() == [True, False]
+    assert own["correct"].tolist() == [True, False, False, True]
+    said = own[own["task"] == "conversations"]
+    assert said[["item", "hash", "group", "part", "cluster", "level"]].to_numpy().tolist() == [
+        [0, "4:7", "dialogue", "conversations", 4, "turn 1"],
+        [1, "5:9", "dialogue", "conversations", 5, "turn 2"],
+    ]
+    assert reference[reference["task"] == "conversations"]["correct"].tolist() == [True, True]
