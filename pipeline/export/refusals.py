@@ -1,12 +1,11 @@
 """What formats cannot hold of a model, as far as it is known before anything is quantized."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
+from pipeline.export import extras
 from pipeline.export.executorch import grids as executorch_grids
 from pipeline.export.executorch import package as executorch_package
 from pipeline.export.gguf import blocks as gguf_blocks
@@ -16,9 +15,8 @@ from pipeline.export.mlx import grids as mlx_grids
 from pipeline.export.onnx import architecture as onnx_architecture
 from pipeline.export.qnn import compiler as qnn_compiler
 from pipeline.export.qnn import grids as qnn_grids
+from pipeline.export.row_scales import all_layers
 from pipeline.knobs.scheme import Activations, KVCache, Weights
-
-NUMBER = r"\.\d+(?=\.)"  # of a layer, in a module's name
 
 
 class Signals(NamedTuple):
@@ -62,7 +60,7 @@ def _gguf(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals
     for name, grid in grids.items():
         problem = gguf_blocks.problem(grid, model.get_submodule(name).weight.shape[1])
         if problem:
-            yield f"{re.sub(NUMBER, '.*', name)}: {problem}"
+            yield f"{all_layers(name)}: {problem}"
 
 
 def _onnx(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals) -> Iterator[str]:
@@ -78,23 +76,21 @@ def _onnx(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals
 def _installed(package: str, purpose: str, install: str) -> Iterator[str]:
     """A package that a format is compiled or proven in, where it is not there."""
     try:
-        version(package)
-    except PackageNotFoundError:
-        yield f"{package}, {purpose}, is not installed: `{install}`"
+        extras.installed(package, f"{package}, {purpose}, is not installed", install)
+    except ValueError as error:
+        yield str(error)
 
 
 def _mlx(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals) -> Iterator[str]:
     """Architecture, the width of each weight, and mlx-lm itself, which is no default dependency."""
-    yield from _installed(
-        "mlx-lm", "in which it is proven", "pip install --constraint constraints.txt --editable '.[mlx]'"
-    )
+    yield from _installed("mlx-lm", "in which it is proven", extras.install("mlx"))
     problem = mlx_grids.architecture_problem(model.config)
     if problem:
         yield problem
     for name, grid in grids.items():
         problem = mlx_grids.grid_problem(grid, model.get_submodule(name).weight.shape[1])
         if problem:
-            yield f"{re.sub(NUMBER, '.*', name)}: {problem}"
+            yield f"{all_layers(name)}: {problem}"
 
 
 def _qnn(model: PreTrainedModel, tokenizer: Any, grids: Grids, signals: Signals) -> Iterator[str]:

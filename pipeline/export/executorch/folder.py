@@ -21,8 +21,13 @@ from pipeline.quant.model import QuantizedModel
 FILE = "model.pte"
 CHUNK = 128  # tokens of a prompt that are read at once
 SHOWN = 8  # tensors that are named
-LINEARS = tuple(f"self_attn.{part}_proj" for part in "qkvo") + tuple(
-    f"mlp.{part}_proj" for part in ("gate", "up", "down")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LINEARS = (*(f"self_attn.{part}_proj" for part in "qkvo"), *MLP)
+IN_A_LAYER = (  # what has weights, in the decoder's order
+    "input_layernorm",
+    *(f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "o_proj")),
+    "post_attention_layernorm",
+    *MLP,
 )
 
 
@@ -58,7 +63,7 @@ def methods(model: PreTrainedModel, places: int, chunk: int) -> dict[str, Any]:
 
 
 def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> None:
-    """Compare codes, scales and float tensors with the quantized model's.
+    """Compare codes, scales and float tensors with the quantized model's, each where the decoder uses it.
 
     Raises:
         ValueError: they are not those that were quantized, bit for bit; names them.
@@ -77,9 +82,20 @@ def check(quantized: QuantizedModel, model: PreTrainedModel, folder: Path) -> No
             wrong[name] = held, codes
     if wrong:
         raise ValueError(f"codes or scales read back from {FILE} differ in {len(wrong)} weights: {others(wrong)}")
-    missing = [name for name, values in quantized.floats.items() if not _is_there(values, read.constants)]
+    _check_floats(quantized, floats_in_order(quantized, model), read.floats)
+
+
+def _check_floats(quantized: QuantizedModel, names: list[str], held: list[bytes]) -> None:
+    """Compare the float tensors; names, held: what the decoder uses, in its order."""
+    unused = [name for name in quantized.floats if name not in names]
+    places = [*zip(names, held, strict=False), *((name, b"") for name in [*names[len(held) :], *unused])]
+    missing = [name for name, content in places if content not in _contents(quantized.floats[name])]
     if missing:
-        raise ValueError(f"{FILE} does not have {len(missing)} tensors, bit for bit: {missing[:SHOWN]}")
+        elsewhere = [name for name in missing if not _contents(quantized.floats[name]).isdisjoint(held)]
+        exchanged = f"; in another's place: {elsewhere[:SHOWN]}" if elsewhere else ""
+        raise ValueError(f"{FILE} does not have {len(missing)} tensors, bit for bit: {missing[:SHOWN]}{exchanged}")
+    if len(held) > len(names):
+        raise ValueError(f"{FILE} uses {len(held)} float tensors, where {len(names)} were written")
 
 
 def in_order(quantized: QuantizedModel, model: PreTrainedModel) -> tuple[list[str], str]:
@@ -97,9 +113,19 @@ def in_order(quantized: QuantizedModel, model: PreTrainedModel) -> tuple[list[st
     return [name for name in names if name in quantized.codes], embedding.name
 
 
-def _is_there(values: Tensor, constants: set[bytes]) -> bool:
-    """Whether a tensor is among a program's constants, in its own dtype or widened."""
-    return any(
-        part.contiguous().flatten().view(torch.uint8).numpy().tobytes() in constants
-        for part in (values.float(), values)
-    )
+def floats_in_order(quantized: QuantizedModel, model: PreTrainedModel) -> list[str]:
+    """Names of the tensors in float, in the order of the decoder's lines; a head's weight may be the embedding's."""
+    embedding, head = layout.embedding(model), layout.head(model)
+    assert embedding is not None
+    assert head is not None
+    (prefix, layers), (decoder_name, _) = layout.decoder_layers(model), layout.text_decoder(model)
+    parts = [f"{prefix}.{number}.{part}" for number in range(len(layers)) for part in IN_A_LAYER]
+    names = [f"{part}.{kind}" for part in [*parts, f"{decoder_name}.norm", head.name] for kind in ("weight", "bias")]
+    if head.name not in quantized.codes and f"{head.name}.weight" not in quantized.floats:
+        names.insert(-1, f"{embedding.name}.weight")
+    return [name for name in [f"{embedding.name}.weight", *names] if name in quantized.floats]
+
+
+def _contents(values: Tensor) -> set[bytes]:
+    """A tensor as it may lie in a program: in its own dtype, or widened."""
+    return {part.contiguous().flatten().view(torch.uint8).numpy().tobytes() for part in (values.float(), values)}

@@ -1,11 +1,10 @@
 """Which models and grids ExecuTorch's XNNPACK holds, and what to take instead of others."""
 
-import re
 from collections.abc import Iterator, Mapping
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.export import llama_like
+from pipeline.export import llama_like, row_scales
 from pipeline.knobs.scheme import Activations, KVCache, Weights
 from pipeline.models import layout
 from pipeline.models.context import context_length
@@ -13,7 +12,6 @@ from pipeline.models.context import context_length
 ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings whose frequencies do not change with the length
 PLACES = 2048  # of the KV cache, unless the model's context is shorter
 NEAREST = "W4A16E8H6"
-NUMBER = r"\.\d+(?=\.)"  # of a layer, in a module's name
 
 
 def places(model: PreTrainedModel) -> int:
@@ -51,24 +49,16 @@ def problems(
         grids, inputs: of the modules that have them.
     """
     embedding = layout.embedding(model)
-    for name in dict.fromkeys([*grids, *inputs]):
-        scheme, activations = grids.get(name, Weights(0)), inputs.get(name, Activations(0))
-        width = model.get_submodule(name).weight.shape[1]
+
+    def of_module(name: str, weights: Weights, activations: Activations) -> Iterator[str]:
         is_table = embedding is not None and name == embedding.name
-        for problem in _of_weight(scheme, activations, 0 if is_table else width):
-            yield f"{re.sub(NUMBER, '.*', name)}: {problem}; the nearest scheme is {NEAREST}"
-    if kv_cache.bits:
-        yield f"the KV cache has {kv_cache.bits} bits, and is float32 in the program; take 0, float"
+        width = 0 if is_table else model.get_submodule(name).weight.shape[1]
+        return (f"{problem}; the nearest scheme is {NEAREST}" for problem in _of_weight(weights, activations, width))
+
+    yield from row_scales.problems(grids, inputs, kv_cache, of_module, "float32 in the program")
 
 
 def _of_weight(weights: Weights, inputs: Activations, width: int) -> Iterator[str]:
-    if not weights.bits:
-        if inputs.bits:
-            yield "its weight is float and its input is not; take activations of 0 bits, or a weight of 4 or 8"
-        return
-    if not weights.symmetric:
-        yield "its weight is asymmetric; take a symmetric one"
-    if weights.group:
-        yield f"its weight has groups of {weights.group}, whose scales XNNPACK rounds to bfloat16; take group 0"
-    if weights.bits <= 4 and width % 2:
+    yield from row_scales.of_weight(weights, inputs, ", whose scales XNNPACK rounds to bfloat16; take group 0")
+    if 0 < weights.bits <= 4 and width % 2:
         yield f"it has {width} inputs, an odd number, which XNNPACK multiplies wrongly; leave it in float"

@@ -4,10 +4,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+
+from pipeline.export import extras
 
 PACKAGE = "executorch"
-INSTALL = "pip install --constraint constraints.txt --editable '.[executorch]'"
+INSTALL = extras.install("executorch")
 
 
 def installed() -> str:
@@ -16,10 +17,7 @@ def installed() -> str:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        return version(PACKAGE)
-    except PackageNotFoundError:
-        raise ValueError(f"{PACKAGE}, which compiles and runs it, is not installed: `{INSTALL}`") from None
+    return extras.installed(PACKAGE, f"{PACKAGE}, which compiles and runs it, is not installed", INSTALL)
 
 
 @contextmanager

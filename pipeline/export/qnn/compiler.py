@@ -6,11 +6,12 @@ It is in Qualcomm's plugin for onnxruntime, which only those who export for an N
 import signal
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipeline.export import extras
+
 PACKAGE = "onnxruntime-qnn"
-INSTALL = "pip install --constraint constraints.txt --editable '.[qnn]'"
+INSTALL = extras.install("qnn")
 CHIPS = {"v73": 60, "v75": 57, "v79": 69, "v81": 87}  # by architecture of the NPU, QNN's number of a chip that has it
 GRAPHS = ("chunk.onnx", "token.onnx")  # of a prompt's tokens, many at once, and of one token
 ROOT = Path(__file__).parents[3]
@@ -22,10 +23,7 @@ def installed() -> str:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        return version(PACKAGE)
-    except PackageNotFoundError:
-        raise ValueError(f"qnn is compiled and run by {PACKAGE}, which is not installed: `{INSTALL}`") from None
+    return extras.installed(PACKAGE, f"qnn is compiled and run by {PACKAGE}, which is not installed", INSTALL)
 
 
 def compile_graphs(graphs: Path, out: Path, architecture: str, shared: bool) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.artifacts.contract import write_json
+from pipeline.export import row_scales
 from pipeline.export.onnx import architecture
 from pipeline.export.onnx import folder as onnx_folder
 from pipeline.export.onnx.graph import CONSTANT, Graph
@@ -78,7 +79,7 @@ def _refusals(quantized: QuantizedModel, model: PreTrainedModel, context: int) -
     yield from grids.problems(quantized.schemes, inputs, quantized.kv_cache, outside)
     for name, step in quantized.steps.items():
         if name not in outside and not bool((step.scale > 0).all()):
-            yield f"{grids.all_layers(name)}: its weight has scales that are not above zero; keep them positive"
+            yield f"{row_scales.all_layers(name)}: its weight has scales that are not above zero; keep them positive"
 
 
 def write_graphs(quantized: QuantizedModel, model: PreTrainedModel, out: Path, target: Target) -> None:

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from pipeline.export import refusals
+from pipeline.export import extras
 from pipeline.preflight import limits
 from tests import families, tiny
 from tests.unit.knobs.files import load_with, long
@@ -221,7 +221,7 @@ def test_a_window_that_is_shorter_than_what_llama_cpp_is_asked_is_named(tmp_path
 
 
 def test_what_the_npu_does_not_hold_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(refusals, "version", lambda package: "2.7.0")
+    monkeypatch.setattr(extras, "version", lambda package: "2.7.0")
     fitting = {"export__formats": ["compressed-tensors", "qnn"], "scheme": "W4A16E8H6", "export__qnn_chunk": 32}
     assert not problems(families.family("llama"), tmp_path, **fitting, export__qnn_context=64)
     lines = problems(families.family("llama"), tmp_path, **fitting | {"scheme": "W4g16A8KV8"}, export__qnn_context=100)

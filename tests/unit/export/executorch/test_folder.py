@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from pipeline.calibration.driver import calibrate
 from pipeline.calibration.methods import Options
 from pipeline.export.executorch import folder
 from pipeline.export.formats import export
-from pipeline.knobs.scheme import Activations, Scheme, Weights, from_short
+from pipeline.knobs.scheme import Activations, Override, Scheme, Weights, from_short
 from pipeline.quant.model import QuantizedModel
 from pipeline.runtimes import executorch
 from pipeline.runtimes.opened import Asked
@@ -19,19 +20,41 @@ from tests.families import family
 
 pytest.importorskip("executorch", reason="the extra [executorch] is not installed")
 
+OWN = Activations(8, symmetric=False, dynamic=True)  # the grid that XNNPACK's kernel has by itself
+FLOAT = {"weights": Weights(0), "activations": Activations(0)}
 MADE = {  # a family each, and what differs in the program
     "llama": from_short("W4A8E8H8"),
     "qwen2": from_short("W3A16E8H6"),  # biases; a head of its own
-    "qwen3": Scheme(Weights(8), Activations(8, symmetric=False, dynamic=True)),  # norms of heads; embedding in float
+    "qwen3": Scheme(Weights(8), OWN),  # norms of heads; embedding in float
 }
+MIXED = {  # linears that read one input, each otherwise: XNNPACK multiplies them in another order than the decoder does
+    "grids": Scheme(
+        Weights(4), Activations(16), overrides=tuple(Override(part, activations=OWN) for part in ("k", "up"))
+    ),
+    "floats": Scheme(
+        Weights(4), Activations(16), overrides=tuple(Override(part, **FLOAT) for part in ("k", "v", "up"))
+    ),
+}
+SWAPPED = [
+    ("llama", "layers.0.input_layernorm.weight", "layers.0.post_attention_layernorm.weight"),
+    ("llama", "layers.1.input_layernorm.weight", "norm.weight"),
+    ("qwen3", "layers.0.self_attn.q_norm.weight", "layers.0.self_attn.k_norm.weight"),
+    ("qwen2", "layers.1.self_attn.k_proj.bias", "layers.1.self_attn.v_proj.bias"),
+    ("floats", "layers.0.self_attn.k_proj.weight", "layers.0.self_attn.v_proj.weight"),
+    ("floats", "layers.0.self_attn.k_proj.bias", "layers.0.self_attn.v_proj.bias"),
+]
 TOKENS = torch.randint(3, 259, (2, 20), generator=torch.Generator().manual_seed(2))
+
+
+def float_model(name: str) -> PreTrainedModel:
+    return family("qwen2" if name in MIXED else name)
 
 
 @cache
 def quantized(name: str) -> QuantizedModel:
     options = Options("rtn", {}, batch=2, measure=False)
-    valid = torch.ones_like(TOKENS, dtype=torch.bool)
-    return calibrate(family(name), TOKENS, valid, MADE[name], options, None, lambda: None).model
+    valid, scheme = torch.ones_like(TOKENS, dtype=torch.bool), (MADE | MIXED)[name]
+    return calibrate(float_model(name), TOKENS, valid, scheme, options, None, lambda: None).model
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +64,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     class Made(dict):
         def __missing__(self, name: str) -> Path:
             place = tmp_path_factory.mktemp(name)
-            family(name).save_pretrained(place / "teacher")
+            float_model(name).save_pretrained(place / "teacher")
             tiny.save_tokenizer(tiny.merging_tokenizer(), place / "teacher")
             (place / "out").mkdir()
             export(quantized(name), place / "teacher", "executorch", place / "out")
@@ -65,6 +88,17 @@ def test_it_says_what_the_quantized_model_says(folders: dict[str, Path], name: s
         assert float((by_token - told.values).abs().max() / ours.abs().max()) < 2e-3
 
 
+def test_linears_that_xnnpack_multiplies_in_another_order_are_told_apart(folders: dict[str, Path], tmp_path: Path):
+    """k before q, and up before gate, as their inputs need less work."""
+    content = bytearray((folders["grids"] / folder.FILE).read_bytes())
+    codes = quantized("grids").codes["model.layers.1.self_attn.k_proj"] + 8
+    packed = (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8).numpy().tobytes()
+    content[content.index(packed)] ^= 1
+    (tmp_path / folder.FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"differ in 1 weights: \['model.layers.1.self_attn.k_proj'\]"):
+        folder.check(quantized("grids"), float_model("grids"), tmp_path)
+
+
 def test_another_code_or_scale_in_the_file_is_named(folders: dict[str, Path], tmp_path: Path):
     content = bytearray((folders["llama"] / folder.FILE).read_bytes())
     codes = quantized("llama").codes["model.layers.1.mlp.up_proj"]
@@ -80,6 +114,24 @@ def test_another_code_or_scale_in_the_file_is_named(folders: dict[str, Path], tm
     (tmp_path / folder.FILE).write_bytes(content)
     with pytest.raises(ValueError, match=r"does not have 1 tensors, bit for bit: \['model.norm.weight'\]"):
         folder.check(quantized("llama"), family("llama"), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "one", "other"), SWAPPED)
+def test_two_tensors_of_one_shape_that_changed_places_are_named(
+    folders: dict[str, Path], tmp_path: Path, name: str, one: str, other: str
+):
+    content = bytearray((folders[name] / folder.FILE).read_bytes())
+    names = f"model.{one}", f"model.{other}"
+    ours = [quantized(name).floats[tensor].float().numpy().tobytes() for tensor in names]
+    assert len(ours[0]) == len(ours[1])
+    assert ours[0] != ours[1]
+    places = [content.index(values) for values in ours]
+    for place, values in zip(places, reversed(ours), strict=True):
+        content[place : place + len(values)] = values
+    (tmp_path / folder.FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"does not have 2 tensors, bit for bit") as caught:
+        folder.check(quantized(name), float_model(name), tmp_path)
+    assert all(tensor in str(caught.value) for tensor in names)
 
 
 def test_executorchs_own_runner_loads_it(folders: dict[str, Path]):

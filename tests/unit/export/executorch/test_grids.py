@@ -3,7 +3,7 @@
 import pytest
 from transformers import PreTrainedModel
 
-from pipeline.export import refusals
+from pipeline.export import extras, refusals
 from pipeline.export.executorch import grids
 from pipeline.knobs.scheme import Activations, KVCache, Weights
 from tests.families import family
@@ -17,7 +17,7 @@ def problems(model: PreTrainedModel, scheme: Weights, signals: refusals.Signals 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "version", lambda package: "1.5.1")
+    monkeypatch.setattr(extras, "version", lambda package: "1.5.1")
 
 
 def test_a_scale_a_row_fits_with_any_inputs(installed: None):
@@ -52,10 +52,10 @@ def test_architectures_and_sliding_windows_are_refused_by_name(installed: None):
 
 def test_without_executorch_the_command_that_brings_it_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(grids, "problems", lambda *args: iter(()))
-    monkeypatch.setattr(refusals, "version", _absent)
+    monkeypatch.setattr(extras, "version", _absent)
     (line,) = problems(family("llama"), Weights(4))
     assert line.startswith("executorch, which compiles it, is not installed: `pip install")
 
 
 def _absent(package: str) -> str:
-    raise refusals.PackageNotFoundError(package)
+    raise extras.PackageNotFoundError(package)

@@ -11,7 +11,7 @@ from onnx import helper
 from torch import Tensor
 
 from pipeline.artifacts.contract import read_json
-from pipeline.export import refusals
+from pipeline.export import extras, refusals
 from pipeline.export.formats import export
 from pipeline.export.qnn import compiler as qnn_compiler
 from pipeline.export.qnn import folder as qnn_folder
@@ -35,8 +35,7 @@ needs_the_compiler = pytest.mark.skipif(
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler looks installed, and writes what its contexts look like from outside."""
-    monkeypatch.setattr(qnn_compiler, "version", lambda package: "2.7.0")
-    monkeypatch.setattr(refusals, "version", lambda package: "2.7.0")
+    monkeypatch.setattr(extras, "version", lambda package: "2.7.0")
 
     def compiled(graphs: Path, out: Path, architecture: str, shared: bool) -> None:
         for name in qnn_compiler.GRAPHS:
@@ -90,8 +89,7 @@ def test_a_compiler_that_is_not_installed_is_named_with_the_command_that_brings_
     def absent(package: str) -> str:
         raise PackageNotFoundError
 
-    monkeypatch.setattr(qnn_compiler, "version", absent)
-    monkeypatch.setattr(refusals, "version", absent)
+    monkeypatch.setattr(extras, "version", absent)
     (problem,) = refusals.problems("qnn", family("llama"), tiny.tokenizer(), {})
     assert problem.startswith("onnxruntime-qnn, which compiles it, is not installed: `pip install --constraint")
     with pytest.raises(ValueError, match=r"by onnxruntime-qnn, which is not installed: `pip install .* '.\[qnn\]'`$"):
