@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation laboratory audit chat prove-vllm prove-openvino test lint bench-synthesize bench-distill bench-schemes clean
+.PHONY: help repro ablation laboratory audit chat prove-vllm prove-openvino test lint bench-synthesize bench-distill clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
@@ -60,9 +60,6 @@ bench-synthesize: $(VENV)/ready    ## our decoding against transformers.generate
 
 bench-distill: $(VENV)/ready       ## a step of distillation against an unquantized one and the usual loop
 	python -m tests.bench.distill --only floor,ours,plain
-
-bench-schemes: $(VENV)/ready       ## perplexity, KL and accuracy of many W-A-KV schemes: docs/schemes.md
-	python -m tests.bench.schemes --out docs/schemes.md
 
 # pip's warnings, as of places that its configuration names and that are not there, stay out; its errors do not
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipeline.audit.trees import folder_md5
+from pipeline.artifacts.dvc_hashes import folder_md5
 from pipeline.evaluation import items
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")

@@ -21,13 +21,12 @@ from transformers import PreTrainedModel
 
 from pipeline.calibration.embedding_head import ROWS
 from pipeline.corpus.artifact import Corpus, valid_mask
-from pipeline.evaluation.agreement import agreement
 from pipeline.knobs import params
 from pipeline.knobs.scheme import Scheme, Weights, from_short
 from pipeline.models import forward, layout, saved
 from pipeline.quant.model import QuantizedModel
 from pipeline.rounding.methods import gptq, mse, rtn
-from tests.bench.schemes import Teacher
+from tests.bench.held_out import HeldOut
 
 GRIDS = (
     *("E8", "E6", "E5", "E4g32"),
@@ -69,18 +68,17 @@ def main() -> None:
     parser.add_argument("--quantized", default="data/student")
     parser.add_argument("--grids", nargs="+", default=GRIDS, metavar="GRID")
     args = parser.parse_args()
-    knobs, corpus = params.load().calibrate, Corpus.load(args.corpus)
-    teacher, model = Teacher(saved.load_model(args.teacher)), saved.load_model(args.teacher)
+    knobs, model = params.load().calibrate, saved.load_model(args.teacher)
+    tokens, lengths = Corpus.load(args.corpus).train(knobs.sequences)
     quantized, _ = QuantizedModel.load(args.quantized)
     quantized.put_into(model)
-    (tokens, lengths), (train, train_lengths) = corpus.test(), corpus.train(knobs.sequences)
-    valid = valid_mask(lengths, tokens.shape[1])
-    hessian = head_hessian(model, train, valid_mask(train_lengths, train.shape[1]))
     embedding, head = model.get_input_embeddings().weight, forward.head_module(model).weight
     if embedding is head:
         raise SystemExit("embedding and head are one weight, whose cost this does not tell apart; rotate the model")
     if len(quantized.codes) > len(layout.linears(model)):
         raise SystemExit(f"{args.quantized} has codes of embedding or head; make it with `-S scheme=W4A16`")
+    held_out = HeldOut.of(saved.load_model(args.teacher), args.corpus)
+    hessian = head_hessian(model, tokens, valid_mask(lengths, tokens.shape[1]))
     floats = embedding.clone(), head.clone()
     other_bytes = sum(
         codes.numel() * quantized.schemes[name].bits // 8 + 2 * quantized.steps[name].scale.numel()
@@ -96,7 +94,7 @@ def main() -> None:
     }
 
     def measure() -> float:
-        return agreement(Teacher(model), teacher, tokens, valid, lambda: None)[0]["kl"]
+        return held_out.scores(model)["kl"]
 
     base = measure()
     print(f"both in float16: KL {base:.4f}\n\n| | MB | round to nearest | calibrate |\n|---|---|---|---|")

@@ -35,12 +35,12 @@ from pipeline.calibration.methods import Options
 from pipeline.calibration.rotation import rotate
 from pipeline.corpus.artifact import Corpus, valid_mask
 from pipeline.evaluation import text
-from pipeline.evaluation.agreement import agreement
 from pipeline.knobs import params
 from pipeline.knobs.scheme import from_short
 from pipeline.models import float_type, layout, saved
 from pipeline.quant.model import QuantizedModel
 from tests.bench.gptq_peers import PEERS, SCRIPTS
+from tests.bench.held_out import HeldOut
 
 PLAIN = {"scales": "minmax", "descent": 0}
 OURS: dict[str, dict[str, Any]] = {  # what each changes in the knobs of GPTQ; the names say the rest
@@ -85,12 +85,6 @@ def perplexity(args: argparse.Namespace, model: PreTrainedModel) -> float:
     return text.perplexity(model, windows, lambda: None)[0]["perplexity"]
 
 
-def divergence(args: argparse.Namespace, model: PreTrainedModel, teacher: PreTrainedModel) -> float:
-    """KL(teacher || model) on held-out text of the corpus."""
-    tokens, lengths = Corpus.load(args.corpus).test()
-    return agreement(model, teacher, tokens, valid_mask(lengths, tokens.shape[1]), lambda: None)[0]["kl"]
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,6 +106,8 @@ def main() -> None:
         return
     teacher = saved.load_model(args.teacher)
     print(f"{'float':22} perplexity {perplexity(args, teacher):6.2f}", flush=True)
+    held_out = HeldOut.of(teacher, args.corpus)
+    del teacher
     again = [sys.executable, "-m", "tests.bench.gptq", *sys.argv[1:]]
     able = [*OURS, *(name for name, peer in PEERS.items() if getattr(args, peer.library))]
     taken = {}
@@ -128,7 +124,7 @@ def main() -> None:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             taken[name] = json.loads((Path(left) / "seconds.json").read_text())["seconds"]
             model = left_behind(args, name, Path(left))
-            scores = f"perplexity {perplexity(args, model):6.2f}  KL {divergence(args, model, teacher):.4f}"
+            scores = f"perplexity {perplexity(args, model):6.2f}  KL {held_out.scores(model)['kl']:.4f}"
             print(f"{name:22} {scores}  {taken[name]:6.1f} s", flush=True)
 
 

@@ -85,7 +85,9 @@ def main() -> None:
         for name in SCHEMES:
             command = [sys.executable, "-m", "tests.bench.kv_cache", "--teacher", args.teacher, "--one", name]
             command += ["--tokens", str(tokens), "--written", str(args.written), "--dtype", args.dtype]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
             m = json.loads(done.stdout.splitlines()[-1])
             label = args.dtype if name == "float" else name
             cells = f"{m['process']:.1f} | {m['counted']:.1f} | {1000 * m['seconds']:.0f}"

@@ -9,16 +9,11 @@ import argparse
 import sys
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from pipeline.corpus.artifact import Corpus, valid_mask
-from pipeline.evaluation.agreement import agreement
 from pipeline.knobs.scheme import KVCache
 from pipeline.models import saved
 from pipeline.quant.cache_memory import cache_bytes, shape
 from pipeline.quant.kv_cache import quantize_cache
+from tests.bench.held_out import HeldOut
 
 WAYS = {
     "a token, symmetric": KVCache(8),
@@ -31,17 +26,6 @@ WAYS = {
 TOKENS = 8192  # at which bits a value are counted
 
 
-class Once:
-    """The float model, whose logits of each batch are kept; it stands for the teacher."""
-
-    def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
-        with torch.inference_mode():
-            self.logits = {part.numpy().tobytes(): model(input_ids=part, use_cache=False) for part in tokens.split(2)}
-
-    def __call__(self, input_ids: Tensor, use_cache: bool) -> object:
-        return self.logits[input_ids.numpy().tobytes()]
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,9 +35,8 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2])
     args = parser.parse_args()
     model = saved.load_model(args.teacher)
-    tokens, lengths = (column[: args.sequences] for column in Corpus.load(args.corpus).test())
-    valid, layers = valid_mask(lengths, tokens.shape[1]), shape(model.config)
-    teacher, values = Once(model, tokens), TOKENS * sum(layer.keys + layer.values for layer in layers)
+    held_out, layers = HeldOut.of(model, args.corpus, args.sequences), shape(model.config)
+    values = TOKENS * sum(layer.keys + layer.values for layer in layers)
     print("| scales | " + " | ".join(f"KV{bits} | bits a value" for bits in args.bits) + " |", flush=True)
     print("|---" * (1 + 2 * len(args.bits)) + "|", flush=True)
     for name, way in WAYS.items():
@@ -61,7 +44,7 @@ def main() -> None:
         for bits in args.bits:
             scheme = replace(way, bits=bits)
             undo = quantize_cache(model, scheme)
-            scores, _ = agreement(model, teacher, tokens, valid, lambda: None)
+            scores = held_out.scores(model)
             undo()
             stored = 8 * cache_bytes(layers, scheme, TOKENS) / values
             cells.append(f"{scores['kl']:.4f} ± {scores['kl.stderr']:.4f} | {stored:.2f}")

@@ -12,7 +12,9 @@ For models built as Llama is.
 
 import argparse
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType
@@ -20,9 +22,9 @@ from gguf.quants import dequantize, quantize
 from transformers import PreTrainedModel
 
 from pipeline.corpus.artifact import Corpus, valid_mask
-from pipeline.evaluation.agreement import agreement
 from pipeline.models import forward, layout, saved
 from pipeline.models.float_type import computes_in
+from tests.bench.held_out import HeldOut
 
 
 def off_grid(model: PreTrainedModel) -> float:
@@ -39,7 +41,8 @@ def off_grid(model: PreTrainedModel) -> float:
 @torch.no_grad()
 def rescale(model: PreTrainedModel, spread: float) -> None:
     """Multiply channels by exp(spread * normal) where they are written, and divide them where they are read."""
-    for layer in layout.decoder_layers(model)[1]:
+    layers: Iterable[Any] = layout.decoder_layers(model)[1]
+    for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
         turns = attention.o_proj.in_features // attention.v_proj.out_features  # query heads that share a head's values
         sized = (attention.v_proj.out_features // attention.head_dim, 1, attention.head_dim)
@@ -94,9 +97,7 @@ def main() -> None:
     print(f"off Q4_1's grid by {off_grid(model):.2%} of the weights' size", flush=True)
     train(model, corpus, args.steps, args.batch, args.lr)
     rescale(model, args.spread)
-    tokens, lengths = corpus.test()
-    valid = valid_mask(lengths, tokens.shape[1])
-    scores = agreement(model, saved.load_model(args.teacher), tokens, valid, lambda: None)[0]
+    scores = HeldOut.of(saved.load_model(args.teacher), args.corpus).scores(model)
     print(f"off Q4_1's grid by {off_grid(model):.2%}; KL to the first {scores['kl']:.2g}, top-1 {scores['top1']:.1%}")
     model.save_pretrained(args.out)
     saved.load_tokenizer(args.teacher).save_pretrained(args.out)

@@ -35,7 +35,7 @@ def by_torchao(model: PreTrainedModel) -> None:
     from torchao.quantization.granularity import PerAxis
     from torchao.quantization.qat import QATConfig
 
-    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0))
+    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0))  # type: ignore[attr-defined]
     quantize_(model.base_model, QATConfig(config, step="prepare"))
 
 

@@ -59,6 +59,13 @@ def write_q4_0(teacher: Path, file: Path) -> None:
     writer.close()
 
 
+def opened_by_llama_cpp(folder: Path, asked: Asked) -> llama_cpp.InLlamaCpp:
+    """An export, with its server's connection."""
+    export = llama_cpp.open_export(folder, asked)
+    assert isinstance(export, llama_cpp.InLlamaCpp)
+    return export
+
+
 def log_loss(predictions: Predictions, tokens: Tensor, valid: Tensor, vocabulary: int) -> tuple[float, int]:
     """Sum of -log p of the next tokens, and how many; one beyond the likeliest has an equal share of what is left."""
     assert predictions.ids is not None
@@ -85,8 +92,8 @@ def main() -> None:
     print("| | MB | KL to teacher | top-1 % | perplexity |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         write_q4_0(args.teacher, Path(scratch) / llama_cpp.WEIGHTS)
-        opened = {"Q4_0": llama_cpp.open_export(Path(scratch), asked)}
-        opened |= {str(folder): llama_cpp.open_export(folder, asked) for folder in args.folders}
+        opened = {"Q4_0": opened_by_llama_cpp(Path(scratch), asked)}
+        opened |= {str(folder): opened_by_llama_cpp(folder, asked) for folder in args.folders}
         for name, export in opened.items():
             export.connection.close()  # which its server gave up while it waited
             predictions = [*export.predictions(text.tokens)]

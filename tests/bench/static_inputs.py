@@ -9,20 +9,20 @@ split, without rounding the inputs of the layers before; the KL is of the held-o
 
 import argparse
 import os
+from typing import get_args
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.calibration.observers import OBSERVERS, Observed, static_quantizer
+from pipeline.calibration.observers import Observed, static_quantizer
 from pipeline.corpus.artifact import Corpus, valid_mask
-from pipeline.evaluation.agreement import agreement
-from pipeline.knobs.scheme import Activations
+from pipeline.knobs.scheme import Activations, Observer
 from pipeline.models import saved
 from pipeline.quant.activations import quantize_inputs
 from pipeline.quant.model import QuantizedModel
-from tests.bench.schemes import Teacher
+from tests.bench.held_out import HeldOut
 
 BATCH = 4
 
@@ -59,23 +59,21 @@ def main() -> None:
     models = [saved.load_model(args.teacher) for _ in range(2)]
     for model in models:
         quantized.put_into(model)()
-    plain, model = Teacher(models[0]), models[1]
+    held_out, model = HeldOut.of(models[0], args.corpus), models[1]
     train, lengths = corpus.train(args.sequences)
     observed = observe(model, [*quantized.inputs] or [*quantized.codes], train, valid_mask(lengths, train.shape[1]))
-    (tokens, lengths) = corpus.test()
-    valid = valid_mask(lengths, tokens.shape[1])
     print("| inputs | observer | linears with a second grid | KL | top-1 % |\n|---|---|---|---|---|")
     for bits in args.bits:
-        for observer in OBSERVERS:
+        for observer in get_args(Observer):
             scheme = Activations(bits, observer=observer)
             quantizers = {name: static_quantizer(values, scheme) for name, values in observed.items()}
             handles = quantize_inputs(model, quantizers)
-            numbers = agreement(Teacher(model), plain, tokens, valid, lambda: None)[0]
+            scores = held_out.scores(model)
             for handle in handles:
                 handle.remove()
             second = sum(quantizer.outer is not None for quantizer in quantizers.values())
-            row = f"| INT{bits} | {observer} | {second} of {len(quantizers)} | {numbers['kl']:.5f} |"
-            print(f"{row} {100 * numbers['top1']:.1f} |", flush=True)
+            row = f"| INT{bits} | {observer} | {second} of {len(quantizers)} | {scores['kl']:.5f} |"
+            print(f"{row} {100 * scores['top1']:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

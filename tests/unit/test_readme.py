@@ -63,7 +63,7 @@ def test_links_lead_somewhere(file: Path):
 
 
 def test_the_readme_is_a_page_and_each_document_says_what_to_read_next():
-    """docs/schemes.md is made by a benchmark."""
+    """docs/schemes.md is made by `pipeline.recommend`."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
     for file in (ROOT / "docs").glob("*.md"):
         last_line = file.read_text(encoding="utf-8").rstrip().splitlines()[-1]
