@@ -67,6 +67,7 @@ def work() -> str:
             Path("runs/datasets") / variant,
             lambda count: shown.enter_context(progress.bar(f"evaluate {variant}: items", count, " answer")).update,
             knobs.items,
+            generated.way_of(model, references.facts["way"]),
         )
     wrote = items.written(written)
     scores |= (

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pipeline.corpus import decoding
 from pipeline.evaluation import items, writing
+from pipeline.evaluation.tasks import INSTRUCTIONS
 
 GRAM = 4  # tokens, of which one that was there before is a repetition
 
@@ -53,7 +54,7 @@ def scores(rows: Sequence[dict[str, Any]], written: pd.DataFrame) -> dict[str, f
     Args:
         rows: as `judged` makes them for the answers. written: as `items.written`.
     """
-    return _mean(f"accuracy.{items.INSTRUCTIONS}", [row["correct"] for row in rows]) | of_written(written)
+    return _mean(f"accuracy.{INSTRUCTIONS}", [row["correct"] for row in rows]) | of_written(written)
 
 
 def of_written(written: pd.DataFrame) -> dict[str, float]:
@@ -78,7 +79,7 @@ def _row(place: dict[str, Any], kind: str, followed: bool) -> dict[str, Any]:
     """An instruction's row for `items.answers`: nothing is chosen from, so it has no log-likelihoods."""
     of_group = {"group": "emergent", "part": "instruction following", "level": kind}
     return {
-        "task": items.INSTRUCTIONS,
+        "task": INSTRUCTIONS,
         **place,
         **of_group,
         "prediction": int(followed),

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.evaluation import provenance
-from pipeline.evaluation.tasks import GROUPS, TASKS
+from pipeline.evaluation.tasks import GROUPS, TASKS, in_writing
 from pipeline.report import gap
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")
@@ -50,6 +50,8 @@ def of_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         for metric in ("perplexity", "kl", "top1", "accuracy"):
             if variant == "teacher" and metric in ("kl", "top1"):
                 continue  # the teacher against itself
+            if metric == "accuracy" and all(map(in_writing, task_names(scores))):
+                continue  # no task has a part in it
             summary[f"{metric}.{variant}"] = mine[metric]
             summary[f"{metric}.{variant}.stderr"] = mine[f"{metric}.stderr"]
         for name, score in _of_tasks(scores).items():
