@@ -128,6 +128,16 @@ def test_knobs_change_the_stages_that_they_are_of(changes: dict, less: list[str]
     assert [stage for stage in before if after[stage] < before[stage]] == less
 
 
+def test_answers_in_writing_take_what_was_measured(knobs: params.Params):
+    """130 seconds for 100 of gsm8k, in forwards of a token, and not those of an item with choices."""
+    hub = {"source": "hub", "limit": 100}
+    of_tasks = [
+        estimate.seconds(changed(knobs, {"evaluate": {**hub, "tasks": tasks}}), AMX, on_gpu=False)["evaluate"]
+        for tasks in (["piqa"], ["piqa", "gsm8k"])
+    ]
+    assert of_tasks[1] - of_tasks[0] == pytest.approx(4 * 130, rel=0.3)
+
+
 def test_a_head_of_its_own_bits_takes_calibrate_longer(knobs: params.Params):
     before = estimate.seconds(knobs, AVX2, on_gpu=False)
     after = estimate.seconds(dataclasses.replace(knobs, scheme=from_short("W4A16E8H6")), AVX2, on_gpu=False)
