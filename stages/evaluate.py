@@ -63,6 +63,7 @@ def work() -> str:
             Path("runs/datasets") / variant,
             lambda count: shown.enter_context(progress.bar(f"evaluate {variant}: items", count, " answer")).update,
             knobs.items,
+            generated.way_of(model, references.facts["way"]),
         )
     measured += agreement.by_document(compared, references)
     answers, wrote = items.answers(answered + followed), items.written(written)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.items import INSTRUCTIONS, Items
-from pipeline.evaluation.tasks import family
+from pipeline.evaluation.items import Items
+from pipeline.evaluation.tasks import family, in_writing
 from pipeline.statistics import corrections, paired
 from pipeline.statistics.paired import LEVEL, RESAMPLES
 
@@ -123,7 +123,7 @@ def compare(before: Scored, after: Scored, resamples: int = RESAMPLES) -> list[C
     comparisons = [
         bootstrap(measure, one.values, other.values, resamples) for measure, (one, other) in documents.items()
     ]
-    if chosen := {task: columns for task, columns in answers.items() if task != INSTRUCTIONS}:
+    if chosen := {task: columns for task, columns in answers.items() if not in_writing(task)}:
         comparisons.append(_accuracy("accuracy", chosen, resamples))
     comparisons += [_accuracy(f"accuracy.{task}", {task: answers[task]}, resamples) for task in sorted(answers)]
     return [replace(comparison, of=_asked(comparison.measure, before, after)) for comparison in comparisons]
@@ -134,7 +134,9 @@ def _asked(measure: str, before: Scored, after: Scored) -> int:
 
     def count(scored: Scored) -> int:
         columns = scored.documents if measure in scored.documents else scored.answers
-        names = columns.keys() - {INSTRUCTIONS} if measure == "accuracy" else {measure, measure.partition(".")[2]}
+        names = {measure, measure.partition(".")[2]}
+        if measure == "accuracy":
+            names = {name for name in columns if not in_writing(name)}
         return sum(len(column) for name, column in columns.items() if name in names)
 
     return max(count(before), count(after))

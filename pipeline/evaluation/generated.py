@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pipeline.corpus import decoding
 from pipeline.evaluation import items, writing
+from pipeline.evaluation.tasks import INSTRUCTIONS
 
 GRAM = 4  # tokens, of which one that was there before is a repetition
 
@@ -69,7 +70,7 @@ def _row(place: dict[str, Any], kind: str, followed: bool) -> dict[str, Any]:
     """An instruction's row for `items.answers`: nothing is chosen from, so it has no log-likelihoods."""
     of_group = {"group": "emergent", "part": "instruction following", "level": kind}
     return {
-        "task": items.INSTRUCTIONS,
+        "task": INSTRUCTIONS,
         **place,
         **of_group,
         "prediction": int(followed),

@@ -1,6 +1,7 @@
 """Accuracy through lm-eval, on the hub's data sets, on a folder of JSON lines files, or on items that code makes."""
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 from scipy import special
 from transformers import PreTrainedModel
 
-from pipeline.evaluation import items, provenance, selection, task_files
+from pipeline.evaluation import items, needs, provenance, selection, task_files
 from pipeline.evaluation.made.table import MADE
 from pipeline.evaluation.tasks import GROUPS, TASKS
 
@@ -29,6 +30,7 @@ def answers(
     scratch: Path,
     begin: Callable[[int], Callable[[int], object]] = lambda _: int,
     made: int = 0,
+    way: str = "",
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """A model's answers to tasks, judged item by item as lm-eval's simple_evaluate does.
 
@@ -40,6 +42,7 @@ def answers(
         scratch: where made items lie, and where the data sets library may keep its tables.
         begin: called with the number of requests; returns what is called with each number of them that is done.
         made: items of a made task; 0 for its own number.
+        way: of decoding.WAYS, in which the model writes answers; empty: with its own attention and cache.
 
     Returns:
         the row of each item for `items.answers`; and what was read, as pipeline/evaluation/provenance.py has it. Of no
@@ -56,6 +59,7 @@ def answers(
     from pipeline.evaluation.prefixes import SharedPrefixes, opening
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    needs.settle(tasks)
     files = task_files.item_files(tasks, folder, scratch, made)
     with tempfile.TemporaryDirectory() as written:
         task_files.write(Path(written), files)
@@ -67,7 +71,7 @@ def answers(
                     for name in tasks
                 }
                 asked = SharedPrefixes(
-                    *(begin,),
+                    *(begin, way),
                     pretrained=model,
                     tokenizer=tokenizer,
                     batch_size=batch,
@@ -83,7 +87,7 @@ def answers(
         print(f"evaluate: an item's answers are read one by one: {asked.passed_over}", flush=True)
     rows, read = [], dict[str, str]()
     for name, parts in loaded.items():
-        of_task = [(part, sample) for part in parts for sample in samples[part]]
+        of_task = [(part, sample) for part in parts for sample in _judged(samples[part], name)]
         rows += [_row(name, i, parts[part], sample) for i, (part, sample) in enumerate(of_task)]
         splits = {f"{part}.{split}": data for part in parts for split, data in parts[part].dataset.items()}
         read[f"benchmark.{name}"] = provenance.of_benchmark(files.get(name), splits)
@@ -131,6 +135,11 @@ def _limited(loaded: dict[str, dict[str, Any]], limit: int) -> dict[str, list[in
     }
 
 
+def _judged(samples: Sequence[Sample], name: str) -> list[Sample]:
+    """Those of a task's filter: lm-eval has a sample of an item for each of them."""
+    return [sample for sample in samples if sample["filter"] == TASKS[name].filter]
+
+
 def _row(name: str, item: int, asked: Any, sample: Sample) -> dict[str, Any]:
     """The row of one of lm-eval's samples; the answer is chosen as it chooses, since it keeps no note of it.
 
@@ -138,10 +147,12 @@ def _row(name: str, item: int, asked: Any, sample: Sample) -> dict[str, Any]:
         item: its place in the task. asked: lm-eval's task.
     """
     task, doc = TASKS[name], sample["doc"]
-    likelihoods = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
+    likelihoods = [] if task.generates else [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
     ranked = np.array(likelihoods)
     correct = bool(sample[task.metric])
-    if len(likelihoods) == 1:  # the answer's own alone: right where greedy writing gives it
+    if task.generates:  # nothing is chosen from
+        answer, prediction, probabilities = -1, int(correct), ranked
+    elif len(likelihoods) == 1:  # the answer's own alone: right where greedy writing gives it
         answer, prediction, probabilities = 0, 0 if correct else -1, np.exp(ranked)
     else:
         if task.metric == "acc_norm":  # by the answer's characters, without the blank before it
@@ -162,7 +173,7 @@ def _row(name: str, item: int, asked: Any, sample: Sample) -> dict[str, Any]:
         "level": "" if level is None else str(level),
         "answer": answer,
         "probabilities": probabilities.tolist(),
-        "right_probability": float(probabilities[answer]),
+        "right_probability": float(probabilities[answer]) if likelihoods else math.nan,
     }
 
 

@@ -48,14 +48,13 @@ TOKENS = {
     "same": "bool",  # whether both have the same most likely one
 }
 WRITTEN = {
-    "item": "int64",  # of the task that is answered in writing
+    "item": "int64",  # of the instructions
     "hash": "str",
     "text": "str",  # the answer
     "tokens": "int64",  # of it, without the one that ends it
     "repetition": "float64",  # share of its 4-grams that stood in it before
     "ended": "bool",  # before the limit
 }
-INSTRUCTIONS = "instructions"  # the task that is answered in writing
 TABLES = ("answers", "documents", "tokens", "written")
 HASH = 16  # hexadecimal digits of a sha256
 

@@ -17,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from pipeline.corpus import decoding
+from pipeline.evaluation import written_answers
 from pipeline.models import vocabulary
 from pipeline.models.context import context_length
 from pipeline.quant.kv_cache import by_place
@@ -80,18 +81,25 @@ class SharedPrefixes(HFLM):
 
     Args:
         begin: called with the number of requests, once they are known; returns what is called with each number done.
+        way: of decoding.WAYS, in which answers are written; empty: with the model's own attention and cache.
         others: lm-eval's.
     """
 
-    def __init__(self, begin: Callable[[int], Callable[[int], object]], **others: Any) -> None:
+    def __init__(self, begin: Callable[[int], Callable[[int], object]], way: str = "", **others: Any) -> None:
         super().__init__(max_length=context_length(others["pretrained"]) or sys.maxsize, **others)
-        self._begin = begin
+        self._begin, self._way = begin, way or [*decoding.WAYS][1]
         self.passed_over = ""
         """Why texts were not put together, if they were not."""
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each request, and whether greedy decoding would give it."""
         return super().loglikelihood(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """What is written to each request, greedily, cut where lm-eval cuts it."""
+        questions = [written_answers.question(self, *request.args) for request in requests]
+        self._refuse_long([((question.text, ""), question.tokens, [0] * question.limit) for question in questions])
+        return written_answers.write(self, self._way, questions, self._begin(len(questions)))
 
     @torch.inference_mode()
     def _loglikelihood_tokens(

@@ -1,6 +1,7 @@
 """What a row of a task's JSON lines file must hold, and what is wrong with one that does not."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,41 @@ def _first_right(row: Row) -> str:
     return "" if sound else "mc1_targets need choices, the right one first, and labels 1, 0, 0, …"
 
 
+def _solved(row: Row) -> str:
+    """As lm-eval reads the number: what stands behind the last mark, with signs and commas between digits."""
+    _, mark, number = row["answer"].rpartition("####")
+    return "" if mark and NUMBER.fullmatch(number.strip()) else "its answer does not end in '#### ' and a number"
+
+
+def _instructions(row: Row) -> str:
+    names, values = row["instruction_id_list"], row["kwargs"]
+    if not row["prompt"].strip() or not names or len(names) != len(values):
+        return "expected a prompt, one instruction or more in 'instruction_id_list', and as many 'kwargs'"
+    if not all(isinstance(value, dict) for value in values):
+        return "each of 'kwargs' is an object"
+    strange = [name for name in names if name not in INSTRUCTION_IDS]
+    return f"lm-eval checks no instruction {strange[0]!r}" if strange else ""
+
+
+NUMBER = re.compile(r"[-+]?\$?[0-9][0-9,]*(\.[0-9]+)?")
+INSTRUCTION_IDS = {  # of IFEval; the kind, and its instructions
+    f"{kind}:{name}"
+    for kind, names in {
+        "keywords": ("existence", "frequency", "forbidden_words", "letter_frequency"),
+        "language": ("response_language",),
+        "length_constraints": (*("number_sentences", "number_paragraphs", "number_words", "nth_paragraph_first_word"),),
+        "detectable_content": ("number_placeholders", "postscript"),
+        "detectable_format": (
+            *("number_bullet_lists", "constrained_response", "number_highlighted_sections", "multiple_sections"),
+            *("json_format", "title"),
+        ),
+        "combination": ("two_responses", "repeat_prompt"),
+        "startend": ("end_checker", "quotation"),
+        "change_case": ("capital_word_frequency", "english_capital", "english_lowercase"),
+        "punctuation": ("no_comma",),
+    }.items()
+    for name in names
+}
 _QUESTION = {"question": str, "choices": dict, "answerKey": str}
 _LABEL = {"label": int}
 PIQA = Schema({"goal": str, "sol1": str, "sol2": str, **_LABEL}, _label(2))
@@ -126,6 +162,8 @@ CLOZE = Schema({"text": str}, _last_word)
 BLIMP = Schema({"sentence_good": str, "sentence_bad": str}, _two_sentences)
 MMLU = Schema({"question": str, "choices": list, "answer": int}, _index)
 STRATEGYQA = Schema({"inputs": str, "multiple_choice_targets": list, "multiple_choice_scores": list}, _one_right)
+GSM8K = Schema({"question": str, "answer": str}, _solved)
+IFEVAL = Schema({"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list}, _instructions)
 TRUTHFULQA = Schema({"question": str, "mc1_targets": dict}, _first_right)
 COMMONSENSE = Schema({"input": str, **_LABEL}, _label(2))
 DEONTOLOGY = Schema({"scenario": str, "excuse": str, **_LABEL}, _label(2))

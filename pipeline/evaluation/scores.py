@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation import calibration
-from pipeline.evaluation.items import INSTRUCTIONS
-from pipeline.evaluation.tasks import TASKS, family
+from pipeline.evaluation.tasks import TASKS, family, in_writing
 from pipeline.statistics import clustered
 
 
@@ -22,7 +21,7 @@ def of_answers(answers: pd.DataFrame) -> dict[str, float]:
     Returns:
         accuracy.{task}, the share of right answers by the task's headline metric; balanced.{task}, the mean over right
         answers of it, for tasks that have these unequally often; accuracy.{group}, the mean over its tasks, and
-        accuracy, the mean over all of them, both without the one that is answered in writing; difference.{task}, of a
+        accuracy, the mean over all of them, both without those that are answered in writing; difference.{task}, of a
         task that compares two levels or stands against another, accuracy of the second level or of the other less its
         own, over the clusters that both have; calibration, as calibration.py has it. Each with .stderr; nan where there
         is one cluster alone.
@@ -35,7 +34,7 @@ def of_answers(answers: pd.DataFrame) -> dict[str, float]:
         moves.append(_moved(part, (right - right.mean()) / len(right)))
         if task in TASKS and TASKS[task].balanced:
             keep(scores, f"balanced.{task}", *_balanced(part))
-    answers = answers[answers["task"] != INSTRUCTIONS]
+    answers = answers[~answers["task"].map(in_writing).astype(bool)]
     if answers.empty:
         return scores
     tasks = pd.concat(moves)

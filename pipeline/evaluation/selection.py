@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.evaluation import schemas
+from pipeline.evaluation import needs, schemas
 from pipeline.evaluation.made import table as made
 from pipeline.evaluation.schemas import Row
 from pipeline.evaluation.tasks import GROUPS, TASKS
@@ -21,22 +21,24 @@ def selected(
     """The names of the tasks that are asked, in the order of the table.
 
     Args:
-        groups: of GROUPS. names: of TASKS; AUTO: all of the groups that the source has, and the made ones.
+        groups: of GROUPS. names: of TASKS; AUTO: all of the groups that the source has, and the made ones, but
+            those to which a model writes its answers.
         folder: of JSON lines files; None for the hub.
         limit: items of a task that is not made; 0 for all. items: of a made one; 0 for its own number.
 
     Raises:
-        ValueError: a name is unknown or of no group that is asked, a task is not in the source or not to be scored, a
-            row is malformed, or items are too few for a standard error: all of them.
+        ValueError: a name is unknown or of no group that is asked, a task is not in the source, or needs what is not
+            installed, a row is malformed, or items are too few for a standard error: all of them.
     """
     problems = [unknown("group", group, GROUPS) for group in groups if group not in GROUPS]
     if names == AUTO:
-        chosen = [name for name, task in TASKS.items() if task.group in groups and has(name, folder)]
+        of_groups = [name for name, task in TASKS.items() if task.group in groups and not task.generates]
+        chosen = [name for name in of_groups if has(name, folder)]
     else:
         chosen = [name for name in TASKS if name in names]
         problems += [problem for name in dict.fromkeys(names) if (problem := _refused(name, groups))]
     for name in chosen:
-        problems += problems_of(name, folder, limit, items)
+        problems += needs.missing(name) + problems_of(name, folder, limit, items)
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         lines = "\n  ".join(problems[:SHOWN] + more)

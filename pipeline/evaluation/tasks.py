@@ -1,6 +1,7 @@
 """Every task that evaluate can ask, a line each: those of lm-eval, and those whose items code makes.
 
-All are scored by the likelihoods of given answers. What needs free generation (gsm8k, ifeval) is left out.
+Most are scored by the likelihoods of given answers. To two of them (gsm8k, ifeval) the model writes its answers, which
+takes long: they are asked where they are named.
 """
 
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,6 +19,8 @@ from pipeline.evaluation.schemas import Schema
 
 BASIC, EMERGENT, TRUST, DIALOGUE, LONG = GROUPS = ("basic", "emergent", "trust", "dialogue", "long")
 
+INSTRUCTIONS = "instructions"  # the task of the prompts that `evaluate.instructions` asks for, answered in writing
+
 
 @dataclass(frozen=True)
 class Task:
@@ -25,7 +29,8 @@ class Task:
     Attributes:
         group: of GROUPS. part: what of the group it asks.
         file: lm-eval's, under its folder of tasks; empty for a task whose items code makes.
-        metric: lm-eval's, by which an answer is right. split: of lm-eval's, in which its items are.
+        metric: lm-eval's, by which an answer is right. filter: lm-eval's, through which it goes before.
+        split: of lm-eval's, in which its items are.
         schema: of the rows of its file in a folder.
         hub: the name of lm-eval's task or group that takes it from the hub; empty where there is none.
         cluster: the field of a row that numbers the items which come as one; empty, or missing in the rows: each stands
@@ -34,7 +39,7 @@ class Task:
         compares: two levels of it whose difference, the second less the first, is a figure of its own.
         chance: what guessing scores; None: one over an item's choices.
         balanced: its answers come unequally often, so that accuracy is also a mean over them.
-        generates: it needs free generation, which evaluate does not do.
+        generates: the model writes its answers. packages: that judge them, and are no part of a plain install.
     """
 
     group: str
@@ -51,6 +56,8 @@ class Task:
     chance: float | None = None
     balanced: bool = False
     generates: bool = False
+    filter: str = "none"
+    packages: tuple[str, ...] = ()
 
     @property
     def optional(self) -> dict[str, type | tuple[type, ...]]:
@@ -67,12 +74,27 @@ def harness_folder() -> Path:
     return Path(spec.origin).parent / "tasks"
 
 
+class _Loader(yaml.SafeLoader):
+    """Of a file that may name functions, which are left out."""
+
+
+_Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _content(file: str) -> dict[str, Any]:
+    """What one of lm-eval's files says."""
+    content: dict[str, Any] = yaml.load((harness_folder() / file).read_text(encoding="utf-8"), _Loader)
+    return content
+
+
 _BBH = "leaderboard/bbh_mc"
+_GSM8K = "gsm8k/gsm8k-cot.yaml"
+UNSAID = 256  # tokens of a written answer at most, where lm-eval's file does not say; so has lm-eval itself
 
 
 def _bbh(name: str) -> Task:
     file = f"{_BBH}/{name}.yaml"
-    choices = yaml.safe_load((harness_folder() / file).read_text(encoding="utf-8"))["doc_to_choice"]
+    choices = _content(file)["doc_to_choice"]
     schema = schemas.target_among(choices)
     return Task(EMERGENT, "multi-step", file, "acc_norm", "test", schema, f"leaderboard_bbh_{name}")
 
@@ -125,6 +147,19 @@ PUBLIC: Mapping[str, Task] = {
         *(EMERGENT, "multi-step", "bigbench/multiple_choice/strategyqa.yaml", "acc", _TEST, schemas.STRATEGYQA),
         hub="bigbench_strategyqa_multiple_choice",
     ),
+    "gsm8k": Task(  # the last number of an answer: in which words it is told differs by what a model was trained on
+        *(EMERGENT, "multi-step", _GSM8K, "exact_match", _TEST, schemas.GSM8K, "gsm8k_cot"),
+        chance=0.0,
+        generates=True,
+        filter="flexible-extract",
+    ),
+    "ifeval": Task(
+        *(EMERGENT, "instruction following", "ifeval/ifeval.yaml", "prompt_level_strict_acc", _TEST, schemas.IFEVAL),
+        hub="ifeval",
+        chance=0.0,
+        generates=True,
+        packages=("langdetect", "immutabledict", "nltk"),
+    ),
     "truthfulqa_mc1": Task(
         *(TRUST, "hallucination", "truthfulqa/truthfulqa_mc1.yaml", "acc", _VALID, schemas.TRUTHFULQA),
         hub="truthfulqa_mc1",
@@ -155,12 +190,24 @@ TASKS: dict[str, Task] = {**PUBLIC, **{name: of_made(line) for name, line in mad
 
 
 def preamble(task: str) -> str:
-    """About what every question of one of BIG-Bench Hard's tasks begins with; of others nothing."""
-    if not TASKS[task].file.startswith(_BBH):
+    """About what every question of gsm8k or of one of BIG-Bench Hard's tasks begins with; of others nothing."""
+    if not TASKS[task].file.startswith((_BBH, _GSM8K)):
         return ""
-    file = yaml.safe_load((harness_folder() / TASKS[task].file).read_text(encoding="utf-8"))
-    shots = [f"Q: {shot['input']}\nA: {shot['target']}\n\n" for shot in file["fewshot_config"]["samples"]]
-    return str(file["description"]) + "".join(shots)
+    file = _content(TASKS[task].file)
+    samples = [(shot.get("input", shot.get("question")), shot["target"]) for shot in file["fewshot_config"]["samples"]]
+    return file.get("description", "") + "".join(f"Q: {asked}\nA: {target}\n\n" for asked, target in samples)
+
+
+def room(task: str) -> int:
+    """Tokens that a written answer may have; 0 of a task whose answers are given."""
+    if not TASKS[task].generates:
+        return 0
+    return int(_content(TASKS[task].file)["generation_kwargs"].get("max_gen_toks", UNSAID))
+
+
+def in_writing(task: str) -> bool:
+    """Whether a model writes its answers to it, so that it is no part of the mean accuracy."""
+    return task == INSTRUCTIONS or (task in TASKS and TASKS[task].generates)
 
 
 def chance(task: str, choices: int) -> float:

@@ -48,7 +48,8 @@ class Evaluate:
     )
     tasks: Names = Field(
         description="auto (all of the groups whose file is in the folder, or that the hub has, and all that are made "
-        "by code), or a list of names: docs/evaluation.md has them",
+        "by code; without gsm8k and ifeval, to which answers are written), or a list of names: docs/evaluation.md has "
+        "them",
     )
     items: Int = Field(ge=0, description="of a task that is made by code; 0: its own number")
     limit: Int = Field(ge=0, description="items of any other task; 0: all")

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from pipeline.artifacts.progress import duration
 from pipeline.evaluation import selection
 from pipeline.evaluation.made.table import MADE
+from pipeline.evaluation.tasks import preamble, room
 from pipeline.knobs.params import Params
 from pipeline.models import float_type, saved
 
@@ -41,6 +42,7 @@ GPTQ = 370.0  # float32 operations for each weight and input of its linear: the 
 HEAD = 0.5  # the head's share of these, whose outputs do not make up for each other
 STEP = 1.1e-8  # seconds for a weight in a step of distill: it is rounded, and the optimizer moves it
 ITEM = 48  # tokens of a benchmark's item, all its answers, which share its question
+CHARACTERS = 3  # of a token of a text with numbers, about
 ITEMS = 2000  # of a task whose data set is not here to be counted
 START = 16.0  # seconds until a stage is at work
 STAGES = 16  # that a run starts
@@ -123,7 +125,12 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
     talk = SAID + p.references.tokens  # a turn of it
     compared = p.synthesize.held_out * length + p.references.long + 2 * p.references.dialogues * talk
     scored = p.evaluate.windows * p.evaluate.window + (1 + COMPARED) * compared
+    items = _items(p)
     written = p.evaluate.instructions * (SAID + p.evaluate.instruction_tokens)
+    for task, count in items.items():
+        if room(task):
+            written += count * (len(preamble(task)) // CHARACTERS + SAID + room(task))
+    chosen = sum(count for task, count in items.items() if not room(task))
     formats = len(p.export.formats)
     proven = p.prove.sequences * length * (REFERENCES + formats * PREDICTED)
     proven += p.prove.prompts * p.prove.tokens * (1 + formats) * CONTINUED
@@ -140,7 +147,7 @@ def seconds(params: Params, pace: Pace, on_gpu: bool) -> dict[str, float]:
         "export": EXPORTS * PROOF / pace.exact,
         "prove": len(p.prove.variants) * proven / pace.exact,
         "references": TEXT * compared / pace.exact + DECODING * 2 * p.references.dialogues * talk / pace.decoding,
-        "evaluate": SCORED * ((TEXT * scored + ITEM * _items(p)) / pace.exact + DECODING * written / pace.decoding),
+        "evaluate": SCORED * ((TEXT * scored + ITEM * chosen) / pace.exact + DECODING * written / pace.decoding),
     }
     return {stage: took for stage, took in stage_seconds.items() if took}
 
@@ -192,14 +199,14 @@ def _linears(model: PreTrainedModel) -> Iterator[tuple[torch.Tensor, int]]:
                 yield weight, weight.shape[0]
 
 
-def _items(params: Params) -> int:
-    """Items of all tasks that are scored."""
-    knobs, count = params.evaluate, 0
+def _items(params: Params) -> dict[str, int]:
+    """How many items of each task are scored."""
+    knobs, counts = params.evaluate, {}
     folder = knobs.benchmarks if knobs.source == "folder" else None
     for task in selection.selected(knobs.groups, knobs.tasks, folder, knobs.limit, knobs.items):
         if task in MADE:
-            count += knobs.items or MADE[task].items
+            counts[task] = knobs.items or MADE[task].items
             continue
         items = len(selection.rows_of(task, folder, knobs.items)) or ITEMS
-        count += min(items, knobs.limit or items)
-    return count
+        counts[task] = min(items, knobs.limit or items)
+    return counts

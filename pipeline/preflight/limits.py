@@ -14,7 +14,7 @@ from pipeline.calibration.plan import plan
 from pipeline.corpus import conversation
 from pipeline.distill.freeze import frozen_rows
 from pipeline.evaluation import prompts, selection
-from pipeline.evaluation.tasks import preamble
+from pipeline.evaluation.tasks import preamble, room
 from pipeline.export import refusals
 from pipeline.export.gguf import model as gguf_model
 from pipeline.export.qnn import grids as qnn_grids
@@ -30,6 +30,7 @@ ALTERNATIVES = (  # of which a request holds one
     *("sol1", "sol2", "option1", "option2", "endings", "choices", "sentence_good", "sentence_bad"),
     *("mc1_targets", "mc2_targets", "multiple_choice_targets"),
 )
+UNSAID = ("answer", "instruction_id_list", "kwargs")  # what no request says: by it an answer is judged
 
 
 def check(model: PreTrainedModel, tokenizer: Any, knobs: Params) -> None:
@@ -86,7 +87,7 @@ def _tasks(model: PreTrainedModel, tokenizer: Any, knobs: Evaluate) -> Iterator[
         return
     for name in names if most is not None else ():
         rows = selection.rows_of(name, folder, knobs.items)  # none of the hub's, which evaluate sees
-        tokens = longest_request(rows, tokenizer, preamble(name)) if rows else 0
+        tokens = longest_request(rows, tokenizer, preamble(name)) + room(name) if rows else 0
         if most is not None and tokens > most:
             yield (
                 f"evaluate.tasks: the longest item of {name} has about {tokens} tokens, the model's context {most}; "
@@ -102,7 +103,7 @@ def longest_request(rows: Sequence[dict[str, Any]], tokenizer: Any, before: str 
     """
     longest = ""
     for row in rows:
-        texts = {key: list(_texts(value)) for key, value in row.items()}
+        texts = {key: list(_texts(value)) for key, value in row.items() if key not in UNSAID}
         alternatives = [text for key in ALTERNATIVES for text in texts.pop(key, [])]
         context = [text for field_texts in texts.values() for text in field_texts]
         asked = " ".join(["Question: Answer:", *context, max(alternatives, key=len, default="")])

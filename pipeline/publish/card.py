@@ -115,6 +115,8 @@ def scores(origin: Origin) -> list[list[str]]:
         return []
     rows = [["", "teacher", origin.variant]]
     for metric, name, digits, factor in METRICS:
+        if metric not in origin.scores[TEACHER]:
+            continue  # mean accuracy, where all tasks are answered in writing
         cells = [
             "" if variant == TEACHER and metric in AGAINST_ITSELF else _with_error(values, metric, digits, factor)
             for variant, values in ((variant, origin.scores[variant]) for variant in (TEACHER, origin.variant))

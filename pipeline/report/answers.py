@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.items import INSTRUCTIONS
-from pipeline.evaluation.tasks import family
+from pipeline.evaluation.tasks import family, in_writing
 from pipeline.report import summary as summaries
 from pipeline.statistics import paired
 
@@ -92,9 +91,8 @@ def task_changes(teacher: pd.DataFrame, student: pd.DataFrame) -> list[Change]:
 
 
 def mean_change(teacher: pd.DataFrame, student: pd.DataFrame) -> Change:
-    """The change of the mean over tasks, without the one that is answered in writing; args as of `task_changes`."""
-    apart = _apart(teacher, student)
-    apart.pop(INSTRUCTIONS, None)
+    """The change of the mean over tasks, without those answered in writing; args as of `task_changes`."""
+    apart = {task: values for task, values in _apart(teacher, student).items() if not in_writing(task)}
     families = {family(task): [name for name in apart if family(name) == family(task)] for task in apart}
     coins = [paired.by_cluster(*zip(*(apart[name] for name in names), strict=True)) for names in families.values()]
     mean = float(np.mean([values.mean() for values, _ in apart.values()])) if apart else 0.0
@@ -137,11 +135,10 @@ def _good(summary: Mapping[str, float]) -> Answer:
 def _loses(summary: Mapping[str, float], changes: list[Change], mean: Change) -> Answer:
     shown = [change for change in changes if change.p < paired.LEVEL and change.difference < 0]
     above = 100 * (summary["perplexity.student"] / summary["perplexity.teacher"] - 1)
-    student, teacher = (100 * summary[f"accuracy.{variant}"] for variant in ("student", "teacher"))
-    means = (
-        f"Mean accuracy {student:.1f} %, teacher {teacher:.1f} %. Perplexity is {abs(above):.0f} % "
-        f"{'above' if above >= 0 else 'below'} the teacher's."
-    )
+    means = f"Perplexity is {abs(above):.0f} % {'above' if above >= 0 else 'below'} the teacher's."
+    if "accuracy.student" in summary:  # not where all tasks are answered in writing
+        student, teacher = (100 * summary[f"accuracy.{variant}"] for variant in ("student", "teacher"))
+        means = f"Mean accuracy {student:.1f} %, teacher {teacher:.1f} %. {means}"
     if shown:
         return Answer("Where does it lose?", ", ".join(change.task for change in shown), f"{_listed(shown)}. {means}")
     if not changes or changes[0].difference >= 0:

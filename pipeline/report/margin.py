@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation import tasks
-from pipeline.evaluation.items import INSTRUCTIONS
 from pipeline.statistics.non_inferiority import BEYOND, NO_SIGNAL, NOT_SHOWN, WITHIN, Verdict, relative
 
 TEACHER = "teacher"
@@ -112,7 +111,10 @@ def _other_items(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def _without_choices(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Chance is not known where an item keeps nothing of the answers that it is chosen from."""
-    chosen = {name: table.drop(INSTRUCTIONS, level="task", errors="ignore") for name, table in tables.items()}
+    chosen = {
+        name: table[[not tasks.in_writing(task) for task in table.index.get_level_values("task")]]
+        for name, table in tables.items()
+    }
     none = {name: table.index[table["log_likelihoods"].map(len) < 1] for name, table in chosen.items()}
     return [
         f"{name}: {len(items)} items of {', '.join(items.unique('task'))} keep no likelihoods, so their chance level "

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.evaluation import provenance
-from pipeline.evaluation.tasks import GROUPS, TASKS
+from pipeline.evaluation.tasks import GROUPS, TASKS, in_writing
 from pipeline.report import gap
 
 VARIANTS = ("teacher", "rtn", "ptq", "student")
@@ -45,11 +45,15 @@ def of_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         remedy = "`dvc repro -f --single-item evaluate@VARIANT` scores the older ones anew"
         raise ValueError("\n  ".join([f"the scores were not all read from the same; {remedy}:", *problems]))
     summary: dict[str, float] = {}
+    names = task_names(scores)
+    written = bool(names) and all(map(in_writing, names))
     for variant in VARIANTS:
         mine = scores[variant]
         for metric in ("perplexity", "kl", "top1", "accuracy"):
             if variant == "teacher" and metric in ("kl", "top1"):
                 continue  # the teacher against itself
+            if metric == "accuracy" and written:
+                continue  # no task has a part in it
             summary[f"{metric}.{variant}"] = mine[metric]
             summary[f"{metric}.{variant}.stderr"] = mine[f"{metric}.stderr"]
         for name, score in _of_tasks(scores).items():

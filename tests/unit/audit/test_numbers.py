@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.audit import numbers
 from pipeline.evaluation import agreement, detail, generated, items, text
+from pipeline.evaluation.tasks import INSTRUCTIONS
 from pipeline.export.formats import export
 from pipeline.models import head, saved
 from stages.evaluate import sizes
@@ -79,7 +80,7 @@ def test_accuracy_and_its_error_are_those_of_the_harness():
         items.Items(items.answers([row for row in rows if row["task"] != "one"]), items.documents([]))
     )
     written = {
-        "task": items.INSTRUCTIONS,
+        "task": INSTRUCTIONS,
         "item": 0,
         "hash": "i",
         "prediction": 1,

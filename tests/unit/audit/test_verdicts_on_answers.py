@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from pipeline.evaluation import items
+from pipeline.evaluation.tasks import INSTRUCTIONS
 from tests.unit.audit.test_verdicts import judged, made
 
 
@@ -28,7 +29,7 @@ def test_answers_that_changed_are_counted_both_ways_and_in_all():
 
 def test_what_is_answered_in_writing_is_no_part_of_the_mean():
     before, after = (
-        pd.concat([of_task("piqa", [0] * 8, right).answers, of_task(items.INSTRUCTIONS, [0] * 8, written).answers])
+        pd.concat([of_task("piqa", [0] * 8, right).answers, of_task(INSTRUCTIONS, [0] * 8, written).answers])
         for right, written in (([1] * 8, [1] * 8), ([1] * 6 + [0] * 2, [0] * 8))
     )
     known = judged(*(items.Items(table, items.documents([])) for table in (before, after)))

@@ -89,3 +89,16 @@ def test_balanced_accuracy_is_the_mean_over_right_answers():
 def test_one_item_has_no_error_and_none_no_score():
     assert math.isnan(scores.of_answers(answers("piqa", [1]))["accuracy.piqa.stderr"])
     assert scores.of_answers(items.answers([])) == {}
+
+
+def test_what_is_answered_in_writing_has_a_score_and_no_part_in_the_means():
+    chosen = [answers("piqa", [1, 0, 1, 1]), answers("mmlu", [1, 0], "emergent")]
+    written = [answers(name, [0, 0, 1], "emergent") for name in ("gsm8k", "ifeval", "instructions")]
+    made = scores.of_answers(pd.concat([*chosen, *written]))
+    without = scores.of_answers(pd.concat(chosen))
+    own = {f"accuracy.{name}{end}" for name in ("gsm8k", "ifeval", "instructions") for end in ("", ".stderr")}
+    assert {*made} - own == {*without}
+    assert {name: made[name] for name in without} == without
+    assert made["accuracy.gsm8k"] == pytest.approx(1 / 3)
+    assert made["accuracy.gsm8k.stderr"] == pytest.approx(mean_stderr([0, 0, 1]))
+    assert {*scores.of_answers(pd.concat(written))} == own

@@ -1,14 +1,15 @@
 """Which tasks are asked, and what is wrong with their rows: all of it at once."""
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation import selection
+from pipeline.evaluation import needs, schemas, selection
 from pipeline.evaluation.made import table as made
 from pipeline.evaluation.selection import AUTO, check_folder, selected
-from pipeline.evaluation.tasks import DIALOGUE, GROUPS, TASKS
+from pipeline.evaluation.tasks import DIALOGUE, GROUPS, TASKS, harness_folder
 
 SHIPPED = Path(__file__).parents[3] / "data" / "benchmarks"
 
@@ -16,12 +17,15 @@ SHIPPED = Path(__file__).parents[3] / "data" / "benchmarks"
 CM = {"input": "I ate it.", "label": 0}
 MC1 = {"question": "?", "mc1_targets": {"choices": ["a", "b"], "labels": [0, 1]}}
 QA = {"inputs": "Q", "multiple_choice_targets": ["Yes", "No"], "multiple_choice_scores": [1, 1]}
+FOLLOWED = {"key": 1, "prompt": "Use no comma.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 GOOD = {
     "lambada_openai": {"text": "two words"},
     "blimp": {"sentence_good": "a", "sentence_bad": "b"},
     "mmlu": {"question": "?", "choices": ["a", "b"], "answer": 1},
     "bbh_navigate": {"input": "?", "target": "Yes"},
     "strategyqa": QA | {"multiple_choice_scores": [1, 0]},
+    "gsm8k": {"question": "?", "answer": "One and one.\n#### 2"},
+    "ifeval": FOLLOWED,
     "truthfulqa_mc1": {"question": "?", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 0]}},
     "ethics_cm": CM,
     "adv_mnli_clean": {"premise": "a", "hypothesis": "b", "label": 2},
@@ -63,6 +67,16 @@ MALFORMED = [
     ("mmlu", '{"question": "?", "choices": ["a", 3], "answer": 0}', "choices need two texts at least"),
     ("bbh_navigate", '{"input": "?", "target": "yes"}', "target 'yes' is none of Yes, No"),
     ("strategyqa", json.dumps(QA), "expected a score a target, one of them 1"),
+    ("gsm8k", '{"question": "?", "answer": "2"}', "its answer does not end in '#### ' and a number"),
+    ("gsm8k", '{"question": "?", "answer": "#### two"}', "its answer does not end in '#### ' and a number"),
+    ("ifeval", json.dumps(FOLLOWED | {"prompt": " "}), "expected a prompt, one instruction or more"),
+    ("ifeval", json.dumps(FOLLOWED | {"kwargs": []}), "expected a prompt, one instruction or more"),
+    ("ifeval", json.dumps(FOLLOWED | {"kwargs": [None]}), "each of 'kwargs' is an object"),
+    (
+        "ifeval",
+        json.dumps(FOLLOWED | {"instruction_id_list": ["no_comma"]}),
+        "lm-eval checks no instruction 'no_comma'",
+    ),
     ("truthfulqa_mc1", json.dumps(MC1), "mc1_targets need choices, the right one first"),
     ("ethics_cm", json.dumps(CM | {"label": 2}), "label 2 is neither 0 nor 1"),
     ("ethics_cm", json.dumps(CM | {"group": "a"}), "field 'group' is str"),
@@ -71,7 +85,10 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("task", "line", "problem"), MALFORMED)
-def test_a_malformed_line_is_named_with_file_and_number(tmp_path: Path, task: str, line: str, problem: str):
+def test_a_malformed_line_is_named_with_file_and_number(
+    tmp_path: Path, task: str, line: str, problem: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(needs, "missing", lambda task: [])
     good = changed(task)
     write(tmp_path, task, good, line, good)
     with pytest.raises(ValueError, match=r"evaluate\.benchmarks") as caught:
@@ -129,6 +146,23 @@ def test_auto_is_what_the_source_has_and_all_that_is_made(tmp_path: Path):
     assert {"piqa", "mmlu", "blimp", *made.MADE} <= {*of_hub}
     assert not {"adv_rte", "litm_cloze"} & {*of_hub}
     assert selected(["basic"], ["arc_easy", "piqa"], SHIPPED, 0, 0) == ["piqa", "arc_easy"], "in the table's order"
+
+
+def test_a_task_to_which_answers_are_written_is_asked_where_it_is_named(tmp_path: Path):
+    write(tmp_path, "gsm8k", *[changed("gsm8k", answer=f"#### {number}") for number in ("-2", "1,000", "3.5", "$4")])
+    assert selected(["emergent"], ["gsm8k", "state"], tmp_path, 0, 0) == ["gsm8k", "state"]
+    assert selected(["emergent"], ["gsm8k"], None, 0, 0) == ["gsm8k"]
+    for source in (tmp_path, None):
+        assert not {"gsm8k", "ifeval"} & {*selected([*GROUPS], AUTO, source, 0, 0)}
+
+
+def test_the_instructions_are_those_that_lm_eval_checks():
+    """Its table is read as text, since importing it takes packages that may not be here."""
+    tree = ast.parse((harness_folder() / "ifeval/instructions_registry.py").read_text())
+    tables = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}  # type: ignore
+    kinds = {name: ast.literal_eval(value) for name, value in tables.items() if name.startswith("_")}
+    theirs = {kinds[key.left.id] + key.right.value for key in tables["INSTRUCTION_DICT"].keys}  # type: ignore
+    assert theirs == schemas.INSTRUCTION_IDS
 
 
 def test_names_that_cannot_be_asked_are_all_named(tmp_path: Path):

@@ -13,7 +13,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from pipeline.evaluation import harness, items
 from pipeline.evaluation.harness import answers
 from pipeline.evaluation.made.table import MADE
-from pipeline.evaluation.tasks import GROUPS, PUBLIC, TASKS, chance, family, harness_folder, preamble
+from pipeline.evaluation.tasks import (
+    GROUPS,
+    INSTRUCTIONS,
+    PUBLIC,
+    TASKS,
+    chance,
+    family,
+    harness_folder,
+    in_writing,
+    preamble,
+    room,
+)
 from tests import tiny
 
 N = 4  # rows of a task
@@ -184,8 +195,9 @@ def test_each_line_of_the_table_holds_together(name: str):
     assert task.group in GROUPS
     assert name not in GROUPS
     assert task.part
-    assert task.metric in ("acc", "acc_norm")
-    assert not task.generates
+    assert task.generates or task.metric in ("acc", "acc_norm")
+    assert (room(name) > 0) == task.generates == in_writing(name)
+    assert chance(name, 0) == 0 or not task.generates
     assert bool(task.file) == (name in PUBLIC) == (name not in MADE)
     assert not task.file or (harness_folder() / task.file).is_file()
     assert TASKS[family(name)].against == ""
@@ -193,3 +205,12 @@ def test_each_line_of_the_table_holds_together(name: str):
 
 def test_chance_is_one_over_the_choices_but_of_a_word_that_is_written():
     assert (chance("piqa", 2), chance("mmlu", 4), chance("lambada_openai", 1), chance("gone", 5)) == (0.5, 0.25, 0, 0.2)
+
+
+def test_written_answers_have_as_much_room_as_lm_eval_gives_them():
+    from lm_eval.models.huggingface import HFLM
+
+    assert room("gsm8k") == HFLM.max_gen_toks.fget(None)
+    assert (room("ifeval"), room("piqa"), room("lines")) == (1280, 0, 0)
+    assert in_writing(INSTRUCTIONS)
+    assert not in_writing("gone")

@@ -128,6 +128,18 @@ def test_knobs_change_the_stages_that_they_are_of(changes: dict, less: list[str]
     assert [stage for stage in before if after[stage] < before[stage]] == less
 
 
+def test_answers_in_writing_take_a_step_a_token(knobs: params.Params):
+    """Of gsm8k the 727 tokens of its shots (by SmolLM2's tokenizer), some 60 of a question, and 256 of an answer."""
+    hub = {"source": "hub", "limit": 100}
+    of_tasks = [
+        estimate.seconds(changed(knobs, {"evaluate": {**hub, "tasks": tasks}}), AMX, on_gpu=False)["evaluate"]
+        for tasks in (["piqa"], ["piqa", "gsm8k"])
+    ]
+    assert of_tasks[1] - of_tasks[0] == pytest.approx(
+        4 * 100 * estimate.DECODING * (727 + 60 + 256) / AMX.decoding, rel=0.2
+    )
+
+
 def test_a_head_of_its_own_bits_takes_calibrate_longer(knobs: params.Params):
     before = estimate.seconds(knobs, AVX2, on_gpu=False)
     after = estimate.seconds(dataclasses.replace(knobs, scheme=from_short("W4A16E8H6")), AVX2, on_gpu=False)

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from pipeline.evaluation.tasks import preamble
 from pipeline.export import extras
 from pipeline.preflight import limits
 from tests import families, tiny
@@ -111,6 +112,16 @@ def test_items_that_are_longer_than_the_context_are_named_by_their_task(tmp_path
     fewer = {"evaluate__window": 64, "evaluate__tasks": ["bbh_boolean_expressions"]}
     (problem,) = problems(small, tmp_path, **changes | fewer)
     assert "the longest item of bbh_boolean_expressions has about" in problem, "with its shots"
+
+
+def test_an_answer_that_is_written_needs_room_behind_its_question(tmp_path: Path):
+    """About as many tokens as the request has: the eight shots, the question, and 256."""
+    rows = [{"question": "How many?" * 10, "answer": "long" * 200 + "\n#### 2"}] * 2
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"evaluate__source": "folder", "evaluate__benchmarks": str(tmp_path), "evaluate__tasks": ["gsm8k"]}
+    (problem,) = problems(tiny.llama(), tmp_path, **changes, evaluate__text="pydoc")
+    tokens = int(problem.partition(" has about ")[2].split()[0])
+    assert tokens == pytest.approx(len(preamble("gsm8k")) + len("Q: \nA:") + 90 + 256, abs=20)
 
 
 def test_tasks_that_evaluate_would_refuse_are_named_before_any_work(tmp_path: Path):

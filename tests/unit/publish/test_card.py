@@ -1,5 +1,6 @@
 """The card, read as the hub reads it: YAML by huggingface_hub's own reader, and Markdown tables."""
 
+import dataclasses
 import re
 
 import pytest
@@ -86,6 +87,16 @@ def test_scores_have_their_errors_and_the_teacher_is_not_set_against_itself():
     assert rows["top-1 agreement with the teacher, %"] == ["", "79.9 ± 0.6"]
     assert rows["accuracy, %"] == ["65.6 ± 2.4", "64.6 ± 2.4"]
     assert "on the compressed-tensors export" in text
+
+
+def test_where_all_answers_are_written_there_is_no_mean_accuracy():
+    known = origin()
+    without = {
+        variant: {name: value for name, value in mine.items() if not name.startswith("accuracy")}
+        for variant, mine in known.scores.items()
+    }
+    rows = card.scores(dataclasses.replace(known, scores=without))
+    assert [row[0] for row in rows] == [row[0] for row in card.scores(known)][:-1]
 
 
 def test_without_scores_or_lineage_there_are_no_such_sections_and_the_note_says_why():

@@ -97,6 +97,16 @@ def test_what_is_answered_in_writing_is_no_part_of_the_mean():
     assert mean == answers.mean_change(answered(BEFORE), answered(AFTER))
 
 
+def test_where_all_answers_are_written_no_mean_is_told():
+    """Of gsm8k alone, whose drop is."""
+    right = {"gsm8k": [True] * 20}, {"gsm8k": [False] * 20}
+    without = {name: value for name, value in SUMMARY.items() if not name.startswith("accuracy")}
+    asked = {"teacher": answered(right[0]), "student": answered(right[1])}
+    loses = next(answer for answer in answers.answers(without, asked, FOLDERS, True) if "lose" in answer.question)
+    assert loses.short == "gsm8k"
+    assert "Mean accuracy" not in loses.long
+
+
 def test_of_a_gap_inside_its_error_no_percentage_is_given():
     summary = {name: value for name, value in SUMMARY.items() if not name.startswith("recovered")} | {"gap.rtn.p": 0.4}
     good = told(summary)["Is it good?"].long

@@ -67,6 +67,22 @@ def test_each_metric_of_each_variant_is_taken_with_its_error():
     assert metrics["bits_per_quantized_weight.student"] == 7.25
 
 
+def test_where_all_answers_are_written_there_is_no_mean_accuracy():
+    scores = scores_with()
+    for mine in scores.values():
+        for name in [name for name in mine if name.startswith("accuracy")]:
+            value = mine.pop(name)
+            if "piqa" in name:
+                mine[name.replace("piqa", "gsm8k")] = value
+    metrics = summarize(scores)
+    assert {name for name in metrics if name.startswith("accuracy")} == set()
+    assert metrics["task.gsm8k.rtn"] == scores["rtn"]["accuracy.gsm8k"]
+    assert [row[5] for row in rows(metrics, "gptq")] == ["accuracy %", "-", "-", "-", "-"]
+    del scores["teacher"]["perplexity"]
+    with pytest.raises(KeyError):
+        summarize(scores)
+
+
 def test_a_bar_for_each_variant_of_each_task():
     heights = bars(summarize(scores_with()), ["arc_easy", "piqa"])
     assert heights[:5] == [*((f"arc_easy, {variant}", 50.0) for variant in VARIANTS), ("piqa, teacher", 70.0)]
