@@ -2,15 +2,15 @@
 
 A row is an item that a point answered: point (the experiment's name), scheme and method and rotation as params.yaml has
 them, bits of weights, inputs and KV cache (0: float), then the columns of the stage's own answers.parquet. The model
-that all are compared with is the point `teacher`, once. The tokens of the teacher's answers in conversations are items,
-too: right is a point whose likeliest token is the teacher's own, and those of one conversation are one cluster.
+that all are compared with is the point `teacher`, once. The teacher's answers in conversations are items, too, those of
+one conversation a cluster: right_probability is the share of an answer's tokens that the point finds likeliest as well,
+and correct an answer of which it finds all.
 
 The file grows with points times items, so it is in neither Git nor DVC; lineage.json has its sha256, and
 `--only-report` writes it anew from experiments that are in the cache.
 """
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,24 +75,25 @@ def _parquet(files: DVCFileSystem, path: str) -> pd.DataFrame:
 
 
 def _of_conversations(tokens: pd.DataFrame) -> pd.DataFrame:
-    """The tokens of the teacher's answers as rows of answers.parquet."""
+    """The teacher's answers in conversations as rows of answers.parquet."""
     said = tokens[(tokens["text"] == DIALOGUE) & (tokens["turn"] > 0)]
-    places = said["document"].astype(str) + ":" + said["position"].astype(str)
+    answers = said.groupby(["document", "turn"])["same"].agg(["mean", "all"]).reset_index()
+    places = answers["document"].astype(str) + ":" + answers["turn"].astype(str)
     return pd.DataFrame(
         {
             "task": CONVERSATIONS,
-            "item": range(len(said)),
-            "hash": places.to_numpy(),
+            "item": range(len(answers)),
+            "hash": places,
             "prediction": -1,
-            "correct": said["same"].to_numpy(),
-            "log_likelihoods": [[]] * len(said),
+            "correct": answers["all"],
+            "log_likelihoods": [[]] * len(answers),
             "group": DIALOGUE,
             "part": CONVERSATIONS,
-            "cluster": said["document"].to_numpy("int64"),
-            "level": ("turn " + said["turn"].astype(str)).to_numpy(),
+            "cluster": answers["document"].astype("int64"),
+            "level": "turn " + answers["turn"].astype(str),
             "answer": -1,
-            "probabilities": [[]] * len(said),
-            "right_probability": math.nan,
+            "probabilities": [[]] * len(answers),
+            "right_probability": answers["mean"],
         }
     )
 

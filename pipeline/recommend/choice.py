@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.recommend.judged import Judge, Together, together
-from pipeline.recommend.laboratory import Part, Point
+from pipeline.recommend.laboratory import Part
 from pipeline.recommend.least import KINDS, by_kl
+from pipeline.recommend.point import Point
 from pipeline.statistics.non_inferiority import BEYOND, NO_SIGNAL, WITHIN
 
 FLOAT = 16  # bits that float counts as

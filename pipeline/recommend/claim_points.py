@@ -7,7 +7,8 @@ import numpy as np
 
 from pipeline.recommend import scores
 from pipeline.recommend.judged import Judge
-from pipeline.recommend.laboratory import Part, Point
+from pipeline.recommend.laboratory import Part
+from pipeline.recommend.point import Point
 from pipeline.statistics.non_inferiority import NO_SIGNAL
 
 LONG = "long"
@@ -65,7 +66,7 @@ def with_signal(judge: Judge) -> np.ndarray:
 
 
 def by_length(judge: Judge) -> list[Part]:
-    """The lengths in lines of long texts, from short to long.
+    """The lengths in lines of long texts, from short to long, but those of one text alone, which has no error.
 
     A level is a length where it counts lines, "64 lines", or is a number of the sub-task lines; others are places.
     """
@@ -73,4 +74,5 @@ def by_length(judge: Judge) -> list[Part]:
     levels = items["level"].astype(str)
     counted = (items["group"] == LONG) & (levels.str.endswith(" lines") | (items["part"] == "lines"))
     lengths = levels.where(counted, "").map(lambda level: int(match[1]) if (match := LINES.fullmatch(level)) else 0)
-    return [Part(LONG, f"{length} lines", np.flatnonzero(lengths == length)) for length in sorted({*lengths} - {0})]
+    parts = [Part(LONG, f"{length} lines", np.flatnonzero(lengths == length)) for length in sorted({*lengths} - {0})]
+    return [part for part in parts if len({*judge.laboratory.clusters[part.rows]}) > 1]

@@ -11,7 +11,8 @@ import numpy as np
 from scipy import stats
 
 from pipeline.recommend import scores
-from pipeline.recommend.laboratory import Laboratory, Part, Point
+from pipeline.recommend.laboratory import Laboratory, Part
+from pipeline.recommend.point import Point
 from pipeline.report.sweep_files import REFERENCE
 from pipeline.statistics.clustered import Mean, error, mean
 

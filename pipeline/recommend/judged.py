@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.recommend import scores
-from pipeline.recommend.laboratory import Laboratory, Part, Point
+from pipeline.recommend.laboratory import Laboratory, Part
+from pipeline.recommend.point import Point
 from pipeline.report.sweep_files import REFERENCE
 from pipeline.statistics.non_inferiority import BEYOND, NO_SIGNAL, NOT_SHOWN, WITHIN, Verdict, relative
 

@@ -3,7 +3,7 @@
 Every point answered the teacher's items, in the same order here, so that all comparisons are paired.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,60 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.tasks import GROUPS, family
+from pipeline.evaluation.tasks import DIALOGUE, GROUPS, family
 from pipeline.knobs import long_scheme, yaml_1_2
 from pipeline.knobs.names import unknown
-from pipeline.knobs.scheme import Scheme
 from pipeline.recommend import scores
+from pipeline.recommend.point import Point
 from pipeline.report.sweep_files import ANSWERS, OF_POINT, REFERENCE
 
 FOLDERS = (Path("sweeps/laboratory"), Path("sweeps/laboratory-quick"))  # where a laboratory is looked for, in order
 MAKE = "`make laboratory` runs it (a night on two cores), `make laboratory QUICK=1` a small one (half an hour)"
 ITEM = ["task", "item", "hash"]
 NEEDED = (*ITEM, "correct", "log_likelihoods", "group", "part", "cluster", "level", "answer", "right_probability")
-SHORT_DYNAMIC = 8  # inputs of so many bits at most have a scale a token in the short form of a scheme
 CALIBRATED = ("emergent", "self-calibration")  # group and part of what is worked out from all items with choices
-
-
-@dataclass(frozen=True)
-class Point:
-    """One way to quantize.
-
-    Attributes:
-        name: of the experiment. scheme: as params.yaml has it. method, rotation: of calibrate.
-        grids: the scheme, read. kl: to the teacher, on held-out text; nan: not known.
-    """
-
-    name: str
-    scheme: str
-    method: str
-    rotation: str
-    grids: Scheme
-    kl: float
-
-    @property
-    def bits(self) -> tuple[int, int, int]:
-        """Of weights, inputs and KV cache; 0: float."""
-        return self.grids.weights.bits, self.grids.activations.bits, self.grids.kv_cache.bits
-
-    @property
-    def written(self) -> tuple[str, str, str]:
-        """Weights, inputs and KV cache in a few letters, such as W4g64, A8 static and KV4, each with its exceptions;
-        empty: float."""
-        weights, inputs, cache = _written(self.grids)
-        overrides = self.grids.overrides
-        return (
-            weights and weights + _exceptions(override.match for override in overrides if override.weights),
-            inputs and inputs + _exceptions(override.match for override in overrides if override.activations),
-            cache,
-        )
-
-    @property
-    def label(self) -> str:
-        """As a person reads it."""
-        short = self.scheme if not self.scheme.startswith("{") else _short(self.grids)
-        by = f"{short}, {self.method}" if " " in short else f"{short} {self.method}"
-        return by + ("" if self.rotation in ("none", "") else ", rotated")
 
 
 @dataclass(frozen=True)
@@ -109,7 +67,7 @@ class Laboratory:
         columns = ["group", "part"]
         labels = self.items[columns].drop_duplicates().astype(str).itertuples(index=False, name=None)
         codes = self.items.groupby(columns, sort=False).ngroup().to_numpy()
-        parts = [Part(group, name, np.flatnonzero(codes == i)) for i, (group, name) in enumerate(labels)]
+        parts = [Part(group, name, np.flatnonzero(codes == i), _score(group)) for i, (group, name) in enumerate(labels)]
         known = np.flatnonzero(np.isfinite(self.scored[REFERENCE][scores.SKILL]))
         if len(known) > 1 and CALIBRATED not in [(part.group, part.name) for part in parts]:
             parts.append(Part(*CALIBRATED, known, scores.SKILL))
@@ -118,10 +76,11 @@ class Laboratory:
 
     @cached_property
     def wholes(self) -> tuple[Part, ...]:
-        """All items of each group, by accuracy, in the order of the groups."""
+        """All items of each group, in the order of the groups, by accuracy where its parts are."""
         groups = self.items["group"].astype(str)
         names = [*dict.fromkeys([*GROUPS, *groups])]
-        return tuple(Part(name, "all", np.flatnonzero(groups == name)) for name in names if (groups == name).any())
+        rows = {name: np.flatnonzero(groups == name) for name in names}
+        return tuple(Part(name, "all", mine, _score(name)) for name, mine in rows.items() if len(mine))
 
     @cached_property
     def chance(self) -> np.ndarray:
@@ -155,6 +114,11 @@ class Laboratory:
                     Part(part.group, label, part.rows[tasks[part.rows] == name]) for name, label in labels.items()
                 ]
         return tuple(chosen)
+
+
+def _score(group: str) -> str:
+    """By which a group's bits are chosen: of a conversation by the share of tokens, and not by whole answers alone."""
+    return scores.PROBABILITY if group == DIALOGUE else scores.ACCURACY
 
 
 def where(given: Path | None) -> Path:
@@ -226,27 +190,3 @@ def _divergences(file: Path) -> dict[str, float]:
         return {}
     table = pd.read_csv(file)
     return dict(zip(table["experiment"], table["kl"], strict=True)) if {"experiment", "kl"} <= {*table} else {}
-
-
-def _short(scheme: Scheme) -> str:
-    """A scheme that has no short form, in a few letters."""
-    return "".join(_written(scheme)) + _exceptions(override.match for override in scheme.overrides)
-
-
-def _written(scheme: Scheme) -> tuple[str, str, str]:
-    """Weights, inputs and KV cache, as the short form has them, with what it does not tell; empty: float."""
-    weights, inputs, cache = scheme.weights, scheme.activations, scheme.kv_cache
-    usual = inputs.dynamic == (inputs.bits <= SHORT_DYNAMIC)
-    of_inputs = "" if usual else " dynamic" if inputs.dynamic else " static"
-    of_cache = (f"g{cache.group}" if cache.group else "") + ("" if cache.symmetric else " asymmetric")
-    of_cache += ", keys per channel" if cache.keys == "channel" else ""
-    return (
-        f"W{weights.bits}" + (f"g{weights.group}" if weights.group else "") if weights.bits else "",
-        f"A{inputs.bits}{of_inputs}" if inputs.bits else "",
-        f"KV{cache.bits}{of_cache}" if cache.bits else "",
-    )
-
-
-def _exceptions(matches: Iterable[str]) -> str:
-    named = ", ".join(matches)
-    return f", {named} apart" if named else ""

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.recommend.judged import Judge
-from pipeline.recommend.laboratory import Part, Point
+from pipeline.recommend.laboratory import Part
+from pipeline.recommend.point import Point
 from pipeline.statistics import fixed_sequence
 from pipeline.statistics.non_inferiority import Verdict
 

@@ -11,8 +11,9 @@ import pandas as pd
 from pipeline.artifacts import contract
 from pipeline.recommend import told
 from pipeline.recommend.judged import Judge
-from pipeline.recommend.laboratory import Part, Point
+from pipeline.recommend.laboratory import Part
 from pipeline.recommend.least import KINDS
+from pipeline.recommend.point import Point
 
 SCORES = ("log_perplexity", "kl", "top1")  # of points.csv
 TITLES = {

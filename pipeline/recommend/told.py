@@ -7,8 +7,9 @@ import numpy as np
 
 from pipeline.recommend.choice import Choice
 from pipeline.recommend.judged import Judge
-from pipeline.recommend.laboratory import Part, Point
+from pipeline.recommend.laboratory import Part
 from pipeline.recommend.least import Line, written
+from pipeline.recommend.point import Point
 from pipeline.report.margin import rounded_up
 from pipeline.statistics.non_inferiority import NO_SIGNAL, NOT_SHOWN, Verdict
 

@@ -28,7 +28,8 @@ def answered(scheme: str, right: list[bool]) -> pd.DataFrame:
 def compared(right: list[bool]) -> pd.DataFrame:
     """Tokens of held-out text, of what was said to the teacher, and of its two answers in two conversations."""
     rows = [("held_out", 0, 3, 0, False), ("dialogue", 4, 2, 0, False)]
-    rows += [("dialogue", 4, 7, 1, right[1]), ("dialogue", 5, 9, 2, right[0])]
+    rows += [("dialogue", 4, 7, 1, right[1]), ("dialogue", 5, 9, 2, right[0]), ("dialogue", 5, 10, 2, True)]
+    rows += [("dialogue", 4, 8, 1, right[0])]
     return items.tokens(dict(zip(items.TOKENS, (*row[:4], 0.1, row[4]), strict=True)) for row in rows)
 
 
@@ -89,7 +90,8 @@ def test_a_points_answers_are_told_by_its_params(monkeypatch: pytest.MonkeyPatch
     assert own["correct"].tolist() == [True, False, False, True]
     said = own[own["task"] == "conversations"]
     assert said[["item", "hash", "group", "part", "cluster", "level"]].to_numpy().tolist() == [
-        [0, "4:7", "dialogue", "conversations", 4, "turn 1"],
-        [1, "5:9", "dialogue", "conversations", 5, "turn 2"],
+        [0, "4:1", "dialogue", "conversations", 4, "turn 1"],
+        [1, "5:2", "dialogue", "conversations", 5, "turn 2"],
     ]
+    assert said["right_probability"].tolist() == [0.5, 1.0]
     assert reference[reference["task"] == "conversations"]["correct"].tolist() == [True, True]

@@ -10,7 +10,8 @@ from scipy import stats
 from pipeline.recommend import claim_points, claims, contrasts
 from pipeline.recommend.claims import DOES_NOT, HOLDS, NOT_MEASURED, NOT_SHOWN, Outcome
 from pipeline.recommend.judged import Judge
-from tests.unit.recommend.made_answers import DOWN, Rights, first, laboratory
+from pipeline.recommend.laboratory import of_table
+from tests.unit.recommend.made_answers import DOWN, Rights, first, laboratory, table
 
 TEACHER = {"basic/reasoning": first(1000), "emergent/multi-step": first(900), "long/lines": first(1200)}
 LEVELS = {"long/lines": np.repeat(["10 lines", "100 lines", "200 lines"], 500)}
@@ -113,6 +114,13 @@ def test_places_of_an_answer_are_no_lengths():
         ("20 lines", [*range(150, 250)]),
         ("200 lines", [*range(100, 150)]),
     ]
+
+
+def test_a_length_with_one_text_alone_has_no_error_and_is_left_out():
+    levels = {"long/lines": np.repeat(["20", "200"], 50)}
+    answers = table({"long/lines": first(60, 100)}, {"W8": {}}, levels=levels)
+    one_text = answers.assign(cluster=answers["cluster"].where(answers["level"] == "20", 99))
+    assert [part.name for part in claim_points.by_length(Judge(of_table(one_text), 0.02))] == ["20 lines"]
 
 
 @pytest.mark.parametrize(("down", "verdict"), [(1000, HOLDS), (800, DOES_NOT)])

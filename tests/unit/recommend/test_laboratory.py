@@ -38,6 +38,21 @@ def test_groups_come_in_the_order_of_the_table_of_tasks():
     assert known.wholes[1].rows.tolist() == [*range(10, 20)]
 
 
+def test_of_conversations_the_share_of_tokens_is_judged():
+    """Where no answer is found whole, nothing else tells points apart."""
+    none = {"dialogue/conversations": first(0, 30)}
+    teacher = {"basic/reasoning": first(20, 30), "dialogue/conversations": first(30, 30)}
+    answers = table(teacher, {"W8": none, "W4": none})
+    shares = answers["point"].map({"teacher": 1.0, "W8 rtn": 0.99, "W4 rtn": 0.8})
+    shares = answers["right_probability"].where(answers["group"] != "dialogue", shares)
+    known = laboratory.of_table(answers.assign(right_probability=shares))
+    (part,) = (part for part in known.parts if part.group == "dialogue")
+    assert part.score == known.wholes[1].score == scores.PROBABILITY
+    judge = Judge(known, 0.02)
+    assert [judge.verdict(point, part).verdict for point in known.points] == ["within", "beyond"]
+    assert judge.by_probability(known.points[0], part) is None
+
+
 def test_skill_is_one_less_brier_over_that_of_equal_probabilities():
     answers = table({"basic/reasoning": first(1, 2)}, {"W4": {}}, choices=4, likelihood=1.0).iloc[:2]
     chosen, other = np.e / (np.e + 3), 1 / (np.e + 3)
