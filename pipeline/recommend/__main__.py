@@ -26,11 +26,11 @@ def main() -> None:
         file = laboratory.where(args.answers)
         judge = Judge(laboratory.load(file), args.margin)
         print("\n".join(recommendation(judge, names, args.kind)))
-        if args.claims:
-            rows = claims.rows(claims.judged(judge, claims.signals(SIGNALS)))
+        rows = claims.rows(claims.judged(judge, claims.signals(SIGNALS))) if args.claims else []
+        if rows:
             print(f"\nClaims of {PAPER}\n\n{told.blocks(rows, shutil.get_terminal_size().columns)}")
         if args.page:
-            schemes_page.write(judge, file, args.page)
+            schemes_page.write(judge, file, args.page, rows)
             print(f"\nevery point: {args.page}")
     except ValueError as error:
         sys.exit(f"recommend: {error}")
@@ -77,7 +77,9 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", default="", metavar="NAMES", help="groups, sub-tasks or tasks, with commas (all)")
     parser.add_argument("--kind", choices=[*least.KINDS], help="what is quantized (weights, inputs and KV cache)")
     parser.add_argument("--claims", action="store_true", help="the paper's claims besides, and whether they hold here")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write every point's scores there: docs/schemes.md")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write every point's scores, and the claims, there: docs/schemes.md"
+    )
     return parser.parse_args(arguments)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.recommend.least import KINDS
 from pipeline.recommend.point import Point
 
 SCORES = ("log_perplexity", "kl", "top1")  # of points.csv
+MANY = 1e4  # of a perplexity, from which on its digits say nothing
 TITLES = {
     (0,): "Weights",
     (0, 1): "Weights and inputs",
@@ -24,11 +25,11 @@ TITLES = {
 }
 
 
-def page(judge: Judge, points: pd.DataFrame, sweep: str) -> str:
+def page(judge: Judge, points: pd.DataFrame, sweep: str, claims: Sequence[Sequence[str]] = ()) -> str:
     """The page.
 
     Args:
-        points: points.csv of the sweep. sweep: its name.
+        points: points.csv of the sweep. sweep: its name. claims: a header, and a row for each of the paper's claims.
 
     Raises:
         ValueError: points.csv lacks a score or a point.
@@ -44,6 +45,8 @@ def page(judge: Judge, points: pd.DataFrame, sweep: str) -> str:
         for quantized, title in TITLES.items()
         if (mine := [point for point in judge.laboratory.points if _quantized(point) == quantized])
     ]
+    if claims:
+        tables.append(f"## The paper's claims\n\n{_markdown([claims[0], ['---'] * len(claims[0]), *claims[1:]])}\n")
     return "\n".join([f"# What bits cost\n\n{text}\n", *tables])
 
 
@@ -59,9 +62,15 @@ def _table(judge: Judge, points: list[Point], rows: Mapping[str, Mapping[Any, An
         row = rows[point.name]
         error = row.get("kl.stderr", math.nan)
         kl = f"{row['kl']:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
-        fidelity = [point.label, f"{math.exp(row['log_perplexity']):.2f}", kl, f"{100 * row['top1']:.1f} %"]
+        perplexity = math.exp(row["log_perplexity"])
+        shown = f"{perplexity:.2f}" if perplexity < MANY else f"{perplexity:.1e}"
+        fidelity = [point.label, shown, kl, f"{100 * row['top1']:.1f} %"]
         lines.append([*fidelity, *(_loss(judge, point, part) for part in wholes)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(lines)
+
+
+def _markdown(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def _loss(judge: Judge, point: Point, part: Part) -> str:
@@ -73,7 +82,8 @@ def _preamble(judge: Judge, sweep: str) -> str:
     items, share = len(judge.laboratory.items), f"{100 * judge.margin:g} %"
     return (
         "KL (nats a token) and top-1 agreement: on held-out text of the teacher's own. By group: the loss of accuracy "
-        f"as a share of the teacher's, ± one standard error, and whether it is shown to be within {share} "
+        "as a share of the teacher's (of dialogue: the tokens of the teacher's answers that are likeliest no more), "
+        f"± one standard error, and whether it is shown to be within {share} "
         '("Evaluating Quantized Large Language Models", 2402.18158, allows 2 %): within, beyond, not shown, or no '
         f"signal where the teacher is not above chance. {items:,} items, the same for all points. From the sweep "
         f"sweeps/{sweep}.yaml by `python -m pipeline.recommend --page docs/schemes.md`. Each verdict stands for "
@@ -81,8 +91,8 @@ def _preamble(judge: Judge, sweep: str) -> str:
     )
 
 
-def write(judge: Judge, answers: Path, file: Path) -> None:
-    """Write the page of a laboratory whose answers and points.csv lie in one folder.
+def write(judge: Judge, answers: Path, file: Path, claims: Sequence[Sequence[str]] = ()) -> None:
+    """Write the page of a laboratory whose answers and points.csv lie in one folder; claims: as of `page`.
 
     Raises:
         ValueError: there is no points.csv, or it lacks something.
@@ -90,5 +100,5 @@ def write(judge: Judge, answers: Path, file: Path) -> None:
     points = answers.with_name("points.csv")
     if not points.is_file():
         raise ValueError(f"{points} does not exist; the page needs the points' scores beside their answers")
-    text = page(judge, pd.read_csv(points), answers.parent.name)
+    text = page(judge, pd.read_csv(points), answers.parent.name, claims)
     contract.write_text(file, text)

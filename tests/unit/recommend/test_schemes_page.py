@@ -39,3 +39,11 @@ def test_a_table_for_each_thing_that_is_quantized(tmp_path: Path):
     ]
     assert "| W4 rtn | 20.00 | 0.250 ± 0.010 | 50.0 % | 0.0 ± 0.0 %, within | 11.1 ± 1.0 %, beyond |" in text
     assert max(map(len, text.split("## ")[0].splitlines())) <= 120
+    claims = [["the paper's claim", "verdict"], ["W4 is enough", "holds"]]
+    points.assign(log_perplexity=[9.3, 3.0, 3.0]).to_csv(tmp_path / "points.csv", index=False)
+    schemes_page.write(judge, tmp_path / "answers.parquet", tmp_path / "page.md", claims)
+    text = (tmp_path / "page.md").read_text()
+    assert text.endswith(
+        "## The paper's claims\n\n| the paper's claim | verdict |\n| --- | --- |\n| W4 is enough | holds |\n"
+    )
+    assert "| W4 rtn | 1.1e+04 |" in text
