@@ -26,7 +26,7 @@ ablation: $(VENV)/ready            ## freeze policies x seeds, what is not finis
 	dvc repro report
 	@echo "the table: $(SWEEP:.yaml=)/table.md; the curves: data/report/sweeps.html"
 
-laboratory: $(VENV)/ready          ## what bits cost on which tasks, a night on two cores; QUICK=1: half an hour of it
+laboratory: $(VENV)/ready          ## what bits cost on which tasks, a night on two cores; QUICK=1: an hour of it
 	python -m pipeline.flow sweep sweeps/laboratory$(if $(QUICK),-quick).yaml --jobs $(JOBS)
 	python -m pipeline.recommend --answers sweeps/laboratory$(if $(QUICK),-quick) --claims
 

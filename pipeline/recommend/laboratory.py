@@ -20,7 +20,7 @@ from pipeline.recommend.point import Point
 from pipeline.report.sweep_files import ANSWERS, OF_POINT, REFERENCE
 
 FOLDERS = (Path("sweeps/laboratory"), Path("sweeps/laboratory-quick"))  # where a laboratory is looked for, in order
-MAKE = "`make laboratory` runs it (a night on two cores), `make laboratory QUICK=1` a small one (half an hour)"
+MAKE = "`make laboratory` runs it (a night on two cores), `make laboratory QUICK=1` a small one (an hour)"
 ITEM = ["task", "item", "hash"]
 NEEDED = (*ITEM, "correct", "log_likelihoods", "group", "part", "cluster", "level", "answer", "right_probability")
 CALIBRATED = ("emergent", "self-calibration")  # group and part of what is worked out from all items with choices
