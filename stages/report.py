@@ -138,7 +138,7 @@ def _results(
         "scores": summaries.rows(summary, method),
         "groups": summaries.group_rows(summary, method),
         "gap_note": summaries.gap_note(summary),
-        "task_plot": score_plots.tasks(summary, tasks, summaries.VARIANTS),
+        "task_plot": score_plots.tasks(summary, tasks, summaries.VARIANTS) if tasks else "",
     }
 
 

@@ -141,7 +141,9 @@ def _loses(summary: Mapping[str, float], changes: list[Change], mean: Change) ->
         means = f"Mean accuracy {student:.1f} %, teacher {teacher:.1f} %. {means}"
     if shown:
         return Answer("Where does it lose?", ", ".join(change.task for change in shown), f"{_listed(shown)}. {means}")
-    if not changes or changes[0].difference >= 0:
+    if not changes:
+        return Answer("Where does it lose?", "no task was asked", means)
+    if changes[0].difference >= 0:
         return Answer("Where does it lose?", "on no task", f"No task's accuracy fell. {means}")
     worst = f"The largest drop, {changes[0]}, is not shown as one of {len(changes)}."
     if mean.p < paired.LEVEL and mean.difference < 0:

@@ -112,7 +112,7 @@ def _other_items(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 def _without_choices(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Chance is not known where an item keeps nothing of the answers that it is chosen from."""
     chosen = {
-        name: table[[not tasks.in_writing(task) for task in table.index.get_level_values("task")]]
+        name: table.loc[[not tasks.in_writing(task) for task in table.index.get_level_values("task")]]
         for name, table in tables.items()
     }
     none = {name: table.index[table["log_likelihoods"].map(len) < 1] for name, table in chosen.items()}

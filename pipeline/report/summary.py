@@ -46,13 +46,13 @@ def of_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         raise ValueError("\n  ".join([f"the scores were not all read from the same; {remedy}:", *problems]))
     summary: dict[str, float] = {}
     names = task_names(scores)
-    written = bool(names) and all(map(in_writing, names))
+    written = all(map(in_writing, names))
     for variant in VARIANTS:
         mine = scores[variant]
         for metric in ("perplexity", "kl", "top1", "accuracy"):
             if variant == "teacher" and metric in ("kl", "top1"):
                 continue  # the teacher against itself
-            if metric == "accuracy" and written:
+            if metric == "accuracy" and metric not in mine and written:
                 continue  # no task has a part in it
             summary[f"{metric}.{variant}"] = mine[metric]
             summary[f"{metric}.{variant}.stderr"] = mine[f"{metric}.stderr"]

@@ -107,6 +107,14 @@ def test_where_all_answers_are_written_no_mean_is_told():
     assert "Mean accuracy" not in loses.long
 
 
+def test_where_no_task_is_asked_no_loss_is_denied():
+    """As of conversations alone."""
+    without = {name: value for name, value in SUMMARY.items() if not name.startswith("accuracy")}
+    asked = {"teacher": answered({}), "student": answered({})}
+    loses = next(answer for answer in answers.answers(without, asked, FOLDERS, True) if "lose" in answer.question)
+    assert (loses.short, loses.long) == ("no task was asked", "Perplexity is 30 % above the teacher's.")
+
+
 def test_of_a_gap_inside_its_error_no_percentage_is_given():
     summary = {name: value for name, value in SUMMARY.items() if not name.startswith("recovered")} | {"gap.rtn.p": 0.4}
     good = told(summary)["Is it good?"].long

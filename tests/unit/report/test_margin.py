@@ -228,3 +228,8 @@ def test_where_items_are_enough_and_nothing_is_shown_something_is_lost():
     assert (loss.verdict.verdict, loss.verdict.more) == ("not shown", 0)
     made = margin.section(of_variants({"piqa": teacher}, student={"piqa": first(1375, 2000)}), 0.02)
     assert made["lines"][0]["cells"][-1]["needs"] == "items enough, so something is lost"
+
+
+def test_where_no_task_is_asked_nothing_is_judged():
+    none = {name: items.answers([]) for name in ("teacher", "rtn", "ptq", "student")}
+    assert margin.losses(none, 0.02) == []

@@ -83,6 +83,16 @@ def test_where_all_answers_are_written_there_is_no_mean_accuracy():
         summarize(scores)
 
 
+def test_where_no_task_is_asked_there_is_no_accuracy():
+    scores = {
+        variant: {name: value for name, value in mine.items() if not name.startswith("accuracy")}
+        for variant, mine in scores_with().items()
+    }
+    metrics = summarize(scores)
+    assert metrics["kl.student"] == scores["student"]["kl"]
+    assert [name for name in metrics if "accuracy" in name or name.startswith(("task.", "group."))] == []
+
+
 def test_a_bar_for_each_variant_of_each_task():
     heights = bars(summarize(scores_with()), ["arc_easy", "piqa"])
     assert heights[:5] == [*((f"arc_easy, {variant}", 50.0) for variant in VARIANTS), ("piqa, teacher", 70.0)]
