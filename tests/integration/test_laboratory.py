@@ -45,7 +45,13 @@ def test_points_share_the_teachers_answers_and_keep_their_own(pipeline: Path, tm
     assert points.loc["W4A8KV8E8H6", ["bits_w", "bits_a", "bits_kv"]].tolist() == [4, 8, 8]
     assert answers.groupby("point").size().nunique() == 1
     teacher = pd.read_parquet(project / "data/items/teacher/answers.parquet")
-    there = answers[answers["point"] == "teacher"][[*teacher]].reset_index(drop=True)
+    its_own = answers[answers["point"] == "teacher"][[*teacher]].reset_index(drop=True)
+    said = its_own["group"] == "dialogue"
+    tokens = pd.read_parquet(project / "data/items/teacher/tokens.parquet")
+    spoken = tokens[(tokens["text"] == "dialogue") & (tokens["turn"] > 0)]
+    assert said.sum() == len(spoken.drop_duplicates(["document", "turn"])) > 0
+    assert (its_own[said]["right_probability"] == 1).all(), "the teacher's own tokens"
+    there = its_own[~said]
     assert there.drop(columns="log_likelihoods").equals(teacher.drop(columns="log_likelihoods"))
     assert "answers.parquet" not in run(["git", "status", "--porcelain", "-uall"], project).stdout
 
@@ -60,7 +66,7 @@ def test_points_share_the_teachers_answers_and_keep_their_own(pipeline: Path, tm
     whole = answers.assign(**absent) if "cluster" in answers else answers.assign(**absent, cluster=answers["item"])
     whole.to_parquet(tmp_path / "answers.parquet")
     asked = [sys.executable, "-m", "pipeline.recommend", "--answers", str(tmp_path / "answers.parquet"), "--claims"]
-    said = subprocess.run(asked, cwd=project, env=environment, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.startswith(f"Within 2 % of the teacher, {len(teacher)} items, 2 points")
-    assert "not measured" in said.stdout
+    told = subprocess.run(asked, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith(f"Within 2 % of the teacher, {len(its_own)} items, 2 points")
+    assert "not measured" in told.stdout
