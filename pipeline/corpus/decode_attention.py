@@ -1,4 +1,4 @@
-"""Attention of one new token over keys and values that are allocated once: the fastest way of decoding.py.
+"""Attention of new tokens over keys and values that are allocated once: the fastest way of decoding.py.
 
 It knows softmax(q k^T) v behind a mask and nothing else, and says so when it is asked for more.
 """
@@ -39,7 +39,7 @@ class PreallocatedLayer(DynamicLayer):
         return self.filled
 
 
-NEUTRAL = {  # arguments of an attention that one new token, which reads all that the mask leaves it, does not need
+NEUTRAL = {  # arguments of an attention that tokens which read all that the mask leaves them do not need
     "dropout",  # none in eval mode
     "is_causal",
     "sliding_window",  # in the mask
@@ -61,11 +61,12 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention of one new token, the query heads that share a key head packed as its rows, so that keys are read once.
+    """Attention of new tokens over all that came before. Of one token, the query heads that share a key head are packed
+    as its rows, so that keys are read once.
 
-    query: [batch, heads, 1, head_dim]; key: [batch, kv_heads, filled, head_dim]; value: [batch, kv_heads, filled,
-    value_dim]. attention_mask: [batch, heads or 1, 1, filled]. scaling: the factor before softmax. Returns [batch, 1,
-    heads, value_dim].
+    query: [batch, heads, new, head_dim]; key: [batch, kv_heads, filled, head_dim]; value: [batch, kv_heads, filled,
+    value_dim]. attention_mask: [batch, heads or 1, new, filled]; none: of all to one token, or of the first tokens each
+    to those before it. scaling: the factor before softmax. Returns [batch, new, heads, value_dim].
 
     Raises:
         ValueError: it is called with anything else that may change the result (a cap, sinks, a bias).
@@ -73,14 +74,20 @@ def grouped_attention(
     unknown = [name for name, argument in kwargs.items() if argument is not None and name not in NEUTRAL]
     if unknown:
         raise ValueError(f"its attention is called with {', '.join(unknown)}")
-    batch, heads, _, head_dim = query.shape
+    batch, heads, new, head_dim = query.shape
+    scale = float(scaling or head_dim**-0.5)
+    if new > 1:
+        mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=heads > key.shape[1]
+        )
+        return out.transpose(1, 2), None
     packed = query.view(batch, key.shape[1], heads // key.shape[1], head_dim)
     mask = None
     if attention_mask is not None:
         mask = attention_mask[..., : key.shape[2]]
         if mask.shape[1] != 1:  # a row of its own for each query head
             mask = mask.reshape(mask.shape[0], *packed.shape[1:3], key.shape[2])
-    scale = float(scaling or head_dim**-0.5)
     out = nn.functional.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scale)
     return out.reshape(batch, 1, heads, value.shape[3]), None
 

@@ -1,4 +1,5 @@
-"""Writing a token at a time, with the logits that a plain forward over all that was written gives.
+"""Writing a token at a time, with the logits that a plain forward over all that was written gives; what is given and
+not written, as a prompt, is read many tokens at a time.
 
 Three ways, the fastest first: an attention of ours over keys and values that are allocated once; the model's own
 attention and cache; no cache, all of the text anew for each token. `choose` takes the first whose logits on a short
@@ -21,9 +22,11 @@ from pipeline.corpus.decode_attention import DECODE_ATTENTION, PreallocatedLayer
 COMPARED = 12  # tokens of the text on which ways are compared, more where a window is to be passed
 TOLERANCE = 5e-5  # of the range of the logits, in float32, whose rounding makes a tenth of it
 NARROW_TOLERANCE = 1e-3  # the same for a model that is run in bfloat16 or float16, whose own rounding is above it
+PREFILL = 2**12  # tokens of a forward over what is read and not written, of all texts together
 
 Step = Callable[[Tensor], Tensor]
-"""From all tokens so far, int64 [batch, n], to the logits of the next, [batch, vocabulary]; called for n = 1, 2, ..."""
+"""From all tokens so far, int64 [batch, n], to the logits of the next, [batch, vocabulary]; n grows from call to call
+by as many tokens as are known."""
 
 
 @contextmanager
@@ -31,9 +34,13 @@ def _preallocated(model: PreTrainedModel, length: int) -> Iterator[Step]:
     """Our attention, on a cache of ours. Any layer that keeps something else than keys and values is refused."""
     cache = Cache(layers=[PreallocatedLayer(length) for _ in range(require_keys_and_values(model))])
     before = model.config._attn_implementation
+
+    def forward(new: Tensor, **keep: int) -> Tensor:
+        return model(input_ids=new, use_cache=True, past_key_values=cache, **keep).logits
+
     try:
         model.set_attn_implementation(DECODE_ATTENTION)
-        yield lambda tokens: model(input_ids=tokens[:, -1:], use_cache=True, past_key_values=cache).logits[:, -1]
+        yield _reader(model, forward)
     finally:
         model.set_attn_implementation(before)
 
@@ -43,15 +50,34 @@ def _own_cache(model: PreTrainedModel, length: int) -> Iterator[Step]:
     """The model's own attention, on a cache that it makes: keys and values, states, or both."""
     name, cache = _cache_name(model), None
 
-    def step(tokens: Tensor) -> Tensor:
+    def forward(new: Tensor, **keep: int) -> Tensor:
         nonlocal cache
-        out = model(input_ids=tokens[:, -1:], use_cache=True, **{name: cache})
+        out = model(input_ids=new, use_cache=True, **{name: cache}, **keep)
         cache = getattr(out, name, None)
         if cache is None:
             raise ValueError("it gives no cache back")
-        return out.logits[:, -1]
+        return out.logits
 
-    yield step
+    yield _reader(model, forward)
+
+
+def _reader(model: PreTrainedModel, forward: Callable[..., Tensor]) -> Step:
+    """The Step of a forward that continues what it has read: from new tokens, int64 [batch, n], to logits.
+
+    Several tokens are read in a forward where the model keeps keys and values alone, and works out the logits of the
+    last token without the others', which would not fit in memory.
+    """
+    in_blocks = "logits_to_keep" in inspect.signature(model.forward).parameters and _keeps_keys_and_values(model)
+    read = 0
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal read
+        new, read = tokens[:, read:], tokens.shape[1]
+        for part in new.split(max(1, PREFILL // len(new)) if in_blocks else 1, dim=1):
+            logits = forward(part, **({"logits_to_keep": 1} if part.shape[1] > 1 else {}))
+        return logits[:, -1]
+
+    return step
 
 
 @contextmanager
@@ -150,6 +176,13 @@ def require_keys_and_values(model: PreTrainedModel) -> int:
     return len(layers)
 
 
+def _keeps_keys_and_values(model: PreTrainedModel) -> bool:
+    try:
+        return require_keys_and_values(model) > 0
+    except ValueError:
+        return False
+
+
 def spans(model: PreTrainedModel) -> list[int]:
     """How many tokens the windows and chunks hold that the config names."""
     config = model.config.get_text_config(decoder=True).to_dict()
@@ -158,13 +191,19 @@ def spans(model: PreTrainedModel) -> list[int]:
 
 
 def _differs(model: PreTrainedModel, name: str, tokens: Tensor, plain: Tensor, tolerance: float) -> str | None:
-    """Why logits written in this way are not the plain ones [batch, n, vocabulary]; None: they are."""
+    """Why logits written in this way are not the plain ones [batch, n, vocabulary]; None: they are.
+
+    A token is read at a time, then several, before any other and behind others.
+    """
     length = tokens.shape[1]
+    singly, several = range(1, length + 1), sorted({max(1, length // 2), max(1, length - 1), length})
     try:
-        with WAYS[name](model, length) as step:
-            for position in range(length):
-                if not _agree(step(tokens[:, : position + 1]), plain[:, position], tolerance):
-                    return f"its logits differ from a plain forward's at token {position + 1}"
+        for ends in (singly, several):
+            with WAYS[name](model, length) as step:
+                for end in ends:
+                    if not _agree(step(tokens[:, :end]), plain[:, end - 1], tolerance):
+                        at_once = ", several read at once" if ends is several else ""
+                        return f"its logits differ from a plain forward's at token {end}{at_once}"
     except Exception as error:  # a model's code may fail in any way on what it was not written for
         return str(error).partition("\n")[0] or type(error).__name__
     return None

@@ -16,7 +16,6 @@ from pipeline.evaluation.items import TOKENS, content_hash
 from pipeline.evaluation.references import HELD_OUT, References, padded
 from pipeline.models import head
 
-CHUNK = 256  # positions whose logits, the model's and the teacher's, are held at once
 ROWS = 16  # positions whose distributions are: few, so that on a CPU these stay in its caches
 
 
@@ -54,8 +53,8 @@ def _compare(ours: head.Head, theirs: head.Head, x: Tensor, y: Tensor) -> tuple[
     """Of what two heads read, [positions, hidden]: KL(theirs || ours) in nats, float32 [positions], and whether the
     most likely tokens are the same, bool [positions]."""
     divergences, same = [], []
-    for x_part, y_part in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-        for q, p in zip(ours(x_part).split(ROWS), theirs(y_part).split(ROWS), strict=True):
+    for our_logits, their_logits in zip(head.in_chunks(ours, x), head.in_chunks(theirs, y), strict=True):
+        for q, p in zip(our_logits.split(ROWS), their_logits.split(ROWS), strict=True):
             log_q, log_p = torch.log_softmax(q.float(), dim=-1), torch.log_softmax(p.float(), dim=-1)
             same.append(log_q.argmax(dim=-1) == log_p.argmax(dim=-1))
             log_ratio = torch.sub(log_p, log_q)

@@ -20,16 +20,17 @@ from pipeline.corpus import decoding
 from pipeline.evaluation import written_answers
 from pipeline.models import vocabulary
 from pipeline.models.context import context_length
+from pipeline.quant.float_signals import float_signals
 from pipeline.quant.kv_cache import by_place
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """Of lm-eval: context and continuation, and the tokens of each."""
 
-TOLERANCE = 1e-3  # of a log-likelihood, as a share of it: an input that is rounded to the next code changes less
+TOLERANCE = 1e-3  # of a log-likelihood, as a share of it; rounding in float32 changes less
+LEAST = 1e-4  # of a log-likelihood near 0
 TOKENS = 1024  # of a forward: a mask, and the time of attention, are of their square
 ONE_ITEM = 2 * TOKENS  # where nearly all of them are one text's
 DOCUMENT = "<|endoftext|>"
-NOISE = 4.0  # times what padding changes, which is how much rounding to coarser codes may
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ class SharedPrefixes(HFLM):
         """Why these requests, neighbours in lexicographic order, are not to be put together; empty: they may be.
 
         The longest and the shortest are compared, each with the one after it; of those of which lm-eval reads four in
-        TOKENS, as it makes logits of all tokens.
+        TOKENS, as it makes logits of all tokens. Inputs, keys and values are not quantized then: a token's grid is its
+        own or the tensor's, never its neighbours', and rounding to coarse codes hides what is compared.
         """
         if self.model.dtype != torch.float32:
             return f"in {self.model.dtype} rounding hides whether they change each other"
@@ -169,14 +171,13 @@ class SharedPrefixes(HFLM):
         fitting = [i for i, tokens in enumerate(fours) if tokens <= TOKENS] or [fours.index(min(fours))]
         ends = {max(fitting, key=sizes.__getitem__), min(fitting, key=sizes.__getitem__)}
         asked = [requests[i] for end in ends for i in (end, end + 1) if i < len(requests)]
-        plain = _values(self._plain(asked))
-        noise = (plain - _values([self._plain([request])[0] for request in asked])).abs().max()
         try:
             decoding.require_keys_and_values(self.model)
-            together = _values(self._together(asked))
+            with float_signals():
+                plain, together = _values(self._plain(asked)), _values(self._together(asked))
         except Exception as error:  # a model's code may fail in any way on what it was not written for
             return str(error).partition("\n")[0] or type(error).__name__
-        if not torch.allclose(together, plain, rtol=TOLERANCE, atol=NOISE * float(noise)):
+        if not torch.allclose(together, plain, rtol=TOLERANCE, atol=LEAST):
             return f"together they have other log-likelihoods: {together.tolist()} for {plain.tolist()}"
         return ""
 

@@ -20,7 +20,6 @@ from pipeline.evaluation.items import content_hash
 from pipeline.models import head
 
 PYDOC = "pydoc"
-CHUNK = 256  # positions whose logits are held at once
 
 
 def read_text(name: str, folder: str | Path) -> str:
@@ -76,8 +75,8 @@ def perplexity(
     logits, losses = head.of(model), []
     for window in tokens:
         states = head.reads(model, window[None])[0, :-1]
-        parts = zip(states.split(CHUNK), window[1:].split(CHUNK), strict=True)
-        of_tokens = [cross_entropy(logits(part).float(), said, reduction="none") for part, said in parts]
+        parts = zip(head.in_chunks(logits, states), window[1:].split(head.CHUNK), strict=True)
+        of_tokens = [cross_entropy(part.float(), said, reduction="none") for part, said in parts]
         losses.append(torch.cat(of_tokens).double().mean())
         advance()
     window_losses = torch.stack(losses)

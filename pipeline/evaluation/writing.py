@@ -1,4 +1,4 @@
-"""Greedy answers to prompts of any lengths, a token a forward of all of them, in turns.
+"""Greedy answers to prompts of any lengths, in turns: a token a forward of all of them, or as many as all are told.
 
 Greedy text is what a model alone decides, so two models can be set side by side by it without drawing anything.
 """
@@ -19,7 +19,7 @@ class Script:
     """A conversation: what is said to the model before each of its answers, and what came of it.
 
     tokens: all of it so far. turns: of each token the answer it belongs to, from 1; 0 of what was said to the model.
-    ended: of each answer, whether the model ended it; one that reaches the limit did not.
+    ended: of each answer, whether one of the model's tokens ended it; one that reaches the limit was not.
     """
 
     said: list[list[int]]
@@ -39,7 +39,7 @@ def longest(said: Sequence[list[list[int]]], limit: int) -> int:
 
 
 def steps(said: Sequence[list[list[int]]], limit: int) -> int:
-    """Forwards that `write` makes for them at most: of each batch a token of its longest less one."""
+    """Tokens that `write` reads for them at most: of each batch its longest less one."""
     return sum(longest(said[start : start + BATCH], limit) - 1 for start in range(0, len(said), BATCH))
 
 
@@ -51,6 +51,7 @@ def write(
     limit: int,
     ends: Collection[int],
     advance: Callable[[int], object],
+    complete: Callable[[list[int]], bool] = lambda answer: False,
 ) -> list[Script]:
     """Let a model answer.
 
@@ -58,7 +59,8 @@ def write(
         model: in eval mode. way: a name of decoding.WAYS. said: of each conversation, the tokens before each answer,
             at least one before the first. limit: tokens of an answer, at most. ends: tokens that end one, and belong
             to it; where what is said next begins with the same token, it is there once.
-        advance: called after each forward with the tokens that a conversation grew by, 1; `steps` times at most.
+        advance: called after each forward with the tokens of a conversation that it read; `steps` of them at most.
+        complete: whether an answer of these tokens needs no more of them, though none ends it.
 
     Raises:
         ValueError: a logit is not finite, or a conversation begins with nothing.
@@ -67,7 +69,7 @@ def write(
     if not all(script.said and script.said[0] for script in scripts):
         raise ValueError("a conversation begins with no token; the tokenizer gives none for its first words")
     for start in range(0, len(scripts), BATCH):
-        rows = [_Row(script, limit, frozenset(ends)) for script in scripts[start : start + BATCH]]
+        rows = [_Row(script, limit, frozenset(ends), complete) for script in scripts[start : start + BATCH]]
         _write(model, way, rows, longest(said[start : start + BATCH], limit), advance)
     return scripts
 
@@ -77,27 +79,35 @@ def _write(
 ) -> None:
     """A batch of them, in which none comes to more than so many tokens."""
     tokens = torch.zeros(len(rows), length, dtype=torch.int64)
+    read = 0
     with decoding.WAYS[way](model, length) as step:
-        tokens[:, 0] = torch.tensor([row.next(0) for row in rows])
-        for position in range(1, length):
-            likely = sampler.most_likely(step(tokens[:, :position])).tolist()
-            advance(1)
+        for position in range(length):
+            likely = [0] * len(rows)
+            if any(row.writes for row in rows):
+                likely = sampler.most_likely(step(tokens[:, :position])).tolist()
+                advance(position - read)
+                read = position
+            tokens[:, position] = torch.tensor([row.next(token) for row, token in zip(rows, likely, strict=True)])
             if all(row.done for row in rows):
                 break
-            tokens[:, position] = torch.tensor([row.next(token) for row, token in zip(rows, likely, strict=True)])
 
 
 class _Row:
     """Where a conversation stands while it is written."""
 
-    def __init__(self, script: Script, limit: int, ends: frozenset[int]) -> None:
-        self.script, self.limit, self.ends = script, limit, ends
+    def __init__(self, script: Script, limit: int, ends: frozenset[int], complete: Callable[[list[int]], bool]) -> None:
+        self.script, self.limit, self.ends, self.complete = script, limit, ends, complete
         self.waiting = list(script.said[0])  # of what is being said to the model
-        self.written = 0  # of the answer
+        self.written: list[int] = []  # of the answer
 
     @property
     def done(self) -> bool:
         return len(self.script.ended) == len(self.script.said)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the next token is the model's."""
+        return not self.done and not self.waiting
 
     def next(self, likely: int) -> int:
         """The conversation's next token: what is said to the model, or its most likely one."""
@@ -107,8 +117,8 @@ class _Row:
             self._append(self.waiting.pop(0), 0)
             return self.script.tokens[-1]
         self._append(likely, len(self.script.ended) + 1)
-        self.written += 1
-        if likely in self.ends or self.written == self.limit:
+        self.written.append(likely)
+        if likely in self.ends or len(self.written) == self.limit or self.complete(self.written):
             self._end(likely)
         return likely
 
@@ -118,7 +128,7 @@ class _Row:
 
     def _end(self, token: int) -> None:
         self.script.ended.append(token in self.ends)
-        self.written = 0
+        self.written = []
         if not self.done:
             self.waiting = list(self.script.said[len(self.script.ended)])
             if self.script.ended[-1] and self.waiting[:1] == [token]:

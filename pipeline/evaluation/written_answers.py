@@ -53,8 +53,9 @@ def write(engine: HFLM, way: str, questions: Sequence[Question], advance: Callab
     answers = [""] * len(questions)
     for part in _batches(questions, int(engine.batch_size)):
         said, first = [[questions[i].tokens] for i in part], questions[part[0]]
-        bar = _Bar(advance, len(part), writing.longest(said, first.limit))
-        scripts = writing.write(engine.model, way, said, first.limit, _ends(engine, first.until), bar.forward)
+        bar = _Bar(advance, len(part), writing.steps(said, first.limit))
+        ends, complete = _ends(engine, first.until), _complete(engine, first.until)
+        scripts = writing.write(engine.model, way, said, first.limit, ends, bar.forward, complete)
         for i, script in zip(part, scripts, strict=True):
             answers[i] = postprocess_generated_text(engine.tok_decode(script.answer(1)), list(first.until), None)
         bar.finish()
@@ -87,17 +88,28 @@ def _ends(engine: HFLM, until: Sequence[str]) -> set[int]:
     return {*vocabulary.end_tokens(engine.model), *named, *own}
 
 
+def _complete(engine: HFLM, until: Sequence[str]) -> Callable[[list[int]], bool]:
+    """Whether an answer of these tokens holds one of the texts that end it."""
+    texts = [text for text in until if text]
+
+    def complete(answer: list[int]) -> bool:
+        written = engine.tok_decode(answer) if texts else ""
+        return any(text in written for text in texts)
+
+    return complete
+
+
 class _Bar:
     """Tells of a batch's answers while they grow, a forward at a time, and of all of them at its end."""
 
-    def __init__(self, advance: Callable[[int], object], answers: int, forwards: int) -> None:
-        self.advance, self.answers, self.forwards = advance, answers, forwards
-        self.passed = self.told = 0
+    def __init__(self, advance: Callable[[int], object], answers: int, tokens: int) -> None:
+        self.advance, self.answers, self.tokens = advance, answers, tokens
+        self.read = self.told = 0
 
     def forward(self, tokens: int) -> None:
-        """After a forward; tokens: by which an answer may have grown."""
-        self.passed = min(self.passed + tokens, self.forwards)
-        self._tell(self.answers * self.passed // self.forwards)
+        """After a forward over so many tokens of an answer and its question."""
+        self.read += tokens
+        self._tell(self.answers * self.read // self.tokens)
 
     def finish(self) -> None:
         """After the last, which comes early where all answers have ended."""

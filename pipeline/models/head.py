@@ -5,13 +5,15 @@ hidden], and the head runs on parts of it. Where the model changes what its head
 run on those parts, so that this holds for any model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.models import plain_head
+
+CHUNK = 256  # positions whose logits are held at once
 
 Head = Callable[[Tensor], Tensor]
 """From what a head reads, [n, hidden], to logits, [n, vocabulary]."""
@@ -45,6 +47,15 @@ def of(model: PreTrainedModel) -> Head:
     if plain_head.gives_logits(model, module):
         return lambda states: module(states[None])[0]
     return lambda states: _own_logits(model, states)
+
+
+def in_chunks(head: Head, states: Tensor) -> Iterator[Tensor]:
+    """The logits of CHUNK positions after the other: [CHUNK or fewer, vocabulary] each.
+
+    Args:
+        states: what the head reads, [n, hidden].
+    """
+    return map(head, states.split(CHUNK))
 
 
 def _own_logits(model: PreTrainedModel, states: Tensor) -> Tensor:

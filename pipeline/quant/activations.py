@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.knobs.scheme import Activations
+from pipeline.quant.float_signals import are_float
 from pipeline.quant.grid import Grid, Step
 
 STEP_DTYPE = torch.float32  # of a runtime's activation scales
@@ -98,6 +99,8 @@ def quantize_inputs(model: nn.Module, quantizers: Mapping[str, Quantizer]) -> li
     def hook(quantizer: Quantizer) -> Any:
         def quantize_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = args[0]
+            if are_float():
+                return args
             if memo.get("x") is not x or memo["by"] != quantizer or memo["grad"] != torch.is_grad_enabled():
                 memo.update(x=x, by=quantizer, grad=torch.is_grad_enabled(), value=quantizer(x))
             return (memo["value"], *args[1:])

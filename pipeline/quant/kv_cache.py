@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from pipeline.knobs.scheme import KVCache
 from pipeline.quant import key_channels
 from pipeline.quant.cache_rows import ByChannel, ByToken, Layout
+from pipeline.quant.float_signals import are_float
 from pipeline.quant.grid import Grid
 
 PREFIX = "permafrost_kv_"  # of the attentions' names
@@ -62,6 +63,8 @@ def _attention(
     packed: bool,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    if are_float() and not packed:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     value = value if packed else fake_quantize(value, scheme)
     if scheme.keys == "channel":
         on_grid = partial(fake_quantize_channels, scheme=scheme)

@@ -1,5 +1,7 @@
 """Decoding against a plain forward over the same tokens, on logits, for every family and for what is odd in others."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -125,11 +127,14 @@ def kind(name: str) -> PreTrainedModel:
 
 
 def apart(model: PreTrainedModel, way: str, tokens: Tensor) -> float:
-    """The greatest difference of logits that are written in a way from those of a plain forward, by their range."""
-    plain = model(input_ids=tokens, use_cache=False).logits
-    with torch.inference_mode(), decoding.WAYS[way](model, tokens.shape[1]) as step:
-        written = [step(tokens[:, : i + 1]) for i in range(tokens.shape[1])]
-    return float((torch.stack(written, dim=1) - plain).abs().max() / (plain.max() - plain.min()))
+    """The greatest difference of logits that are written in a way from those of a plain forward, by their range: a
+    token read at a time, and several, first and behind others."""
+    plain, length = model(input_ids=tokens, use_cache=False).logits, tokens.shape[1]
+    differences = []
+    for ends in (range(1, length + 1), (5, 6, 15, 19, length)):
+        with torch.inference_mode(), decoding.WAYS[way](model, length) as step:
+            differences += [(step(tokens[:, :end]) - plain[:, end - 1]).abs().max() for end in ends]
+    return float(max(differences) / (plain.max() - plain.min()))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -148,6 +153,53 @@ def test_what_is_odd_is_written_right_if_slower(name: str, tokens: Tensor):
     assert [*way.passed_over] == list(decoding.WAYS)[: [*decoding.WAYS].index(way.name)]
     assert apart(model, way.name, tokens) < 1e-4
     assert model.config._attn_implementation == before
+
+
+def test_tokens_that_are_known_are_read_in_few_forwards(tokens: Tensor, monkeypatch: pytest.MonkeyPatch):
+    """PREFILL of all texts at most; a token at a time where a model keeps more than keys and values."""
+    length = tokens.shape[1]
+    for name, forwards in (("llama", [length - 1, 1]), ("mamba", [1] * length)):
+        model, read = family(name), list[int]()
+        handle = model.register_forward_pre_hook(
+            lambda _, args, asked, read=read: read.append(asked["input_ids"].shape[1]), with_kwargs=True
+        )
+        for way in [OWN] if name == "mamba" else [OURS, OWN]:
+            read.clear()
+            with torch.inference_mode(), decoding.WAYS[way](model, length) as step:
+                step(tokens[:, :-1])
+                step(tokens)
+            assert read == forwards
+        handle.remove()
+    monkeypatch.setattr(decoding, "PREFILL", 7 * len(tokens) + 1)
+    read = []
+    model = family("llama")
+    model.register_forward_pre_hook(lambda _, __, asked: read.append(asked["input_ids"].shape[1]), with_kwargs=True)
+    with torch.inference_mode(), decoding.WAYS[OURS](model, length) as step:
+        logits = step(tokens)
+    assert read[:-1] == [7] * (length // 7)
+    assert torch.allclose(logits, family("llama")(input_ids=tokens).logits[:, -1], atol=1e-5)
+
+
+def test_a_way_that_reads_several_tokens_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch):
+    model = family("llama")
+    monkeypatch.setattr(decoding, "WAYS", {OURS: _blind_to_order, NONE: decoding.WAYS[NONE]})
+    way = decoding.choose(model, 20)
+    assert way.name == NONE
+    assert way.passed_over[OURS].endswith(", several read at once")
+
+
+@contextmanager
+def _blind_to_order(model: PreTrainedModel, length: int) -> Iterator[decoding.Step]:
+    """Right a token at a time alone."""
+    read = 0
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal read
+        new, read = tokens.shape[1] - read, tokens.shape[1]
+        logits = model(input_ids=tokens, use_cache=False).logits
+        return logits[:, -1] if new == 1 else logits[:, -2]
+
+    yield step
 
 
 def test_what_ours_does_not_know_is_named():

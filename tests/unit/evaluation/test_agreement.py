@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pipeline.evaluation import agreement as module
 from pipeline.evaluation import detail, items, references
 from pipeline.evaluation.agreement import agreement, by_document
 from pipeline.evaluation.references import References
@@ -118,7 +117,7 @@ def test_logits_of_a_long_text_are_made_a_few_positions_at_a_time(student, monke
         model.lm_head.register_forward_hook(lambda module, args, logits: rows.append(logits.shape[:-1].numel()))
     table = agreement(student, head.of(teacher), known, lambda n: None)
     assert len(table) == 399
-    assert max(rows) == module.CHUNK
+    assert max(rows) == head.CHUNK
     assert sum(rows) >= 2 * 399
 
 

@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, BambaConfig, GPTNeoConfig, MambaC
 
 from pipeline.evaluation import prefixes
 from pipeline.evaluation.prefixes import Request, SharedPrefixes, Tree
-from pipeline.knobs.scheme import KVCache
+from pipeline.knobs.scheme import Activations, KVCache
+from pipeline.quant.activations import Quantizer
 from pipeline.quant.kv_cache import quantize_cache
+from pipeline.quant.model import quantize_signals
 from tests import tiny
 from tests.families import FAMILIES, family
 
@@ -76,6 +78,47 @@ def test_texts_do_not_share_a_row_where_keys_are_rounded_by_their_places_in_it()
         assert bool(reason) == bool(said)
         undo()
         assert compared(model) == ""
+
+
+@pytest.mark.parametrize(
+    ("bits", "cache"), [(4, KVCache(4)), (3, KVCache(2, group=8, symmetric=False)), (8, KVCache(8))]
+)
+def test_coarse_grids_do_not_hide_that_texts_may_share_a_row(bits: Any, cache: KVCache):
+    """A code that rounding moves changes more than a mask that is read wrongly might; the answers stay near."""
+    model = family("llama")
+    quantizers = {
+        name: Quantizer(Activations(bits, dynamic=True))
+        for name, module in model.named_modules()
+        if _in_a_layer(module)
+    }
+    undo = quantize_signals(model, quantizers, cache)
+    _, theirs = asked(model, HFLM)
+    engine, ours = asked(model, SharedPrefixes, begin=lambda _: int)
+    undo()
+    _, plain = asked(model, HFLM)
+    assert engine.passed_over == ""
+    apart, quantized = (_greatest_difference(answers, theirs) for answers in (ours, plain))
+    assert apart < quantized / 4
+    assert _greatest_difference(asked(model, SharedPrefixes, begin=lambda _: int)[1], plain) < 1e-4
+
+
+def _in_a_layer(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) and module.out_features != 259
+
+
+def _greatest_difference(some: list[tuple[float, bool]], others: list[tuple[float, bool]]) -> float:
+    return max(abs(a - b) for (a, _), (b, _) in zip(some, others, strict=True))
+
+
+def test_a_mask_that_is_misread_is_seen_through_coarse_grids(monkeypatch: pytest.MonkeyPatch):
+    """Texts in a row that attend to each other's answers: less than what 2 bits change, and refused all the same."""
+    model = family("llama")
+    undo = quantize_cache(model, KVCache(2))
+    attends = Tree.attends.func  # type: ignore[attr-defined]
+    monkeypatch.setattr(Tree, "attends", property(lambda tree: torch.ones_like(attends(tree)).tril()))
+    engine, _ = asked(model, SharedPrefixes, begin=lambda _: int)
+    undo()
+    assert "other log-likelihoods" in engine.passed_over
 
 
 @pytest.mark.parametrize(

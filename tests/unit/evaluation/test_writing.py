@@ -55,7 +55,8 @@ def test_both_answers_are_transformers_own(way: str):
         assert script.answer(1) == [token for token in one if token != likely]
     assert scripts[0].ended[0]
     assert not all(ended for script in scripts for ended in script.ended)
-    assert len(steps) < writing.longest(SAID, LIMIT)
+    assert steps[0] == min(len(first) for first, _ in SAID), "what all are told is read at once"
+    assert sum(steps) < writing.longest(SAID, LIMIT)
 
 
 def test_what_is_written_in_batches_is_what_is_written_at_once(monkeypatch: pytest.MonkeyPatch):
@@ -65,7 +66,7 @@ def test_what_is_written_in_batches_is_what_is_written_at_once(monkeypatch: pyte
     assert [script.tokens for script in writing.write(model, OURS, SAID, LIMIT, [], steps.append)] == [
         script.tokens for script in at_once
     ]
-    assert len(steps) == writing.steps(SAID, LIMIT) > writing.longest(SAID, LIMIT)
+    assert sum(steps) == writing.steps(SAID, LIMIT) > writing.longest(SAID, LIMIT)
 
 
 def test_what_ends_an_answer_is_not_said_again():
@@ -80,10 +81,23 @@ def test_what_ends_an_answer_is_not_said_again():
     assert script.tokens[len(SAID[0][0]) + 1 : len(SAID[0][0]) + 4] == [end, 5, 6]
 
 
-def test_a_quantized_cache_writes_what_forwards_without_one_say():
+def test_an_answer_that_is_complete_gets_no_more_tokens():
+    """Those before are the same; none of them counts as the one that ends it."""
+    model, steps = tiny.llama(), list[int]()
+    free = writing.write(model, OURS, SAID, LIMIT, [], lambda n: None)
+    cut = writing.write(model, OURS, SAID, LIMIT, [], steps.append, lambda answer: len(answer) == 3)
+    assert [script.answer(1) for script in cut] == [script.answer(1)[:3] for script in free]
+    assert [script.ended for script in cut] == [[False, False]] * len(SAID)
+    assert sum(steps) < writing.steps(SAID, LIMIT)
+
+
+@pytest.mark.parametrize(
+    "scheme", [KVCache(2), KVCache(4, group=8, symmetric=False), KVCache(3, keys="channel")], ids=str
+)
+def test_a_quantized_cache_writes_what_forwards_without_one_say(scheme: KVCache):
     model = tiny.llama()
     plain = writing.write(model, OWN, SAID, LIMIT, [], lambda n: None)
-    quantize_cache(model, KVCache(bits=2))
+    quantize_cache(model, scheme)
     cached, anew = (writing.write(model, way, SAID, LIMIT, [], lambda n: None) for way in (OWN, NONE))
     assert [script.tokens for script in cached] == [script.tokens for script in anew]
     assert [script.tokens for script in cached] != [script.tokens for script in plain]

@@ -107,6 +107,21 @@ def test_what_does_not_fit_the_context_is_refused_where_lm_eval_would_cut_it():
         asked(SharedPrefixes, model, [("x", PLAIN | {"do_sample": True})], begin=begin)
 
 
+def test_writing_stops_at_a_text_that_ends_an_answer(monkeypatch: pytest.MonkeyPatch):
+    model, scripts = tiny.llama(), list[Script]()
+    inner = written_answers.writing.write
+
+    def write(*given: Any) -> list[Script]:
+        scripts.extend(inner(*given))
+        return scripts[-1:]
+
+    monkeypatch.setattr(written_answers.writing, "write", write)
+    (free,) = asked(SharedPrefixes, model, [("x", PLAIN)], begin=lambda _: int)
+    (cut,) = asked(SharedPrefixes, model, [("x", PLAIN | {"until": ["", free[6:8]]})], begin=lambda _: int)
+    assert cut == free[: free.index(free[6:8])]
+    assert len(scripts[1].answer(1)) < len(scripts[0].answer(1))
+
+
 def test_batches_are_bounded_sorted_and_of_one_kind(monkeypatch: pytest.MonkeyPatch):
     """Whatever the batches, each request has its own answer; the bar is told of each answer once."""
     model, done = tiny.llama(), list[int]()

@@ -51,7 +51,7 @@ def test_a_number_is_judged_as_lm_eval_judges_it(folder: Path, tmp_path: Path, m
     """Of planted answers: the last number before another question, commas and currency aside."""
     asked_texts = list[str]()
 
-    def write(model: Any, way: str, said: Any, limit: int, ends: Any, advance: Any) -> list[Script]:
+    def write(model: Any, way: str, said: Any, limit: int, *rest: Any) -> list[Script]:
         texts = [tiny.tokenizer().decode(tokens) for (tokens,) in said]
         asked_texts.extend(texts)
         order = [next(i for i, row in enumerate(QUESTIONS) if row["question"] in text) for text in texts]
