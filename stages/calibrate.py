@@ -70,9 +70,12 @@ def work() -> None:
         **covered.facts,
     }
     _save(quantized, args.out, facts)
-    del model, quantized, weighed
-    nearest = dataclasses.replace(chosen, method="rtn", measure=False)
-    baseline = run_one(saved.load_model(args.teacher), nearest, None, None)
+    if knobs.method == "rtn" and rotated["rotation_seed"] is None:
+        baseline = quantized
+    else:
+        del model, quantized, weighed
+        nearest = dataclasses.replace(chosen, method="rtn", measure=False)
+        baseline = run_one(saved.load_model(args.teacher), nearest, None, None)
     baseline.model.latent = {}  # training starts from the other one
     baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences, **covered.facts}, {})
 
