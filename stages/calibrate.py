@@ -1,6 +1,7 @@
 """calibrate: quantize the teacher after training, by the chosen method and by round to nearest as the baseline."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def work() -> None:
     }
 
     def run_one(
-        model: PreTrainedModel, options: Options, scratch: Path | None, weighed: dict[str, Fisher] | None
+        model: PreTrainedModel, options: Options, scratch: Path | None, weighed: Mapping[str, Fisher] | None
     ) -> Calibrated:
         with progress.bar(f"calibrate {options.method}", len(layout.decoder_layers(model)[1]), " layer") as bar:
             return calibrate(model, tokens, valid, scheme, options, scratch, bar.update, weighed)
@@ -115,7 +116,7 @@ def _fisher(
     planned: dict[layout.Linear, tuple[Weights, Activations]],
     knobs: Calibrate,
     scratch: Path,
-) -> dict[str, Fisher] | None:
+) -> Mapping[str, Fisher] | None:
     """The Fisher information by which the method weighs errors, if it does; kept in the scratch folder."""
     names = {linear.name for linear, (weights, _) in planned.items() if weights.bits and linear.layer >= 0}
     if not (names and knobs.fisher and PTQ_METHODS[knobs.method].uses_fisher):
@@ -133,7 +134,8 @@ def _fisher(
     with progress.bar("calibrate fisher", -(-len(tokens) // batch), " batch") as bar:
         information = fisher.fisher(model, tokens, valid, sampled, batch, knobs.dtype, names, bar.update)
     fisher.save(information, scratch)
-    return information
+    del information  # a linear's is read when its turn comes
+    return fisher.load(scratch)
 
 
 if __name__ == "__main__":

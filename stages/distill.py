@@ -35,7 +35,7 @@ def work() -> None:
         return
     contract.reading(args.teacher, contract.TEACHER)
     data = Targets.load(args.targets)
-    start, calibration = QuantizedModel.load(args.calibration)
+    start, calibration = QuantizedModel.load(args.calibration, latent=True)
     freeze = _suggested(args.signals) if knobs.freeze == AUTO else knobs.freeze
     processes = parallel.join(knobs.shard)
     if knobs.batch % (processes.count * knobs.accumulate):  # a launcher of the user's may have started any number

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -145,8 +145,13 @@ def _finished(sums: dict[str, _Sums], batches: int) -> dict[str, Fisher]:
     bad = [name for name, linear_sums in sums.items() if not bool(linear_sums.outputs.isfinite().all())]
     if bad:
         raise ValueError(f"the gradient by the output of {bad[0]} is not finite on the corpus; is the teacher sound?")
-    whole = {name: linear_sums.finished() for name, linear_sums in sums.items() if len(linear_sums.sizes) == batches}
-    return {name: factors for name, factors in whole.items() if factors is not None}
+    whole = {}
+    for name in [*sums]:
+        linear_sums = sums.pop(name)  # what it is made of is free then
+        factors = linear_sums.finished() if len(linear_sums.sizes) == batches else None
+        if factors is not None:
+            whole[name] = factors
+    return whole
 
 
 def save(information: Mapping[str, Fisher], folder: Path) -> None:
@@ -158,11 +163,34 @@ def save(information: Mapping[str, Fisher], folder: Path) -> None:
     part.replace(folder / FILE)
 
 
-def load(folder: Path) -> dict[str, Fisher] | None:
+class Kept(Mapping[str, Fisher]):
+    """The Fisher information in a file, of which a linear's is read when it is asked for, and no other is held.
+
+    Raises:
+        SafetensorError, OSError: the file is not there, or not whole.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        with safe_open(file, "pt") as stored:
+            self._names = [key.removeprefix("tokens/") for key in stored.keys() if key.startswith("tokens/")]  # noqa: SIM118  it is no dict
+
+    def __getitem__(self, name: str) -> Fisher:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._file, "pt") as stored:
+            return Fisher(*(stored.get_tensor(f"{part}/{name}") for part in ("tokens", "outputs")))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def load(folder: Path) -> Mapping[str, Fisher] | None:
     """What was kept in a folder; None where nothing whole was."""
     try:
-        parts = load_file(folder / FILE)
+        return Kept(folder / FILE)
     except (SafetensorError, OSError):
         return None
-    names = [key.removeprefix("tokens/") for key in parts if key.startswith("tokens/")]
-    return {name: Fisher(parts[f"tokens/{name}"], parts[f"outputs/{name}"]) for name in names}

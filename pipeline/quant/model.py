@@ -78,8 +78,11 @@ class QuantizedModel:
         }
 
     @classmethod
-    def load(cls, folder: str | Path) -> tuple["QuantizedModel", dict[str, Any]]:
+    def load(cls, folder: str | Path, latent: bool = False) -> tuple["QuantizedModel", dict[str, Any]]:
         """Read the artifact and its facts.
+
+        Args:
+            latent: with the latent weights, which only training needs: four times the memory of the codes.
 
         Raises:
             ValueError: it is not a quantized model, or was changed.
@@ -102,7 +105,7 @@ class QuantizedModel:
             inputs=activations.from_json(stored["inputs"]),
             kv_cache=KVCache(**stored["kv_cache"]),
             floats=part("floats"),
-            latent=part("latent"),
+            latent=part("latent") if latent else {},
         )
         return loaded, facts
 

@@ -123,7 +123,6 @@ def probe(
     curves: list[plan.Curve] = []
     for i, (name, variant) in enumerate(variants.items()):
         quantized = variant.load()
-        quantized.latent = {}
         if variant.rotation is not None and variant.rotation not in probed:
             probed[variant.rotation] = Probe(rotate(load_float(), variant.rotation), text, options.weights)
             probed[variant.rotation].float_model(by_gradients)

@@ -28,10 +28,12 @@ def assert_same(a: QuantizedModel, b: QuantizedModel) -> None:
 def test_a_quantized_model_reads_back_bit_for_bit(calibrated: QuantizedModel, tmp_path: Path):
     errors = pd.DataFrame({"layer": [0, 1], "sqnr": [20.5, 21.0]})
     calibrated.save(tmp_path / "ptq", {"method": "gptq"}, {"errors": errors})
-    loaded, facts = QuantizedModel.load(tmp_path / "ptq")
+    loaded, facts = QuantizedModel.load(tmp_path / "ptq", latent=True)
     assert_same(loaded, calibrated)
     assert facts == {"method": "gptq"}
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ptq" / "errors.csv"), errors)
+    assert calibrated.latent
+    assert QuantizedModel.load(tmp_path / "ptq")[0].latent == {}, "they are four times the codes"
 
 
 def test_a_mixed_scheme_reads_back_bit_for_bit(tmp_path: Path):
@@ -42,7 +44,7 @@ def test_a_mixed_scheme_reads_back_bit_for_bit(tmp_path: Path):
     assert "model.layers.1.mlp.gate_proj" not in mixed.codes.keys() | mixed.inputs.keys()
     assert mixed.codes["lm_head"].max() > 127
     mixed.save(tmp_path / "ptq", {}, {})
-    loaded, _ = QuantizedModel.load(tmp_path / "ptq")
+    loaded, _ = QuantizedModel.load(tmp_path / "ptq", latent=True)
     assert_same(loaded, mixed)
     assert all(torch.equal(loaded.weight(name), mixed.weight(name)) for name in mixed.codes)
 

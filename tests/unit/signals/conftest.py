@@ -32,7 +32,7 @@ def quantized_model(quantized: QuantizedModel, load: Callable[[], PreTrainedMode
 
 
 def variant(quantized: QuantizedModel, rescaled: bool = False, rotation: int | None = None) -> Variant:
-    """A variant that hands out the model, without latent weights to be taken away from it."""
+    """A variant that hands out the model, as it is loaded: without latent weights."""
     return Variant(lambda: replace(quantized, latent={}), rescaled, rotation)
 
 
