@@ -46,7 +46,7 @@ def work() -> None:
     }
 
     def run_one(
-        model: PreTrainedModel, options: Options, scratch: Path | None, weighed: Mapping[str, Fisher] | None
+        model: PreTrainedModel, options: Options, scratch: Path, weighed: Mapping[str, Fisher] | None
     ) -> Calibrated:
         with progress.bar(f"calibrate {options.method}", len(layout.decoder_layers(model)[1]), " layer") as bar:
             return calibrate(model, tokens, valid, scheme, options, scratch, bar.update, weighed)
@@ -76,7 +76,8 @@ def work() -> None:
     else:
         del model, quantized, weighed
         nearest = dataclasses.replace(chosen, method="rtn", measure=False)
-        baseline = run_one(saved.load_model(args.teacher), nearest, None, None)
+        (scratch / "rtn").mkdir(exist_ok=True)
+        baseline = run_one(saved.load_model(args.teacher), nearest, scratch / "rtn", None)
     baseline.model.latent = {}  # training starts from the other one
     baseline.model.save(args.rtn, {"method": "rtn", "sequences": knobs.sequences, **covered.facts}, {})
 

@@ -59,7 +59,8 @@ def calibrate(
     Args:
         model: float32 causal LM; its linears' weights are replaced by the quantized ones.
         tokens: int64 [sequences, length]. valid: bool of the same shape; other positions are not looked at.
-        scratch: folder that finished layers are kept in, and taken from; None: nowhere.
+        scratch: folder that finished layers are kept in, and taken from, so that memory need not hold them; None:
+            nowhere.
         advance: called after each layer.
         fisher: of the linears whose errors it weighs, for methods that use it; its tokens are these.
 
@@ -87,6 +88,7 @@ def calibrate(
             if rounded_layer is None:
                 rounded_layer = _quantize_layer(runner, layer, group, weighted, options, fisher or {})
                 rounded_layer.save(scratch, index)
+                rounded_layer = RoundedLayer.load(scratch, index, weighted) or rounded_layer  # mapped, not held
             rounded_layer.put_into(model, result)
             done.append(rounded_layer)
             _step_on(runner, layer, {linear: planned[linear][1] for linear in group}, result)

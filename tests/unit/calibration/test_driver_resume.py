@@ -120,3 +120,17 @@ def test_the_same_calibration_gives_the_same_bytes(tokens: Tensor, valid: Tensor
     assert {"codes.safetensors", "latent.safetensors", "errors.csv", contract.MANIFEST} <= set(files)
     assert files == sorted(file.name for file in (tmp_path / "b").iterdir())
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+def test_what_a_finished_layer_came_to_is_not_held_in_memory(
+    calibrated: QuantizedModel, tokens: Tensor, valid: Tensor, tmp_path: Path
+):
+    """It is mapped from the layer's file, as a change of that shows."""
+    model = run(tokens, valid, scratch=tmp_path).model
+    assert differing(model, calibrated) == []
+    for path in tmp_path.iterdir():
+        with path.open("r+b") as file:
+            header = int.from_bytes(file.read(8), "little")
+            file.seek(8 + header)
+            file.write(bytes(path.stat().st_size - 8 - header))
+    assert not any(latent.any() for latent in model.latent.values())
