@@ -97,12 +97,13 @@ class OnnxGenai:
     def _read(self, ids: Sequence[int], sampling: Sampling) -> Any:
         """The generator after it has read a prompt, of which it reads only what is new to it.
 
-        At least the last token is read, since it is from there that the next one is drawn.
+        At least the last token is read, since it is from there that the next one is drawn. The last two tokens that the
+        generator holds are read again: the cache has not the last one yet, and goes back to before its own last alone.
         """
         if self._generator is None or sampling != self._sampling:
             self._generator, self._sampling = self._start(sampling), sampling
         held = self._generator.get_sequence(0) if self._generator.token_count() else []
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(held, ids[:-1], strict=False)))
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(held[:-2], ids[:-1], strict=False)))
         if len(held):
             self._generator.rewind_to(common)
         for start in range(common, len(ids), BATCH):

@@ -52,6 +52,19 @@ def test_an_answer_that_is_stopped_leaves_nothing_behind(onnx: Path):
     assert "".join(piece.text for piece in pieces) == said_after(prompt(messages), 4)
 
 
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_conversation_goes_on_after_an_answer_that_was_cut_off(onnx: Path, most: int):
+    """The next prompt begins with every token that the generator holds; of these the last was not read yet."""
+    engine = open_folder(onnx)
+    said = "".join(piece.text for piece in engine.answer(user("hello"), Sampling(max_tokens=most), 1))
+    messages = [*user("hello"), Message(role="assistant", content=said), *user("and on")]
+    for _ in range(2):
+        pieces = engine.answer(messages, Sampling(max_tokens=most), 1)
+        said = "".join(piece.text for piece in pieces)
+        assert said == said_after(prompt(messages), most)
+        messages += [Message(role="assistant", content=said), *user("more")]
+
+
 def test_what_does_not_fit_is_told_and_a_full_context_ends_the_answer(onnx: Path):
     engine = open_folder(onnx, context=64)
     ids = prompt(user("hello"))
