@@ -1,10 +1,12 @@
 """The paper's claims, on answers of which it is known whether they hold."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 
 from pipeline.recommend import claim_points, claims, contrasts
@@ -41,6 +43,19 @@ def test_each_claim_has_a_line_and_without_its_points_is_not_measured():
     assert len(rows) == 8
     assert {row[-1] for row in rows[1:]} == {NOT_MEASURED}
     assert all(row[2].startswith("needs ") for row in rows[1:])
+
+
+@pytest.mark.parametrize("name", ["laboratory", "laboratory-quick"])
+def test_each_sweep_has_the_points_of_every_claim(name: str):
+    """All but that on kurtosis, which is of signals."""
+    written = yaml.safe_load(Path(f"sweeps/{name}.yaml").read_text())
+    rotation = written["set"].get("calibrate.rotation")
+    points = {}
+    for point in written["points"]:
+        scheme = point["scheme"] if isinstance(point["scheme"], str) else json.dumps(point["scheme"])
+        points[scheme, point["calibrate.method"], point.get("calibrate.rotation", rotation)] = {}
+    outcomes = claims.judged(judge(points), None)
+    assert [claim.test for claim, outcome in outcomes if outcome.verdict == NOT_MEASURED] == [claims.kurtosis_tells]
 
 
 def test_multi_step_and_self_calibration_against_basic():
