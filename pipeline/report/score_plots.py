@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -13,6 +14,7 @@ from pipeline.report import plots
 OTHERS = ("#54a24b", "#9467bd", "#8c8c8c", "#c49c6b", "#72b7b2", "#6b5b95", "#000000")  # what is no variant
 IN_A_ROW = 8  # tasks
 LETTERS = 14  # of a task's name in a line
+SPARE = 1.06  # of a legend's width, as a reader's font may be wider
 
 
 def tasks(summary: dict[str, float], names: list[str], variants: tuple[str, ...]) -> str:
@@ -68,15 +70,24 @@ def sizes(points: Sequence[tuple[str, float, float]], teacher: float) -> str:
         colour, label = plots.VARIANT_COLOURS["teacher"], f"teacher: {teacher / 1e6:.3g} MB"
         axis.axvline(teacher / 1e6, color=colour, lw=1, ls="--", label=label)
         axis.set(xlabel="MB on disk", ylabel="KL to the teacher, nats a token")
-        axis.set_xlim(0, 1.08 * max(teacher, *(stored for _, stored, _ in points)) / 1e6)
+        axis.set_xscale("log")
+        _plain_ticks(axis.xaxis)
         if all(kl > 0 for _, _, kl in points):
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_minor_formatter(NullFormatter())
-        figure.legend(loc="outside lower left", frameon=False)
+            _plain_ticks(axis.yaxis)
+        legend = figure.legend(loc="outside lower left", frameon=False)
+        figure.draw_without_rendering()
+        needed = SPARE * legend.get_window_extent().width / figure.dpi
+        figure.set_figwidth(max(figure.get_figwidth(), needed))
 
     return plots.svg(draw, (6.4, 3.2 + 0.22 * (len(points) + 1)))
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Numbers without exponents on a logarithmic axis, at 1, 2 and 5 of each decade."""
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def by_position(tables: dict[str, pd.DataFrame]) -> str:

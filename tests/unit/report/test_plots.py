@@ -4,6 +4,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from pipeline.knobs.freezing import ROLES
 from pipeline.report import plots, score_plots
@@ -168,6 +169,17 @@ def test_sizes_are_drawn_with_their_numbers_in_the_legend():
         "MB on disk",
     } <= words
     assert score_plots.sizes([("rtn", 1e6, 0.0)], 2e6).startswith("<svg"), "no logarithm of nothing"
+
+
+def test_a_legend_fits_into_the_picture_of_sizes(monkeypatch: pytest.MonkeyPatch):
+    drawn = []
+    monkeypatch.setattr(plots, "svg", lambda draw, size: drawn.append((draw, size)) or "")
+    score_plots.sizes([("sizes: scheme=W4g32A16E8H6 method=gptq rotation=hadamard", 110e6, 0.081)], 538e6)
+    ((draw, size),) = drawn
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_a_picture_of_its_own_is_a_whole_file_on_white():
